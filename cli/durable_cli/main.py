@@ -1,0 +1,156 @@
+"""The entry point: which commands there are, and how any of them ends. Imports click only; a command's module when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+
+import click
+
+from durable_cli.options import Settings, common_options
+from durable_cli.problems import INTERRUPTED, OK, RUN_FAILED, USAGE, Problem, did_you_mean, quoted
+
+if TYPE_CHECKING:
+    from durable_cli.output import Output
+
+
+class Listed(NamedTuple):
+    """A command as `durable --help` lists it, without importing it."""
+
+    module: str
+    section: str
+    help: str
+
+
+COMMANDS: Final = MappingProxyType(
+    {
+        "run": Listed("operate", "Run", "Run a workflow here, with progress, and print its result."),
+        "worker": Listed("operate", "Run", "Serve workflows: claim runs and drive them."),
+        "start": Listed("operate", "Run", "Store a run for a worker to drive."),
+        "list": Listed("see", "See", "List runs, and what they wait for."),
+        "show": Listed("see", "See", "Tell the story of one run."),
+        "result": Listed("see", "See", "Wait for a run and print its result."),
+        "wait": Listed("see", "See", "Wait until runs are closed."),
+        "signal": Listed("talk", "Talk", "Send a signal to a run."),
+        "cancel": Listed("talk", "Fix", "Ask a run to cancel."),
+        "terminate": Listed("talk", "Fix", "Close a run at once."),
+        "recover": Listed("operate", "Operate", "Take the runs of dead workers back."),
+        "demo": Listed("demo", "Operate", "See a crash survived: durable demo crash."),
+        "version": Listed("operate", "Operate", "Print versions."),
+    }
+)
+
+
+class Commands(click.Group):
+    """The commands, each imported when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        listed = COMMANDS.get(cmd_name)
+        if listed is None:
+            return None
+        module = importlib.import_module(f"durable_cli.{listed.module}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            raise Problem(
+                f"no command {quoted(args[0])}",
+                hint=did_you_mean(args[0], COMMANDS, otherwise="durable --help lists the commands"),
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section in dict.fromkeys(listed.section for listed in COMMANDS.values()):
+            rows = [(name, listed.help) for name, listed in COMMANDS.items() if listed.section == section]
+            with formatter.section(section):
+                formatter.write_dl(rows, col_max=12)
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 ok, 1 the run failed, 2 usage, 3 not found, 4 database, 5 timed out waiting, "
+    "6 conflict, 130 interrupted.",
+)
+@click.option("--version", is_flag=True, help="Print the version and exit.")
+@common_options
+@click.pass_context
+def commands(context: click.Context, version: bool) -> None:
+    """Business processes that survive crashes, deploys and weeks of waiting."""
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and end the process with its exit code."""
+    leave(invoke(args))
+
+
+def invoke(args: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors are told on stderr."""
+    words = list(sys.argv[1:] if args is None else args)
+    if words == ["--version"]:
+        words = ["version"]
+    settings = Settings()
+    try:
+        code = commands.main(words, prog_name="durable", standalone_mode=False, obj=settings)
+        return code if isinstance(code, int) else OK
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else OK
+    except (click.Abort, KeyboardInterrupt):
+        _output(settings).note("interrupted")
+        return INTERRUPTED
+    except click.ClickException as error:
+        return _tell(error, settings)
+    except Exception as error:
+        if settings.shows_tracebacks:
+            traceback.print_exc()
+        explaining = importlib.import_module("durable_cli.explaining")
+        problem: Problem = explaining.explain(error)
+        _output(settings).error(problem.message, problem.hint)
+        return problem.exit_code
+
+
+def _tell(error: click.ClickException, settings: Settings) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return USAGE
+    if settings.shows_tracebacks:
+        traceback.print_exc()
+    if isinstance(error, Problem):
+        message, hint = error.message, error.hint
+    else:
+        message = error.format_message().rstrip(".")
+        message = message[:1].lower() + message[1:]
+        path = getattr(getattr(error, "ctx", None), "command_path", "durable")
+        hint = f"{path} --help"
+    _output(settings).error(message, hint)
+    return error.exit_code
+
+
+def _output(settings: Settings) -> Output:
+    output: Output = importlib.import_module("durable_cli.output").Output(settings)
+    return output
+
+
+def leave(code: int) -> NoReturn:
+    """End the process, even if a thread of a sync activity never returns."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # the reader is gone; the exit code still counts
+            code = code or RUN_FAILED
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if any(one is not threading.main_thread() and not one.daemon for one in threading.enumerate()):
+        os._exit(code)
+    sys.exit(code)

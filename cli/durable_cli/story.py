@@ -1,0 +1,266 @@
+"""One run told for people: on a terminal a table with bars, piped the same facts tab-separated. Draws; reads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from durable import Entry, Run
+from durable_cli.durations import ago_text, duration_text
+from durable_cli.output import COLOURS, Terminal, columns, count, cut, escaped, glyph, iso, value_text
+
+BAR_WIDTH: Final = 24
+NAME_WIDTH_MAX: Final = 40
+DASH: Final = "–"
+
+
+# ─ words about a run, shared by list and show ────────────────────────────────
+
+
+def took(run: Run, now: datetime) -> str:
+    """Return how long the run took, or has taken."""
+    begin = run.started_at or run.created_at
+    return duration_text(((run.closed_at or now) - begin).total_seconds())
+
+
+def outcome(run: Run) -> str:
+    """Return what an open run waits for, or how a closed one ended, on one line."""
+    if not run.status.is_closed:
+        return "; ".join(escaped(one.text) for one in run.waiting_on)
+    if run.status == "completed":
+        return value_text(run.result)
+    if run.error is not None:
+        return failure_text(run)
+    return escaped(run.reason or "")
+
+
+def failure_text(run: Run) -> str:
+    """Return `ship: RuntimeError: no stock  (5 attempts)`."""
+    failure = run.failure
+    where = f"{failure.activity}: " if failure is not None and failure.activity else ""
+    attempts = f"  ({failure.attempts} attempts)" if failure is not None and failure.attempts > 1 else ""
+    return escaped(f"{where}{run.error}") + attempts
+
+
+def needs_a_worker(run: Run) -> bool:
+    """Whether nobody drives an open run that could go on."""
+    return any(one.kind == "nothing" and one.name == "worker" for one in run.waiting_on) and run.worker is None
+
+
+def next_steps(run: Run) -> list[str]:
+    """Return the commands a person is likely to want now."""
+    signals = [one.name for one in run.waiting_on if one.kind == "signal"]
+    steps = [f"durable signal {run.run_id} {name} VALUE" for name in signals[:1]]
+    if needs_a_worker(run):
+        steps.append("durable worker TARGET")
+    if not run.status.is_closed and not steps:
+        steps.append(f"durable show {run.run_id} -f")
+    if run.status == "completed":
+        steps.append(f"durable result {run.run_id}")
+    return [*steps, f"durable show {run.run_id} --events"]
+
+
+# ─ words about an entry ──────────────────────────────────────────────────────
+
+
+def step_name(entry: Entry) -> str:
+    """Return `charge("bad")`, `sleep 2s`, `signal approved`."""
+    match entry.kind:
+        case "activity":
+            return f"{escaped(entry.name)}({_call(entry.input)})"
+        case "timer":
+            return f"sleep {entry.name}"
+        case "signal":
+            return f"signal {escaped(entry.name)}"
+        case "condition":
+            return f"condition at {entry.source}" if entry.source else "condition"
+        case "cancel":
+            return "cancel requested"
+    return f"{entry.kind} {escaped(entry.name)}"
+
+
+def _call(given: Any) -> str:
+    if isinstance(given, dict):
+        return ", ".join(value_text(value) for value in given.values())
+    if isinstance(given, list):
+        return ", ".join(value_text(value) for value in given)
+    return "" if given is None else value_text(given)
+
+
+def attempts_text(entry: Entry) -> str:
+    """Return `3 attempts`; one attempt is worth no words."""
+    return f"{entry.attempts} attempts" if entry.attempts > 1 else str(entry.attempts or "")
+
+
+def entry_took(entry: Entry, now: datetime) -> str:
+    """Return how long an entry took, or has taken."""
+    if entry.started_at is None:
+        return ""
+    return duration_text(((entry.finished_at or now) - entry.started_at).total_seconds())
+
+
+def entry_result(entry: Entry, now: datetime) -> str:
+    """Return the result, the error, or what is awaited."""
+    if entry.status == "retrying":
+        left = 0.0 if entry.due_at is None else (entry.due_at - now).total_seconds()
+        when = f"in {duration_text(left)}" if left > 0 else "now"
+        return f"attempt {entry.attempts + 1} {when} after {escaped(entry.error or 'an error')}"
+    if entry.error is not None:
+        return escaped(entry.error)
+    if entry.kind == "cancel":
+        return escaped(str(entry.result or ""))
+    if entry.status == "waiting" and entry.due_at is not None:
+        return f"until {iso(entry.due_at)}"
+    if entry.status == "received" or (entry.status == "completed" and entry.kind == "activity"):
+        return value_text(entry.result)
+    return "" if entry.status in ("completed", "fired") else str(entry.status)
+
+
+# ─ piped ─────────────────────────────────────────────────────────────────────
+
+
+def facts(run: Run, now: datetime) -> Iterator[Sequence[str]]:
+    """Yield the run as rows of cells: `key, value` lines, then `step` lines."""
+    yield "run", run.run_id
+    yield "workflow", run.workflow
+    yield "status", str(run.status)
+    yield "generation", str(run.generation)
+    yield "version", str(run.version)
+    yield "queue", escaped(run.task_queue)
+    if run.worker:
+        yield "worker", escaped(run.worker)
+    yield "created", iso(run.created_at)
+    if run.started_at is not None:
+        yield "started", iso(run.started_at)
+    if run.closed_at is not None:
+        yield "closed", iso(run.closed_at)
+    yield "took", took(run, now)
+    yield "input", value_text(run.input)
+    for number, entry in enumerate(run.journal, 1):
+        yield from [_step_row(number, entry, now)]
+    for one in run.waiting_on if not run.status.is_closed else ():
+        yield "waiting on", escaped(one.text), one.source
+    if run.status == "completed":
+        yield "result", value_text(run.result)
+    elif run.error is not None:
+        yield "error", failure_text(run)
+    if run.reason:
+        yield "reason", escaped(run.reason)
+
+
+def _step_row(number: int, entry: Entry, now: datetime) -> Sequence[str]:
+    return (
+        "step",
+        str(number),
+        str(entry.status),
+        step_name(entry),
+        entry_took(entry, now),
+        attempts_text(entry),
+        entry_result(entry, now),
+    )
+
+
+def step_line(number: int, entry: Entry, now: datetime) -> str:
+    """Return one line of progress: `✓ charge("bad")  0.21s  "ch_bad"`."""
+    cells = (step_name(entry), entry_took(entry, now), attempts_text(entry) if entry.attempts > 1 else "",
+             entry_result(entry, now))  # fmt: skip
+    return f"{glyph(entry.status)} {number:>2}  " + "  ".join(cell for cell in cells if cell)
+
+
+# ─ on a terminal ─────────────────────────────────────────────────────────────
+
+
+def picture(run: Run, terminal: Terminal, now: datetime) -> Iterator[str]:
+    """Yield the lines of `durable show` on a terminal."""
+    width = terminal.width
+    status = terminal.paint(f"{glyph(run.status)} {run.status}", COLOURS.get(run.status), bold=True)
+    about = f"generation {run.generation}  worker {escaped(run.worker or DASH)}  version {run.version}"
+    yield f"{terminal.paint(run.workflow, bold=True)}  {terminal.paint(run.run_id, bold=True)}  {status}    {about}"
+    begin = run.started_at or run.created_at
+    verb = "started" if run.started_at else "created"
+    ago = ago_text((now - begin).total_seconds())
+    yield f"{verb} {iso(begin)} ({ago})   took {took(run, now)}   queue {escaped(run.task_queue)}"
+    yield cut(f"input   {value_text(run.input)}", width)
+    yield ""
+    if run.journal:
+        yield from _table(run, terminal, now)
+        yield ""
+    yield from _ending(run, terminal)
+    yield f"next: {' · '.join(next_steps(run))}"
+
+
+def _table(run: Run, terminal: Terminal, now: datetime) -> Iterator[str]:
+    begin = min(entry.started_at or now for entry in run.journal)
+    end = run.closed_at or now
+    rows = [["#", "STEP", _scale((end - begin).total_seconds()), "TOOK", "ATTEMPTS", "RESULT"]]
+    rows += [
+        [
+            str(number),
+            cut(f"{glyph(entry.status)} {step_name(entry)}", NAME_WIDTH_MAX),
+            _bar(entry, begin, end),
+            entry_took(entry, now),
+            attempts_text(entry),
+            entry_result(entry, now),
+        ]
+        for number, entry in enumerate(run.journal, 1)
+    ]
+    for i, cells in enumerate(columns(rows)):
+        left = " " + "".join(cells[:-1])
+        last = cut(cells[-1], max(10, terminal.width - len(left)) if terminal.width else 0)
+        if i == 0:
+            yield terminal.paint((left + last).rstrip(), dim=True)
+            continue
+        colour = COLOURS.get(run.journal[i - 1].status)
+        cells[1] = terminal.paint(cells[1], colour)
+        cells[2] = terminal.paint(cells[2], colour)
+        yield (" " + "".join(cells[:-1]) + last).rstrip()
+
+
+def _scale(seconds: float) -> str:
+    """Return `0s … 12.4s` spread over the width of the bars."""
+    right = duration_text(seconds)
+    return "0s" + right.rjust(BAR_WIDTH - 2)
+
+
+def _bar(entry: Entry, begin: datetime, end: datetime) -> str:
+    span = (end - begin).total_seconds()
+    if entry.started_at is None or span <= 0:
+        return ""
+    left = int((entry.started_at - begin).total_seconds() / span * BAR_WIDTH)
+    right = int(((entry.finished_at or end) - begin).total_seconds() / span * BAR_WIDTH)
+    left = max(0, min(left, BAR_WIDTH - 1))
+    length = max(1, min(right, BAR_WIDTH) - left)
+    return " " * left + ("█" if entry.kind == "activity" else "░") * length
+
+
+def _ending(run: Run, terminal: Terminal) -> Iterator[str]:
+    """Yield the result, the error with its traceback, or what the run waits for."""
+    if not run.status.is_closed:
+        yield terminal.paint("waiting on", bold=True)
+        for row in columns([[f"  {escaped(one.text)}", one.source] for one in run.waiting_on]):
+            yield "".join(row).rstrip()
+    elif run.status == "completed":
+        yield cut(f"result  {value_text(run.result)}", terminal.width)
+    elif run.error is not None:
+        yield from _error(run, terminal)
+    if run.reason and run.status != "parked":
+        yield f"reason  {escaped(run.reason)}"
+    yield ""
+
+
+def _error(run: Run, terminal: Terminal) -> Iterator[str]:
+    failure = run.failure
+    if failure is None:
+        yield terminal.paint(f"error  {escaped(run.error or '')}", "red")
+        return
+    where = f" in {escaped(failure.activity)}" if failure.activity else ""
+    attempts = f", after {count(failure.attempts, 'attempt')}" if failure.attempts > 1 else ""
+    yield terminal.paint(f"error{where}{attempts}", "red", bold=True)
+    if failure.traceback:
+        for line in failure.traceback.rstrip().splitlines():
+            yield f"  {escaped(line)}"
+    yield terminal.paint(escaped(run.error or ""), "red")
+    if failure.cause is not None:
+        name = failure.cause.type.rpartition(":")[2]
+        yield f"caused by {escaped(name)}: {escaped(failure.cause.message)}"

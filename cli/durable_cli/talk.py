@@ -1,0 +1,125 @@
+"""Talking to runs: signal, cancel, terminate. Changing commands: they take exact run ids."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from durable import ArgumentsError, Client, Signal
+from durable_cli.arguments import parse_value
+from durable_cli.finding import database, exact_run_id, run_async
+from durable_cli.options import Settings, app_option, common_options
+from durable_cli.output import Output
+from durable_cli.problems import OK, USAGE, Problem
+from durable_cli.targets import objects_of
+
+
+@click.command("signal", context_settings={"ignore_unknown_options": True})
+@click.argument("run_id", metavar="ID")
+@click.argument("name", metavar="NAME")
+@click.argument("words", metavar="[VALUE]", nargs=-1)
+@click.option("--json", "whole", metavar="JSON", help="The value as JSON; - reads it from standard input.")
+@click.option("--message-id", metavar="ID", help="Makes the call repeatable: a second message with this id is dropped.")
+@app_option
+@common_options
+@click.pass_obj
+def signal_command(
+    settings: Settings, run_id: str, name: str, words: tuple[str, ...], whole: str | None, message_id: str | None
+) -> int:
+    """Send a signal to an open run. Returned means stored: it is delivered once, in order.
+
+    VALUE: nothing (null), text, JSON (true, 3, '{"by": "ann"}'), or named parts (by=ann ok:=true), which make an object.
+    With --app the value is checked against the type of the Signal of that name.
+    """
+    value = parse_value(words, whole, read_stdin=sys.stdin.read)
+    text = words[0] if len(words) == 1 and whole is None else None
+    return run_async(_signal(settings, Output(settings), run_id, name, value, text, message_id))
+
+
+async def _signal(
+    settings: Settings, output: Output, run_id: str, name: str, value: Any, text: str | None, message_id: str | None
+) -> int:
+    declared = _declared(settings, name)
+    async with database(settings) as client:
+        await exact_run_id(client, run_id, "signal")
+        if declared is None:
+            await client.signal(run_id, name, value, id=message_id)
+        else:
+            await _send_typed(client, run_id, declared, value, text, message_id)
+        _done(output, {"run_id": run_id, "signal": name}, f"signal {name!r} sent to {run_id}")
+    return OK
+
+
+def _declared(settings: Settings, name: str) -> Signal[Any] | None:
+    """Return the Signal of that name within the app, if there is one."""
+    if settings.app is None:
+        return None
+    signals = [one for one in objects_of(settings.app, settings) if isinstance(one, Signal) and one.name == name]
+    return signals[0] if signals else None
+
+
+async def _send_typed(
+    client: Client, run_id: str, signal: Signal[Any], value: Any, text: str | None, message_id: str | None
+) -> None:
+    """Send the value as JSON if that fits the signal's type, else as the text it was typed as (`note 123`)."""
+    try:
+        await client.signal(run_id, signal, value, id=message_id)
+    except ArgumentsError:
+        if text is None or text == value:
+            raise
+        await client.signal(run_id, signal, text, id=message_id)
+
+
+@click.command("cancel")
+@click.argument("run_id", metavar="ID")
+@click.option("--reason", metavar="TEXT", help="Recorded with the run.")
+@common_options
+@click.pass_obj
+def cancel_command(settings: Settings, run_id: str, reason: str | None) -> int:
+    """Ask an open run to cancel: CancelledError is raised in it where it waits, and it may clean up."""
+    return run_async(_cancel(settings, Output(settings), run_id, reason))
+
+
+async def _cancel(settings: Settings, output: Output, run_id: str, reason: str | None) -> int:
+    async with database(settings) as client:
+        await exact_run_id(client, run_id, "cancel")
+        await client.cancel(run_id, reason)
+        _done(output, {"run_id": run_id, "cancel": "requested"}, f"cancel requested for {run_id}")
+    return OK
+
+
+@click.command("terminate")
+@click.argument("run_id", metavar="ID")
+@click.option("--reason", metavar="TEXT", required=True, help="Recorded with the run.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common_options
+@click.pass_obj
+def terminate_command(settings: Settings, run_id: str, reason: str, yes: bool) -> int:
+    """Close an open run at once. No code of it runs any more, so nothing is cleaned up: prefer cancel."""
+    return run_async(_terminate(settings, Output(settings), run_id, reason, yes))
+
+
+async def _terminate(settings: Settings, output: Output, run_id: str, reason: str, yes: bool) -> int:
+    async with database(settings) as client:
+        await exact_run_id(client, run_id, "terminate")
+        if not yes:
+            run = await client.describe(run_id)
+            _ask(f"terminate {run.workflow} run {run_id} ({run.status})? No code of it runs any more")
+        await client.terminate(run_id, reason)
+        _done(output, {"run_id": run_id, "status": "terminated"}, f"{run_id} terminated")
+    return OK
+
+
+def _ask(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise Problem("terminate asks before it acts, and there is no terminal to ask on", code=USAGE, hint="--yes")
+    click.confirm(question, abort=True, err=True)
+
+
+def _done(output: Output, value: dict[str, Any], text: str) -> None:
+    if output.is_text:
+        output.note(text)
+    else:
+        output.json(value)

@@ -1,0 +1,169 @@
+"""Durable execution for Python, without a server: public names, and nothing else."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from durable.activities import Activity, ActivityInfo, activity, activity_info, step
+from durable.errors import (
+    ActivityError,
+    ActivityTimeoutError,
+    ArgumentsError,
+    DefinitionError,
+    DurableError,
+    InternalError,
+    LeaseLostError,
+    LivelockError,
+    NonDeterminismError,
+    NonRetryableError,
+    NotADatabaseError,
+    PayloadError,
+    PlatformFault,
+    RunCancelledError,
+    RunConflictError,
+    RunNotFoundError,
+    RunParkedError,
+    RunTerminatedError,
+    SchemaVersionError,
+    StoreBusyError,
+    StoreError,
+    UndecodableError,
+    UnknownWorkflowError,
+    WorkerLostError,
+    WorkflowFailedError,
+    WorkflowStateError,
+    WorkflowTimeoutError,
+    WorkflowVersionMismatchError,
+)
+from durable.in_workflow import (
+    RunInfo,
+    as_completed,
+    info,
+    is_evicting,
+    is_replaying,
+    logger,
+    now,
+    random as random,
+    sleep,
+    uuid4,
+    wait_condition,
+    wait_signal,
+)
+from durable.journal.lifecycle import RunStatus
+from durable.result import Err, Ok, Result, UnwrapError
+from durable.retry import Retry
+from durable.workflows import Signal, Workflow, workflow
+
+if TYPE_CHECKING:
+    from durable.client import Client as Client
+    from durable.client import connect as connect
+    from durable.default import cancel as cancel
+    from durable.default import configure as configure
+    from durable.default import get_run as get_run
+    from durable.default import list_runs as list_runs
+    from durable.default import recover as recover
+    from durable.default import signal as signal
+    from durable.journal.view import Blocker as Blocker
+    from durable.journal.view import Entry as Entry
+    from durable.run_handle import Run as Run
+    from durable.run_handle import RunHandle as RunHandle
+    from durable.worker.worker import Worker as Worker
+
+__version__: Final = "0.1.0"
+
+# Everything that needs the client or a worker is resolved at first use: `import durable` stays quick.
+_LAZY: Final = {
+    "Blocker": "durable.journal.view",
+    "Client": "durable.client",
+    "Entry": "durable.journal.view",
+    "Run": "durable.run_handle",
+    "RunHandle": "durable.run_handle",
+    "Worker": "durable.worker.worker",
+    "cancel": "durable.default",
+    "configure": "durable.default",
+    "connect": "durable.client",
+    "get_run": "durable.default",
+    "list_runs": "durable.default",
+    "recover": "durable.default",
+    "signal": "durable.default",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module 'durable' has no attribute {name!r}")
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+# Names that shadow the standard library (random, signal) are importable, but not part of `*`.
+__all__ = [
+    "Activity",
+    "ActivityError",
+    "ActivityInfo",
+    "ActivityTimeoutError",
+    "ArgumentsError",
+    "Blocker",
+    "Client",
+    "DefinitionError",
+    "DurableError",
+    "Entry",
+    "Err",
+    "InternalError",
+    "LeaseLostError",
+    "LivelockError",
+    "NonDeterminismError",
+    "NonRetryableError",
+    "NotADatabaseError",
+    "Ok",
+    "PayloadError",
+    "PlatformFault",
+    "Result",
+    "Retry",
+    "Run",
+    "RunCancelledError",
+    "RunConflictError",
+    "RunHandle",
+    "RunInfo",
+    "RunNotFoundError",
+    "RunParkedError",
+    "RunStatus",
+    "RunTerminatedError",
+    "SchemaVersionError",
+    "Signal",
+    "StoreBusyError",
+    "StoreError",
+    "UndecodableError",
+    "UnknownWorkflowError",
+    "UnwrapError",
+    "Worker",
+    "WorkerLostError",
+    "Workflow",
+    "WorkflowFailedError",
+    "WorkflowStateError",
+    "WorkflowTimeoutError",
+    "WorkflowVersionMismatchError",
+    "activity",
+    "activity_info",
+    "as_completed",
+    "cancel",
+    "configure",
+    "connect",
+    "get_run",
+    "info",
+    "is_evicting",
+    "is_replaying",
+    "list_runs",
+    "logger",
+    "now",
+    "recover",
+    "sleep",
+    "step",
+    "uuid4",
+    "wait_condition",
+    "wait_signal",
+    "workflow",
+]

@@ -1,0 +1,288 @@
+"""Activities: the functions that may touch the world.
+
+`@activity` (for pipeline people: `@step`) turns a function into an `Activity`. Inside a run a call is journaled,
+retried and timed out; outside it just runs the function, so it can be unit-tested. Knows nothing of workers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import ContextVar
+from typing import Any, Final, Generic, ParamSpec, TypeVar, cast, overload
+
+import msgspec
+
+from durable.definitions import ActivityDefinition, CancellationType, check_name
+from durable.engine.runtime import current
+from durable.errors import DefinitionError
+from durable.payloads import Arguments, ValueType
+from durable.retry import DEFAULT_RETRY, Retry, Seconds, seconds
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ExceptionClasses = Sequence[type[BaseException]] | type[BaseException]
+
+
+class ActivityInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What an activity may know of itself.
+
+    `idempotency_key` is the same for every attempt, on every worker, after every crash: hand it to whoever can
+    deduplicate (`run_id@epoch/name#n`). `attempt` counts from 1.
+    """
+
+    run_id: str
+    workflow: str
+    activity: str
+    attempt: int
+    idempotency_key: str
+
+
+_info: Final[ContextVar[ActivityInfo | None]] = ContextVar("durable_activity", default=None)
+
+
+def activity_info() -> ActivityInfo:
+    """Return what the running activity may know of itself; outside of one, raise `DefinitionError`."""
+    info = _info.get()
+    if info is None:
+        raise DefinitionError("activity_info() answers only inside an activity that a run has called")
+    return info
+
+
+class Activity(Generic[P, R]):
+    """A function that may touch the world; made by `@activity`. Calling it always returns a coroutine."""
+
+    def __init__(self, definition: ActivityDefinition) -> None:
+        self.definition = definition
+        self.__wrapped__ = definition.fn
+        self.__name__ = definition.fn.__name__
+        self.__doc__ = definition.fn.__doc__
+
+    @property
+    def name(self) -> str:
+        """The name it has in journals."""
+        return self.definition.name
+
+    @property
+    def fn(self) -> Callable[P, Any]:
+        """The plain function."""
+        return self.definition.fn
+
+    def __repr__(self) -> str:
+        return f"<activity {self.name}>"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        run = current()
+        if run is not None:
+            return run.call_activity(self.definition, args, kwargs)
+        return self._run_plainly(args, kwargs)
+
+    async def _run_plainly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+        outcome = self.definition.fn(*args, **kwargs)
+        if self.definition.is_async:
+            outcome = await outcome
+        return cast(R, outcome)
+
+    def options(
+        self,
+        *,
+        name: str | None = None,
+        retry: Retry | None = None,
+        retries: int | None = None,
+        timeout: Seconds | None = None,
+        cancellation: CancellationType | None = None,
+    ) -> Activity[P, R]:
+        """Return a copy with other options; what is not given stays."""
+        old = self.definition
+        return Activity(
+            ActivityDefinition(
+                name=old.name if name is None else check_name(name, "an activity"),
+                fn=old.fn,
+                is_async=old.is_async,
+                arguments=old.arguments,
+                result=old.result,
+                retry=_policy(retry, retries, default=old.retry),
+                timeout_us=old.timeout_us if timeout is None else _timeout_us(timeout),
+                cancellation=old.cancellation if cancellation is None else _cancellation(cancellation),
+            )
+        )
+
+
+@overload
+def activity(fn: Callable[P, Coroutine[Any, Any, R]], /) -> Activity[P, R]: ...
+
+
+@overload
+def activity(fn: Callable[P, R], /) -> Activity[P, R]: ...
+
+
+@overload
+def activity(
+    *,
+    name: str | None = None,
+    retry: Retry | None = None,
+    retries: int | None = None,
+    timeout: Seconds | None = None,
+    cancellation: CancellationType = "try",
+) -> _Decorator: ...
+
+
+def activity(
+    fn: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    retry: Retry | None = None,
+    retries: int | None = None,
+    timeout: Seconds | None = None,
+    cancellation: CancellationType = "try",
+) -> Any:
+    """Make an activity of an `async def` or a `def` (which runs in a thread).
+
+    `timeout` limits one attempt, in seconds or `timedelta` (default: none); for a `def` the result of a late attempt is
+    discarded, since a thread cannot be stopped. `retry` is the policy (default `Retry()`: 4 attempts); `retries=n` is
+    short for n + 1 attempts. `cancellation` says what cancelling the awaiting workflow does: "try" raises
+    there at once and cancels the activity, "wait" cancels it and waits for its end, "abandon" lets it run on unheard.
+    Bare or with options; a misspelt option is a TypeError.
+    """
+    decorator = _Decorator(
+        name=name,
+        retry=_policy(retry, retries, default=DEFAULT_RETRY),
+        timeout_us=None if timeout is None else _timeout_us(timeout),
+        cancellation=_cancellation(cancellation),
+    )
+    return decorator if fn is None else decorator(fn)
+
+
+@overload
+def step(fn: Callable[P, Coroutine[Any, Any, R]], /) -> Activity[P, R]: ...
+
+
+@overload
+def step(fn: Callable[P, R], /) -> Activity[P, R]: ...
+
+
+@overload
+def step(name: str, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Activity[P, R]: ...
+
+
+@overload
+def step(name: str, fn: Callable[P, R], /) -> Activity[P, R]: ...
+
+
+@overload
+def step(
+    *,
+    name: str | None = None,
+    retries: int = 3,
+    retry_delay: Seconds = 1.0,
+    backoff: float = 2.0,
+    timeout: Seconds | None = None,
+    no_retry: ExceptionClasses = (),
+) -> _Decorator: ...
+
+
+def step(
+    first: Callable[..., Any] | str | None = None,
+    fn: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    retries: int = 3,
+    retry_delay: Seconds = 1.0,
+    backoff: float = 2.0,
+    timeout: Seconds | None = None,
+    no_retry: ExceptionClasses = (),
+) -> Any:
+    """Make an activity, in the words of pipelines: `@step`, `@step(retries=…)` or `step("name", fn)`.
+
+    `retries` follow the first attempt; `retry_delay` is the first delay, growing by `backoff`.
+    """
+    if isinstance(first, str):
+        if fn is None:
+            raise DefinitionError("step(name, fn) needs the function; as a decorator write @step(name=…)")
+        name, target = first, fn
+    else:
+        target = first  # type: ignore[assignment]  # None or the decorated function
+    delay = seconds(retry_delay, what="retry_delay")
+    decorator = _Decorator(
+        name=name,
+        retry=Retry(
+            max_attempts=_retries(retries) + 1,
+            initial=delay,
+            backoff=backoff,
+            maximum=max(100.0, delay),
+            no_retry=no_retry,
+        ),
+        timeout_us=None if timeout is None else _timeout_us(timeout),
+        cancellation="try",
+    )
+    return decorator if target is None else decorator(target)
+
+
+class _Decorator:
+    """`@activity(...)` with its options checked, waiting for the function."""
+
+    def __init__(
+        self, *, name: str | None, retry: Retry, timeout_us: int | None, cancellation: CancellationType
+    ) -> None:
+        self._name = None if name is None else check_name(name, "an activity")
+        self._retry = retry
+        self._timeout_us = timeout_us
+        self._cancellation = cancellation
+
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Activity[P, R]: ...
+
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> Activity[P, R]: ...
+
+    def __call__(self, fn: Callable[..., Any], /) -> Activity[..., Any]:
+        if isinstance(fn, Activity):
+            raise DefinitionError(f"{fn.name!r} is an activity already; use .options(...) to change it")
+        if not callable(fn) or isinstance(fn, type) or not hasattr(fn, "__name__"):
+            raise DefinitionError(f"an activity is a function, not {fn!r}")
+        if inspect.isasyncgenfunction(fn) or inspect.isgeneratorfunction(fn):
+            raise DefinitionError(f"activity {fn.__name__!r} is a generator; return a list instead")
+        return Activity(
+            ActivityDefinition(
+                name=self._name or fn.__name__,
+                fn=fn,
+                is_async=inspect.iscoroutinefunction(fn),
+                arguments=Arguments.of(fn),
+                result=ValueType.of_return(fn),
+                retry=self._retry,
+                timeout_us=self._timeout_us,
+                cancellation=self._cancellation,
+            )
+        )
+
+
+def _policy(retry: Retry | None, retries: int | None, *, default: Retry) -> Retry:
+    if retry is not None and retries is not None:
+        raise DefinitionError("give retry= or retries=, not both")
+    if retries is not None:
+        return Retry(max_attempts=_retries(retries) + 1)
+    if retry is not None and not isinstance(retry, Retry):
+        raise DefinitionError(f"retry takes a durable.Retry, not {retry!r}")
+    return default if retry is None else retry
+
+
+def _retries(value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise DefinitionError(f"retries must be an integer >= 0, not {value!r}")
+    return value
+
+
+def _timeout_us(value: Seconds) -> int:
+    limit = round(seconds(value, what="timeout") * 1_000_000)
+    if limit == 0:
+        raise DefinitionError("timeout must be above zero; leave it out for none")
+    return limit
+
+
+def _cancellation(value: str) -> CancellationType:
+    if value not in ("try", "wait", "abandon"):
+        raise DefinitionError(f"cancellation is 'try', 'wait' or 'abandon', not {value!r}")
+    return cast(CancellationType, value)

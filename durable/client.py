@@ -1,0 +1,460 @@
+"""The client: start runs, find them, talk to them. Knows the store; drives nothing."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+import msgspec
+
+from durable import failures
+from durable.definitions import WorkflowDefinition
+from durable.errors import ArgumentsError, DefinitionError, UndecodableError
+from durable.journal import view
+from durable.journal.events import AnyEntry
+from durable.journal.lifecycle import RunStatus
+from durable.journal.view import AttemptView, Blocker, Entry
+from durable.outcomes import OutcomeWatch
+from durable.payloads import ValueType
+from durable.retry import Seconds, seconds
+from durable.run_handle import Run, RunHandle, decode_entries, decode_failure
+from durable.seams import EPOCH, Clock, Random, SystemClock, SystemRandom
+from durable.store.contract import Store
+from durable.store.opening import Durability, masked, open_store
+from durable.store.records import (
+    IfClosed,
+    IfOpen,
+    Rescue,
+    RunFilter,
+    RunRecord,
+    StartOutcome,
+    StartRequest,
+    WorkerRecord,
+)
+from durable.workflows import Signal, Workflow
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+RUN_ID_LENGTH_MAX = 200
+_any = ValueType.of(Any)
+
+
+class Client:
+    """A connection to one database of runs. Use it as `async with durable.connect(url) as client`.
+
+    One client belongs to one event loop; it may be shared by everything on that loop.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        durability: Durability = "full",
+        create: bool = True,
+        clock: Clock | None = None,
+        random: Random | None = None,
+    ) -> None:
+        self._url = url
+        self._durability = durability
+        self._create = create
+        self.clock = clock or SystemClock()
+        self.random = random or SystemRandom()
+        self._store: Store | None = None
+        self._watch: OutcomeWatch | None = None
+
+    # ─ opening ──
+
+    async def open(self) -> Self:
+        """Open (create, migrate) the database. `async with` does this."""
+        if self._store is None:
+            self._store = await open_store(
+                self._url, durability=self._durability, clock=self.clock, create=self._create
+            )
+            self._watch = OutcomeWatch(self._store)
+        return self
+
+    async def close(self) -> None:
+        """Close the database. Idempotent."""
+        store, watch = self._store, self._watch
+        self._store = self._watch = None
+        if watch is not None:
+            await watch.close()
+        if store is not None:
+            await store.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def url(self) -> str:
+        """The database's address, password masked."""
+        return masked(self._url)
+
+    @property
+    def store(self) -> Store:
+        """The opened store; internal to this library."""
+        if self._store is None:
+            raise DefinitionError("the client is not open: use `async with durable.connect(url) as client`")
+        return self._store
+
+    @property
+    def watch(self) -> OutcomeWatch:
+        """Who waits for which run; internal to this library."""
+        if self._watch is None:
+            raise DefinitionError("the client is not open: use `async with durable.connect(url) as client`")
+        return self._watch
+
+    # ─ starting ──
+
+    async def start(
+        self,
+        workflow: Workflow[P, R],
+        *args: object,
+        run_id: str | None = None,
+        task_queue: str | None = None,
+        delay: Seconds | None = None,
+        if_open: IfOpen = "attach",
+        if_closed: IfClosed = "return",
+        **kwargs: object,
+    ) -> RunHandle[R]:
+        """Store a run for a worker, and return its handle. Returned means it will run, whatever dies next.
+
+        `run_id` defaults to `name-xxxxxxxx`. `delay` (seconds or timedelta) holds the start back. If the id has an open run:
+        "attach" to it, "fail" with `RunConflictError`, or "terminate" it and start anew. If it has a closed one:
+        "return" that, "fail", start "new", or "new_if_failed". Attaching and returning need the same input. All of it is
+        decided in one transaction. Raises `ArgumentsError`, `PayloadError`, `RunConflictError`.
+        """
+        definition = workflow.definition
+        request = self.start_request(
+            definition,
+            args,
+            kwargs,
+            run_id=run_id,
+            task_queue=task_queue,
+            delay=delay,
+            if_open=if_open,
+            if_closed=if_closed,
+        )
+        (outcome,) = await self.store.start_runs([request], self.clock.now_us())
+        return self.handle_of(outcome.run, definition.result)
+
+    async def start_many(
+        self,
+        workflow: Workflow[P, R],
+        inputs: Sequence[tuple[object, ...]],
+        *,
+        run_ids: Sequence[str] | None = None,
+        task_queue: str | None = None,
+    ) -> builtins.list[RunHandle[R]]:
+        """Store one run per argument tuple, all in one transaction: all or none. Errors as in `start`."""
+        if run_ids is not None and len(run_ids) != len(inputs):
+            raise ArgumentsError(f"{len(inputs)} inputs but {len(run_ids)} run ids")
+        definition = workflow.definition
+        requests = [
+            self.start_request(
+                definition,
+                args,
+                {},
+                run_id=run_ids[i] if run_ids is not None else None,
+                task_queue=task_queue,
+            )
+            for i, args in enumerate(inputs)
+        ]
+        outcomes: builtins.list[StartOutcome] = await self.store.start_runs(requests, self.clock.now_us())
+        return [self.handle_of(outcome.run, definition.result) for outcome in outcomes]
+
+    def start_request(
+        self,
+        definition: WorkflowDefinition,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        run_id: str | None = None,
+        task_queue: str | None = None,
+        delay: Seconds | None = None,
+        if_open: IfOpen = "attach",
+        if_closed: IfClosed = "return",
+        owner: int | None = None,
+    ) -> StartRequest:
+        """Return the checked request for one start; nothing is written. Internal to this library."""
+        if if_open not in ("attach", "fail", "terminate"):
+            raise ArgumentsError(f"if_open is 'attach', 'fail' or 'terminate', not {if_open!r}")
+        if if_closed not in ("return", "fail", "new", "new_if_failed"):
+            raise ArgumentsError(
+                f"if_closed is 'return', 'fail', 'new' or 'new_if_failed', not {if_closed!r}"
+            )
+        data = definition.arguments.encode(args, kwargs)
+        definition.arguments.check(data)
+        now = self.clock.now_us()
+        ready = None if delay is None else now + round(seconds(delay, what="delay") * 1_000_000)
+        return StartRequest(
+            run_id=f"{definition.name}-{self.random.run_suffix()}"
+            if run_id is None
+            else check_run_id(run_id),
+            request_id=self.random.request_id(),
+            workflow=definition.name,
+            version=definition.version,
+            task_queue=task_queue or definition.task_queue,
+            input=data,
+            deadline_us=None if definition.timeout_us is None else now + definition.timeout_us,
+            ready_at_us=ready,
+            if_open=if_open,
+            if_closed=if_closed,
+            owner=owner,
+        )
+
+    def handle_of(self, record: RunRecord, result_type: ValueType | None = None) -> RunHandle[Any]:
+        """Return a handle of a run that was just read. Internal to this library."""
+        return RunHandle(
+            self, record.run_id, pk=record.pk, generation=record.generation, result_type=result_type
+        )
+
+    # ─ finding ──
+
+    async def get(self, run_id: str, workflow: Workflow[P, R] | None = None) -> RunHandle[R]:
+        """Return a handle; with `workflow`, its result is decoded by that workflow's types. `id@2` is a generation.
+
+        Raises `RunNotFoundError`, with near ids.
+        """
+        record = await self._record(run_id)
+        return self.handle_of(record, None if workflow is None else workflow.definition.result)
+
+    async def describe(self, run_id: str) -> Run:
+        """Return a run with its story and what it waits for."""
+        return await self._describe(await self._record(run_id))
+
+    async def events(self, run_id: str) -> builtins.list[AnyEntry]:
+        """Return the raw journal of a run (`id@2`: of one generation)."""
+        record = await self._record(run_id)
+        rows = await self.store.read_journal(record.pk, record.generation)
+        return decode_entries([row.data for row in rows])
+
+    async def list(
+        self,
+        *,
+        status: RunStatus | str | Sequence[RunStatus | str] | None = None,
+        workflow: str | None = None,
+        task_queue: str | None = None,
+        run_id: str | None = None,
+        since: Seconds | datetime | None = None,
+        until: Seconds | datetime | None = None,
+        limit: int = 100,
+    ) -> builtins.list[Run]:
+        """Return runs that fit all filters, newest first. `workflow` and `run_id` may hold `*`.
+
+        `since` and `until` are instants, or how long ago in seconds or timedelta.
+        """
+        statuses = (status,) if isinstance(status, str) else tuple(status or ())
+        try:
+            wanted = tuple(RunStatus(one) for one in statuses)
+        except ValueError as error:
+            raise ArgumentsError(f"{error}; statuses: {', '.join(RunStatus)}") from None
+        records = await self.store.list_runs(
+            RunFilter(
+                status=wanted,
+                workflow=workflow,
+                task_queue=task_queue,
+                run_id=run_id,
+                created_since_us=self._instant_us(since),
+                created_until_us=self._instant_us(until),
+                limit=limit,
+            )
+        )
+        return [await self._describe(record) for record in records]
+
+    async def complete_run_id(self, text: str) -> builtins.list[str]:
+        """Return run ids that begin or end with `text`, newest first."""
+        return await self.store.find_run_ids(text)
+
+    async def workers(self) -> builtins.list[WorkerRecord]:
+        """Return the living workers."""
+        return await self.store.list_workers()
+
+    # ─ talking ──
+
+    async def signal(
+        self, run_id: str, signal: Signal[Any] | str, value: object = None, *, id: str | None = None
+    ) -> None:
+        """Send a signal to an open run; see `RunHandle.signal`."""
+        if isinstance(signal, Signal):
+            name = signal.name
+            data = signal.value_type.encode(value)
+            try:
+                signal.value_type.decode(data)
+            except UndecodableError as error:
+                raise ArgumentsError(f"signal {name!r} takes another type: {error}") from error
+        else:
+            name, data = signal, _any.encode(value)
+        if not isinstance(name, str) or not name or len(name) > RUN_ID_LENGTH_MAX or not name.isprintable():
+            raise ArgumentsError(f"a signal's name is printable text of 1 to {RUN_ID_LENGTH_MAX} characters")
+        await self.store.send_message(
+            check_run_id(run_id),
+            kind="signal",
+            name=name,
+            data=data,
+            message_id=id or self.random.request_id(),
+            now_us=self.clock.now_us(),
+        )
+
+    async def cancel(self, run_id: str, reason: str | None = None) -> None:
+        """Ask an open run to cancel; see `RunHandle.cancel`."""
+        await self.store.send_message(
+            check_run_id(run_id),
+            kind="cancel",
+            name="cancel",
+            data=msgspec.json.encode(_checked_reason(reason)),
+            message_id=self.random.request_id(),
+            now_us=self.clock.now_us(),
+        )
+
+    async def terminate(self, run_id: str, reason: str | None = None) -> None:
+        """Close an open run at once; see `RunHandle.terminate`."""
+        await self.store.terminate_run(check_run_id(run_id), _checked_reason(reason), self.clock.now_us())
+
+    async def rescue(self, lease_seconds: float = 10.0) -> builtins.list[Rescue]:
+        """Take the runs of dead workers back, so that living ones go on with them."""
+        return await self.store.rescue_dead_workers(lease_seconds)
+
+    # ─ the rest is private ──
+
+    async def _record(self, run_id: str) -> RunRecord:
+        base, generation = split_run_id(run_id)
+        if generation is not None:
+            from_exact = [found for found in await self.store.find_run_ids(run_id, 1) if found == run_id]
+            if from_exact:
+                base, generation = run_id, None
+        return await self.store.get_run(base, generation)
+
+    async def _describe(self, record: RunRecord) -> Run:
+        entries: builtins.list[Entry] = []
+        waiting: builtins.list[Blocker] = []
+        failure = decode_failure(record.failure)
+        status = record.status
+        now = EPOCH + timedelta(microseconds=self.clock.now_us())
+        try:
+            rows = await self.store.read_journal(record.pk, record.generation)
+            attempts = await self.store.read_attempts(record.pk, record.generation)
+            story = view.tell(
+                decode_entries([row.data for row in rows]),
+                {
+                    row.op: AttemptView(
+                        attempt=row.attempt,
+                        state=row.state,
+                        due_at_us=row.due_at_us,
+                        failure=decode_failure(row.failure),
+                    )
+                    for row in attempts
+                },
+            )
+        except UndecodableError as error:
+            story = None
+            waiting = [Blocker(kind="nothing", name="", text=str(error))]
+        if story is not None:
+            entries = story.entries
+            if not status.is_closed:
+                waiting = self._waiting_on(record, story, now)
+            if (
+                status is RunStatus.RUNNING
+                and record.owner_is_alive
+                and story.open
+                and not record.unread
+                and all(line.kind != "activity" for line in story.open)
+            ):
+                status = RunStatus.WAITING  # kept warm by its worker, yet it waits
+        return Run(
+            run_id=record.run_id,
+            kind="workflow",
+            workflow=record.workflow,
+            version=record.version,
+            generation=record.generation,
+            status=status,
+            task_queue=record.task_queue,
+            attempts=record.attempt,
+            input=view.plain(record.input),
+            result=view.plain(record.result),
+            error=None if failure is None else failures.describe(failure),
+            failure=failure,
+            reason=record.reason,
+            created_at=view.instant(record.created_at_us),
+            started_at=None if record.started_at_us is None else view.instant(record.started_at_us),
+            closed_at=None if record.closed_at_us is None else view.instant(record.closed_at_us),
+            deadline=None if record.deadline_us is None else view.instant(record.deadline_us),
+            worker=record.owner_name,
+            journal=entries,
+            waiting_on=waiting,
+        )
+
+    def _waiting_on(self, record: RunRecord, story: view.Story, now: datetime) -> builtins.list[Blocker]:
+        if record.status is RunStatus.PARKED:
+            return [Blocker(kind="nothing", name="parked", text=record.reason or "parked")]
+        if record.owner is None and record.status is not RunStatus.WAITING:
+            due = None if record.due_at_us is None else view.instant(record.due_at_us)
+            if due is not None and due > now:
+                text = f"start in {view.duration_text((due - now).total_seconds())}"
+                return [Blocker(kind="timer", name="start", text=text, due_at=due)]
+            text = f'a worker for {record.workflow} version {record.version} on queue "{record.task_queue}"'
+            return [Blocker(kind="nothing", name="worker", text=text)]
+        if record.owner is not None and not record.owner_is_alive:
+            return [Blocker(kind="nothing", name="worker", text="its worker died: another will take over")]
+        if record.unread:
+            return [
+                Blocker(kind="nothing", name="worker", text=f"its worker: {record.unread} unread messages")
+            ]
+        if not story.entries and story.last_at is None:
+            return [Blocker(kind="nothing", name="worker", text="its worker: first turn")]
+        return view.blockers(story, now)
+
+    def _instant_us(self, value: Seconds | datetime | None) -> int | None:
+        if value is None:
+            return None
+        if isinstance(value, datetime):
+            if value.tzinfo is None:
+                raise ArgumentsError("since and until need aware datetimes")
+            return (value - EPOCH) // timedelta(microseconds=1)
+        return self.clock.now_us() - round(seconds(value, what="since") * 1_000_000)
+
+
+def connect(url: str, *, durability: Durability = "full", create: bool = True) -> Client:
+    """Return a client for `sqlite:///file.db` or a path; use it with `async with`.
+
+    `durability="full"` (default) survives power loss; "process" survives a killed process only; "off" is for tests.
+    `create=False`: the database must exist.
+    """
+    return Client(url, durability=durability, create=create)
+
+
+def check_run_id(run_id: str) -> str:
+    """Return the id if it may be one; raise `ArgumentsError` otherwise."""
+    if (
+        not isinstance(run_id, str)
+        or not run_id
+        or len(run_id) > RUN_ID_LENGTH_MAX
+        or not run_id.isprintable()
+    ):
+        raise ArgumentsError(
+            f"a run id is printable text of 1 to {RUN_ID_LENGTH_MAX} characters, not {run_id!r}"
+        )
+    return run_id
+
+
+def split_run_id(run_id: str) -> tuple[str, int | None]:
+    """Return (id, generation) of `id@2`; only a final `@digits` means a generation."""
+    base, at, digits = run_id.rpartition("@")
+    if at and base and digits.isascii() and digits.isdigit():
+        return base, int(digits)
+    return run_id, None
+
+
+def _checked_reason(reason: str | None) -> str | None:
+    if reason is not None and (not isinstance(reason, str) or len(reason) > 10_000):
+        raise ArgumentsError("a reason is text of at most 10,000 characters")
+    return reason

@@ -1,0 +1,222 @@
+"""The default client and embedded engine of plain scripts: one per (event loop, URL), opened at first use.
+
+It closes with its loop: `asyncio.run` cancels every task at its end, which is a process stop, not a cancellation of
+runs (P30): what is still driven is handed back. The one place of module-level state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+import msgspec
+
+from durable.client import Client, connect
+from durable.definitions import Registry, WorkflowDefinition
+from durable.errors import DefinitionError, LeaseLostError, WorkflowVersionMismatchError
+from durable.journal.lifecycle import RunStatus
+from durable.retry import Seconds
+from durable.run_handle import Run, RunHandle
+from durable.seams import pause, spawn
+from durable.store.opening import Durability
+from durable.worker.worker import Worker, definitions_in, lease_from
+from durable.workflows import Signal
+
+DEFAULT_URL: Final = "sqlite:///durable.db"
+RETRY_SECONDS: Final = 0.05
+
+
+class _Settings:
+    """What `configure` said in this process."""
+
+    def __init__(self) -> None:
+        self.url: str | None = None
+        self.lease_ttl: Seconds | None = None
+        self.durability: Durability = "full"
+
+
+_settings = _Settings()
+_engines: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, EmbeddedEngine]] = WeakKeyDictionary()
+
+
+def configure(
+    url: str | None = None, *, lease_ttl: Seconds | None = None, durability: Durability = "full"
+) -> None:
+    """Set the default database of this process (default: `DURABLE_DB`, else `sqlite:///durable.db`).
+
+    `lease_ttl` is the lease of embedded engines in seconds (default: `DURABLE_LEASE_TTL`, else 10). Applies to engines
+    opened from now on: call it before the first run.
+    """
+    lease_from(lease_ttl)
+    if durability not in ("full", "process", "off"):
+        raise DefinitionError(f"durability is 'full', 'process' or 'off', not {durability!r}")
+    _settings.url = url
+    _settings.lease_ttl = lease_ttl
+    _settings.durability = durability
+
+
+class EmbeddedEngine:
+    """A client and, once something is driven here, a worker that drives only what this process asked for."""
+
+    def __init__(self, url: str) -> None:
+        self.client: Client = connect(url, durability=_settings.durability)
+        self._worker: Worker | None = None
+        self._lock = asyncio.Lock()
+        self._keeper: asyncio.Task[None] | None = None
+        self._work: asyncio.Task[None] | None = None
+
+    async def open(self) -> EmbeddedEngine:
+        """Open the database; idempotent."""
+        async with self._lock:
+            if self._keeper is None or self._keeper.done():
+                await self.client.open()
+                self._keeper = spawn(self._keep(), name="durable engine")
+        return self
+
+    async def _keep(self) -> None:
+        """Live as long as the loop; then close, after the worker has handed back its runs."""
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            if self._work is not None:
+                await asyncio.gather(self._work, return_exceptions=True)
+            await self.client.close()
+
+    async def worker(self) -> Worker:
+        """Return the embedded worker, started at first use."""
+        async with self._lock:
+            if self._worker is None or self._work is None or self._work.done():
+                worker = Worker(self.client, lease_seconds=_settings.lease_ttl, own_only=True)
+                await worker._begin()
+                self._work = spawn(worker._work(drain=False), name="durable embedded worker")
+                self._worker = worker
+            return self._worker
+
+    async def start(
+        self,
+        definition: WorkflowDefinition,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        run_id: str | None,
+        task_queue: str | None,
+        drive: bool,
+    ) -> RunHandle[Any]:
+        """Start or attach to a run; with `drive`, see that it goes on in this process unless it does elsewhere."""
+        client = self.client
+        if not drive:
+            request = client.start_request(definition, args, kwargs, run_id=run_id, task_queue=task_queue)
+            (outcome,) = await client.store.start_runs([request], client.clock.now_us())
+            return client.handle_of(outcome.run, definition.result)
+        request = client.start_request(definition, args, kwargs, run_id=run_id, task_queue=task_queue)
+        while True:
+            worker = await self.worker()
+            worker.registry.add(definition)
+            owned = msgspec.structs.replace(request, owner=worker.worker_id)
+            try:
+                (outcome,) = await client.store.start_runs([owned], client.clock.now_us())
+                break
+            except LeaseLostError:  # the embedded worker slept too long and is being born again
+                await pause(RETRY_SECONDS)
+        record = outcome.run
+        if outcome.claim is not None:
+            worker.adopt(outcome.claim)
+        elif not record.status.is_closed:
+            if record.version != definition.version:
+                raise WorkflowVersionMismatchError(record.run_id, record.version, definition.version)
+            await self.resume(worker, record.pk, record.run_id, record.status)
+        handle = client.handle_of(record, definition.result)
+        handle.on_detach(worker.detach)
+        return handle
+
+    async def resume(self, worker: Worker, pk: int, run_id: str, status: RunStatus) -> None:
+        """Have an open run driven here as soon as nobody else drives it."""
+        client = self.client
+        if status is RunStatus.PARKED:
+            await client.store.unpark_run(run_id, client.clock.now_us())
+        await client.store.rescue_dead_workers(worker.lease_seconds, observer=worker.worker_id)
+        worker.ask_for(pk)
+
+
+async def engine_here() -> EmbeddedEngine:
+    """Return this loop's engine for the default database, opened."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise DefinitionError(
+            "durable needs a running asyncio event loop (trio is not supported): use asyncio.run(...)"
+        ) from None
+    url = _settings.url or os.environ.get("DURABLE_DB") or DEFAULT_URL
+    engines = _engines.setdefault(loop, {})
+    engine = engines.get(url)
+    if engine is None:
+        engine = engines[url] = EmbeddedEngine(url)
+    return await engine.open()
+
+
+async def get_run(run_id: str) -> Run:
+    """Return a run of the default database with its story; `id@2` is a generation. Raises `RunNotFoundError`."""
+    return await (await engine_here()).client.describe(run_id)
+
+
+async def list_runs(
+    *,
+    status: RunStatus | str | Sequence[RunStatus | str] | None = None,
+    workflow: str | None = None,
+    limit: int = 100,
+) -> list[Run]:
+    """Return runs of the default database, newest first."""
+    return await (await engine_here()).client.list(status=status, workflow=workflow, limit=limit)
+
+
+async def signal(run_id: str, signal: Signal[Any] | str, value: object = None) -> None:
+    """Send a signal to an open run of the default database; see `RunHandle.signal`."""
+    await (await engine_here()).client.signal(run_id, signal, value)
+
+
+async def cancel(run_id: str, reason: str | None = None) -> None:
+    """Ask an open run of the default database to cancel; see `RunHandle.cancel`."""
+    await (await engine_here()).client.cancel(run_id, reason)
+
+
+async def recover(wait: bool = False) -> list[Run]:
+    """Take over open runs of this process's workflows that nobody drives, and drive them here.
+
+    Workflows are found in the imported modules. With `wait`, return once each of them is closed, parked or waits for
+    something from outside; the runs are returned as they are then.
+    """
+    engine = await engine_here()
+    worker = await engine.worker()
+    client = engine.client
+    known = Registry(definitions_in([module for module in list(sys.modules.values()) if module is not None]))
+    await client.store.rescue_dead_workers(worker.lease_seconds, observer=worker.worker_id)
+    found: list[Run] = []
+    open_runs = (RunStatus.PENDING, RunStatus.RUNNING, RunStatus.WAITING)
+    for run in await client.list(status=open_runs, limit=100_000):
+        definition = known.find(run.workflow, run.version)
+        if definition is not None and run.worker is None:
+            worker.registry.add(definition)
+            record = await client.store.get_run(run.run_id)
+            worker.ask_for(record.pk)
+            found.append(run)
+    if wait:
+        for position, run in enumerate(found):
+            found[position] = await _settled(client, run.run_id)
+    return found
+
+
+async def _settled(client: Client, run_id: str) -> Run:
+    """Wait until a run is closed, parked, or waits for something that is not a timer, retry or activity."""
+    while True:
+        run = await client.describe(run_id)
+        if run.status.is_closed or run.status is RunStatus.PARKED:
+            return run
+        if run.status is RunStatus.WAITING and all(
+            blocker.due_at is None and blocker.kind in ("signal", "condition") for blocker in run.waiting_on
+        ):
+            return run
+        await pause(0.05)

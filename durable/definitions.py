@@ -1,0 +1,145 @@
+"""What authors declared, as data: workflows, activities, and the registry a worker looks them up in.
+
+Definitions have no behaviour: `workflows.py` and `activities.py` make them, the engine and the worker read them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from durable.errors import DefinitionError, UnknownWorkflowError
+from durable.payloads import Arguments, ValueType
+from durable.retry import Retry
+
+CancellationType = Literal["try", "wait", "abandon"]
+
+
+class ActivityDefinition:
+    """One activity with the options of one call site; `fn.options(...)` makes changed copies."""
+
+    __slots__ = ("arguments", "cancellation", "fn", "is_async", "name", "result", "retry", "timeout_us")
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        fn: Callable[..., Any],
+        is_async: bool,
+        arguments: Arguments,
+        result: ValueType,
+        retry: Retry,
+        timeout_us: int | None,
+        cancellation: CancellationType,
+    ) -> None:
+        self.name = name
+        self.fn = fn
+        self.is_async = is_async
+        self.arguments = arguments
+        self.result = result
+        self.retry = retry
+        self.timeout_us = timeout_us
+        self.cancellation = cancellation
+
+
+class WorkflowDefinition:
+    """One workflow. `timeout_us` is its whole life; `retries` the workflow-level retries (attempts - 1)."""
+
+    __slots__ = (
+        "arguments",
+        "fn",
+        "name",
+        "result",
+        "retries",
+        "retry_delay_us",
+        "task_queue",
+        "timeout_us",
+        "version",
+    )
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        version: int,
+        fn: Callable[..., Any],
+        arguments: Arguments,
+        result: ValueType,
+        timeout_us: int | None,
+        retries: int,
+        retry_delay_us: int,
+        task_queue: str,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.fn = fn
+        self.arguments = arguments
+        self.result = result
+        self.timeout_us = timeout_us
+        self.retries = retries
+        self.retry_delay_us = retry_delay_us
+        self.task_queue = task_queue
+
+    @property
+    def origin(self) -> str:
+        """Where the code comes from, as `module:qualname`."""
+        return f"{self.fn.__module__}:{self.fn.__qualname__}"
+
+
+class Registry:
+    """The workflows one worker serves, by name and version."""
+
+    def __init__(self, workflows: Iterable[WorkflowDefinition] = ()) -> None:
+        self._workflows: dict[tuple[str, int], WorkflowDefinition] = {}
+        for definition in workflows:
+            self.add(definition)
+
+    def add(self, definition: WorkflowDefinition) -> bool:
+        """Add a workflow and return whether it was new.
+
+        The same function defined again (a notebook cell run twice) replaces the old one; another function under a
+        taken name and version raises `DefinitionError`.
+        """
+        key = (definition.name, definition.version)
+        known = self._workflows.get(key)
+        if known is not None and known.fn is not definition.fn and known.origin != definition.origin:
+            raise DefinitionError(
+                f"two workflows are called {definition.name!r} (version {definition.version}): {known.origin} and "
+                f"{definition.origin}; give one of them another name= or version="
+            )
+        self._workflows[key] = definition
+        return known is None
+
+    def find(self, name: str, version: int) -> WorkflowDefinition | None:
+        return self._workflows.get((name, version))
+
+    def get(self, name: str) -> WorkflowDefinition:
+        """Return the highest version of a workflow; raise `UnknownWorkflowError` with near names."""
+        versions = [d for (known, _), d in self._workflows.items() if known == name]
+        if not versions:
+            near = difflib.get_close_matches(name, self.names(), n=3, cutoff=0.5)
+            hint = (
+                f"did you mean {' or '.join(map(repr, near))}?"
+                if near
+                else f"known: {', '.join(self.names()) or 'none'}"
+            )
+            raise UnknownWorkflowError(f"no workflow {name!r} here ({hint})", name=name, suggestions=near)
+        return max(versions, key=lambda d: d.version)
+
+    def names(self) -> list[str]:
+        return sorted({name for name, _ in self._workflows})
+
+    def keys(self) -> list[tuple[str, int]]:
+        """The (name, version) pairs served here."""
+        return list(self._workflows)
+
+    def __len__(self) -> int:
+        return len(self._workflows)
+
+
+def check_name(name: str, what: str) -> str:
+    """Return `name` if it may be stored and printed; raise `DefinitionError` otherwise."""
+    if not isinstance(name, str) or not name or len(name) > 200 or not name.isprintable():
+        raise DefinitionError(f"{what} needs a printable name of 1 to 200 characters, not {name!r}")
+    return name

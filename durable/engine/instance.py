@@ -1,0 +1,373 @@
+"""One run in memory: events in, commands out. Where loop, operations, signals and matching meet.
+
+Theory. A run is a function of its journal. `activate` feeds one event, lets the workflow run until nothing is ready, and
+returns what it asked for. `replay` does the same with a recorded event and, instead of numbering what was asked for,
+matches it with the recorded commands. One event per activation: the order of events in the journal then decides everything.
+
+Faults. What the author's code raises ends the run as `Failed`. What says that code or bytes do not suit the journal
+(`PlatformFault`) is raised from `activate` and `replay`: the instance is unusable then, but can still be evicted.
+
+Knows nothing of stores, workers, wall clocks or threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from random import Random as RandomSource
+from typing import Any, Final, assert_never
+
+import msgspec
+
+from durable import failures, seams
+from durable.definitions import ActivityDefinition, WorkflowDefinition
+from durable.engine import anyio_scopes
+from durable.engine.awaiting import perform
+from durable.engine.handlers import Conditions, Signals
+from durable.engine.loop import DeterministicLoop
+from durable.engine.operations import Asked, Call, Closing, Operations
+from durable.engine.runtime import ActivityCall, Evicted, RunIdentity
+from durable.engine.sources import find_source, source_text
+from durable.errors import InternalError, PlatformFault, UndecodableError
+from durable.journal.events import (
+    ActivityCompleted,
+    ActivityFailed,
+    Cancelled,
+    CancelRequested,
+    CloseOp,
+    Command,
+    Completed,
+    Event,
+    Failed,
+    OpenWait,
+    Retried,
+    SignalReceived,
+    Started,
+    TimerFired,
+    WorkflowEnd,
+)
+from durable.journal.matching import Mismatch, describe, label, match, non_determinism
+from durable.journal.turns import Activated
+from durable.payloads import ValueType
+
+UNSET: Final = msgspec.UNSET
+_logger: Final = logging.getLogger("durable.engine")
+
+
+class Instance:
+    """The in-memory driver of one run; it also answers the run's own code (`runtime.Runtime`)."""
+
+    def __init__(
+        self,
+        identity: RunIdentity,
+        definition: WorkflowDefinition,
+        input: bytes,
+        *,
+        callbacks_max: int = 100_000,
+    ) -> None:
+        anyio_scopes.install()
+        self.identity = identity
+        self.attempt = 1
+        self.started_at_us = 0
+        self.is_replaying = False
+        self.is_evicting = False
+        self.end: WorkflowEnd | None = None
+        self.failed_at: tuple[int, int] | None = None
+        self.events = 0
+        self.warnings: list[str] = []
+        self._definition = definition
+        self._input = input
+        self._operations = operations = Operations(f"{identity.run_id}@{identity.epoch}/")
+        self._loop = loop = DeterministicLoop(  # type: ignore[abstract]  # it refuses those by a table
+            self, operations, salt_id=identity.salt_id or identity.run_id, callbacks_max=callbacks_max
+        )
+        loop.on_exit = self._fail
+        self._signals = Signals(loop, operations, self._park)
+        self._conditions = Conditions(loop, operations)
+        self._started: Started | None = None
+        self._random: RandomSource | None = None
+        self._main: asyncio.Task[None] | None = None
+        self._event_at = 0
+        self._is_over = False  # ended, failed or evicted: no further event may be fed
+        self._is_cancel_requested = False
+        self._cancel_reason: str | None = None
+        self._fault: BaseException | None = None
+        # Rebuilt failures by identity, kept alive so that an id means one object: where each came from (P7).
+        self._failures: dict[int, tuple[BaseException, int, int]] = {}
+
+    # ─ what the driver asks ──────────────────────────────────────────────────
+
+    @property
+    def activities(self) -> dict[int, ActivityCall]:
+        """The open activities by operation; one cancelled with "wait" stays, with `.closing`, until its outcome."""
+        return self._operations.activities
+
+    @property
+    def timers(self) -> dict[int, int]:
+        """The open timers: operation -> due, in microseconds UTC."""
+        return self._operations.timers
+
+    @property
+    def waits(self) -> dict[int, OpenWait]:
+        """The open waits for signals and conditions, by operation."""
+        return self._operations.waits
+
+    def activate(
+        self,
+        event: Event,
+        *,
+        turn: int,
+        index: int,
+        value: object = UNSET,
+        reserve: Callable[[], bool] | None = None,
+    ) -> list[Command]:
+        """Feed one event, run to rest, and return the commands in order of issue, numbered.
+
+        `turn` and `index` say where the event will stand. `value` is the decoded result of an activity, if the driver
+        has it already. `reserve` is asked once per activity, in order, whether its first attempt starts with this turn.
+        Raises `PlatformFault`.
+        """
+        self._feed(event, turn, index, value)
+        commands = self._operations.number(reserve, self.end is not None)
+        self.events += 1 + len(commands)
+        return commands
+
+    def replay(self, activated: Activated) -> None:
+        """Feed a recorded event, run to rest, and match what was asked for with the record (P25).
+
+        Raises `NonDeterminismError` when they disagree, or another `PlatformFault`.
+        """
+        self.is_replaying = True
+        try:
+            self._feed(activated.event, activated.turn, activated.index, UNSET)
+            asked = self._operations.asked(ended=self.end is not None)
+            if asked or activated.commands:
+                self._adopt(activated, asked)
+            self.events += 1 + len(activated.commands)
+        finally:
+            self.is_replaying = False
+
+    def evict(self) -> None:
+        """End every coroutine of the run, inside its own loop; nothing they ask for is heard. Never raises."""
+        self.is_evicting = self.is_replaying = self._is_over = True
+        try:
+            self._loop.evict()
+        except Exception:
+            _logger.exception("run %s: eviction failed", self.identity.run_id)
+        self._operations.clear()
+        self._failures.clear()
+
+    # ─ events ────────────────────────────────────────────────────────────────
+
+    def _feed(self, event: Event, turn: int, index: int, value: object) -> None:
+        if self._is_over:
+            self._refuse(event)
+        self._event_at = event.at
+        loop = self._loop
+        try:
+            if type(event) is ActivityCompleted:
+                self._complete(event, value)
+            else:
+                self._deliver(event, turn, index)
+            if not loop.stopped:
+                loop.drain()
+        except PlatformFault as fault:
+            self._park(fault)
+        if self._fault is not None:
+            if isinstance(self._fault, UndecodableError) and self._fault.run_id is None:
+                self._fault.run_id = self.identity.run_id
+            raise self._fault
+
+    def _refuse(self, event: Event) -> None:
+        run = self.identity.run_id
+        if self.end is None or not self.is_replaying:
+            raise InternalError(
+                f"run {run!r} was fed {describe(event)} after it had ended, failed or been evicted"
+            )
+        raise self._non_determinism(Mismatch(None, None), event, self.events + 1, ended=True)
+
+    def _deliver(self, event: Event, turn: int, index: int) -> None:
+        match event:
+            case TimerFired():
+                timer = self._operations.take_timer(event.op)
+                if timer is not None:
+                    self._loop.fire(timer)
+                return
+            case Started():
+                self._start(event)
+                return
+        self._loop.advance(event.at)
+        match event:
+            case SignalReceived():
+                self._signals.receive(event.name, event.value)
+            case ActivityFailed():
+                self._fail_activity(event, turn, index)
+            case CancelRequested():
+                self._request_cancel(event)
+            case Retried():
+                self.attempt = event.attempt
+            case ActivityCompleted():
+                raise AssertionError("handled above")
+            case _:
+                assert_never(event)
+
+    def _start(self, event: Started) -> None:
+        self._started = event
+        self.attempt = event.attempt
+        self.started_at_us = event.at
+        self._loop.start_clock(event.at)
+        args, kwargs = self._definition.arguments.decode(self._input)
+        self._main = self._loop.create_task(self._run(args, kwargs), name="main", context=Context())
+
+    def _complete(self, event: ActivityCompleted, value: object) -> None:
+        if event.at > self._loop.now_us:
+            self._loop.advance(event.at)
+        call = self._operations.take_call(event.op)
+        if call is None or call.future.done():
+            return
+        if call.closing is not None:
+            value = None  # nobody will look at it
+        elif value is UNSET:
+            value = call.definition.result.decode(memoryview(event.result))
+        call.future.set_result(value)
+
+    def _fail_activity(self, event: ActivityFailed, turn: int, index: int) -> None:
+        call = self._operations.take_call(event.op)
+        if call is None or call.future.done():
+            return
+        error = call.error = failures.rebuild(event.failure)
+        self._failures[id(error)] = (error, turn, index)
+        call.future.set_result(None)  # `perform` raises it: a future refuses StopIteration
+
+    def _request_cancel(self, event: CancelRequested) -> None:
+        self._is_cancel_requested = True
+        self._cancel_reason = event.reason
+        assert self._main is not None, "cancelled before it was started"
+        self._main.cancel()
+
+    # ─ the workflow ──────────────────────────────────────────────────────────
+
+    async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            result = await self._definition.fn(*args, **kwargs)
+            data = self._definition.result.encode(result)
+        except asyncio.CancelledError as error:
+            if self.is_evicting:
+                return
+            if self._is_cancel_requested:
+                self._finish(Cancelled(at=self._event_at, reason=self._cancel_reason))
+            else:
+                self._fail(error)
+        except Evicted:
+            return
+        except BaseException as error:
+            if not self.is_evicting:
+                self._fail(error)
+        else:
+            self._finish(Completed(at=self._event_at, result=msgspec.Raw(data)))
+
+    def _fail(self, error: BaseException) -> None:
+        if self.is_evicting or self.end is not None:
+            return
+        if isinstance(error, PlatformFault) and id(error) not in self._failures:
+            self._park(error)
+            return
+        self.failed_at = self._origin(error)
+        self._finish(Failed(at=self._event_at, failure=failures.record(error)))
+
+    def _origin(self, error: BaseException) -> tuple[int, int] | None:
+        """Return the event whose failure this is; of a group, the earliest, if every leaf is an activity's."""
+        if isinstance(error, BaseExceptionGroup) and id(error) not in self._failures:
+            origins = [self._origin(leaf) for leaf in error.exceptions]
+            known = [origin for origin in origins if origin is not None]
+            return min(known) if len(known) == len(origins) else None
+        _, *origin = self._failures.get(id(error), (None,))
+        return (origin[0], origin[1]) if origin else None
+
+    def _finish(self, end: WorkflowEnd) -> None:
+        if not self.is_evicting:
+            self.end = end
+            self._is_over = self._loop.stopped = True
+
+    def _park(self, fault: BaseException) -> None:
+        if not self.is_evicting:
+            self._fault = fault
+            self._is_over = self._loop.stopped = True
+
+    # ─ replay ────────────────────────────────────────────────────────────────
+
+    def _adopt(self, activated: Activated, asked: list[Asked]) -> None:
+        try:
+            aligned, changed = match(activated.commands, asked)
+            for command, operation in zip(activated.commands, aligned, strict=True):
+                if isinstance(operation, Closing) and command.how != operation.how:  # type: ignore[union-attr]  # a CloseOp
+                    self._check_how(command, operation)  # type: ignore[arg-type]  # see above
+        except Mismatch as mismatch:
+            fault = self._non_determinism(mismatch, activated.event, activated.number)
+            self._park(fault)
+            raise fault from None
+        for command, operation in changed:
+            self._warn(command, operation, activated)
+        self._operations.adopt(activated.commands, aligned)
+
+    def _check_how(self, command: CloseOp, closing: Closing) -> None:
+        if closing.how == "wait":
+            raise Mismatch(command, closing)  # no outcome will ever come
+        self.warnings.append(
+            f"{closing.name} was cancelled with type {command.how!r}, today's code says {closing.how!r}"
+        )
+
+    def _warn(self, command: Command, operation: Asked, activated: Activated) -> None:
+        what = label(operation.kind, operation.name)
+        differs = "another duration" if operation.kind == "timer" else "other arguments"
+        recorded = getattr(command, "src", "")
+        self.warnings.append(
+            f"event {activated.number}: {what} ({operation.src}) asks with {differs} than the journal holds "
+            f"({recorded}); the journal's are used"
+        )
+        if isinstance(operation, Call):
+            operation.args = bytes(command.args)  # type: ignore[union-attr]  # a call matches a ScheduleActivity
+
+    def _non_determinism(
+        self, mismatch: Mismatch, event: Event, number: int, *, ended: bool = False
+    ) -> PlatformFault:
+        return non_determinism(
+            mismatch,
+            run_id=self.identity.run_id,
+            number=number,
+            event=event,
+            started=self._started,
+            closed=self._operations.label,
+            source_text=source_text,
+            ended=ended,
+        )
+
+    # ─ what the author's code asks (runtime.Runtime) ─────────────────────────
+
+    def now_us(self) -> int:
+        return self._loop.now_us
+
+    @property
+    def random(self) -> RandomSource:
+        if self._random is None:
+            assert self._started is not None, "asked before it was started"
+            self._random = seams.seeded(self._started.seed)
+        return self._random
+
+    def call_activity(
+        self, definition: ActivityDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        source = find_source(sys._getframe(1)) or self._loop.task_source()
+        call = Call(definition, definition.arguments.encode(args, kwargs), source)
+        coroutine = perform(call, self._loop, self._operations)
+        coroutine.__qualname__ = definition.name  # type: ignore[attr-defined]  # "coroutine ... was never awaited"
+        return coroutine
+
+    async def wait_signal(self, name: str, value_type: ValueType) -> Any:
+        return await self._signals.wait(name, value_type, self._loop.source(sys._getframe(1)))
+
+    async def wait_condition(self, condition: Callable[[], bool], src_depth: int = 2) -> None:
+        await self._conditions.wait(condition, self._loop.source(sys._getframe(1)))

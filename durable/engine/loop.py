@@ -1,0 +1,539 @@
+"""The deterministic loop: a ready queue, a clock that events move, and tasks whose hash is a creation number.
+
+It is driven from a plain callback of a real loop: each `drain` runs what is ready and returns at rest. Three facts
+make one journal lead to one order of execution:
+
+- callbacks run in the order in which they were scheduled, and nothing outside of a drain schedules any;
+- time stands still during a drain. A `call_later` in the future becomes a durable timer (see `operations.py`);
+- `asyncio.wait`, `TaskGroup`, and anyio iterate *sets* of tasks, so tasks, futures and scopes hash to a number counted
+  per run, plus a salt per run (without the salt all runs collide in asyncio's global registry of tasks).
+
+anyio cancels by *level*: `CancelScope._deliver_cancellation` re-arms itself with `call_soon` until its tasks have left
+the scope. Run from the ready queue, that would never come to rest while a shielded activity is awaited. Here
+the re-arm is parked, and looked at again only after other callbacks ran, `PARKED_ROUNDS_MAX` times per scope and drain.
+
+Knows nothing of journals, workflows or stores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from asyncio.events import _get_running_loop, _set_running_loop
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextvars import Context, copy_context
+from math import ceil
+from sys import get_asyncgen_hooks, set_asyncgen_hooks
+from types import FrameType, MethodType
+from typing import Any, Final, NoReturn, Protocol
+from zlib import crc32
+
+from durable.engine.runtime import Evicted, RunLoop, Runtime
+from durable.engine.sources import end_walks_at, find_source, is_within_as_completed
+from durable.errors import DefinitionError, LivelockError
+
+PARKED_ROUNDS_MAX: Final = 3
+EVICTION_ROUNDS_MAX: Final = 8
+EVICTION_CALLBACKS_MAX: Final = 10_000
+REFUSALS_MAX: Final = 100
+TIMER_US_MAX: Final = 1 << 53  # 285 years: later than this is never
+_FLOAT_NOISE_US: Final = (
+    0.05  # what float arithmetic on deadlines may add; far below the resolution of a timer
+)
+_LIVELOCK_TAIL: Final = 5
+
+_logger: Final = logging.getLogger("durable.engine")
+
+# Coroutines that refused to end at eviction, and everything they hold. Kept for ever on purpose: collecting them would
+# run their `finally` blocks at a random moment, on a random thread, inside another run.
+_stubborn: Final[list[object]] = []
+
+
+class DetTask(asyncio.Task[Any]):
+    """A task that hashes to its creation number."""
+
+    __slots__ = ("det", "source")
+
+    def __init__(
+        self,
+        coro: Coroutine[Any, Any, Any],
+        *,
+        loop: DeterministicLoop,
+        name: str | None,
+        context: Context | None,
+    ) -> None:
+        # Before super(): it hashes the task into asyncio's global registry.
+        self.det = det = loop.next_hash()
+        self.source = ""
+        super().__init__(coro, loop=loop, name=name or f"Task-{det - loop.salt}", context=context)
+        self._log_destroy_pending = False
+
+    def __hash__(self) -> int:
+        return self.det
+
+
+class DetFuture(asyncio.Future[Any]):
+    """A future that hashes to its creation number."""
+
+    __slots__ = ("det",)
+
+    def __init__(self, *, loop: DeterministicLoop) -> None:
+        self.det = loop.next_hash()
+        super().__init__(loop=loop)
+
+    def __hash__(self) -> int:
+        return self.det
+
+
+class _Handle(asyncio.Handle):
+    """A handle that does only what asyncio and anyio use; one is made per callback."""
+
+    __slots__ = ()
+
+    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...], context: Context | None) -> None:
+        self._context = copy_context() if context is None else context
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+    def __repr__(self) -> str:
+        return f"<{self._callback!r} of {getattr(self._callback, '__self__', None)!r}>"
+
+
+class Timer(asyncio.TimerHandle):
+    """A `call_later` in the future: as a handle what asyncio expects, as an operation what the journal holds."""
+
+    __slots__ = ("dead", "due", "duration", "op", "src")
+
+    kind: Final = "timer"
+    name: Final = ""
+
+    def __init__(
+        self,
+        when: float,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        loop: DeterministicLoop,
+        context: Context | None,
+    ) -> None:
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+        self._when = when
+        self._scheduled = False
+        self.op = 0
+        self.dead = False
+        self.duration = 0
+        self.due = 0
+        self.src = ""
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    @property
+    def detail(self) -> int:
+        return self.duration
+
+    def cancel(self) -> None:
+        if not self._cancelled:
+            self._loop._timer_handle_cancelled(self)
+        asyncio.Handle.cancel(self)
+
+
+class Timers(Protocol):
+    """What keeps the timers of a run."""
+
+    @property
+    def open(self) -> Callable[[Timer], None]: ...
+
+    def close_timer(self, timer: Timer) -> None: ...
+
+
+class DeterministicLoop(RunLoop):
+    """The event loop of one run.
+
+    `stopped` ends a drain at once, with callbacks left in the queue. `at_rest` is asked when nothing is ready, and returns
+    whether it made something ready. `on_exit` is told of a SystemExit or KeyboardInterrupt that a task raised.
+    """
+
+    def __init__(self, runtime: Runtime, timers: Timers, *, salt_id: str, callbacks_max: int) -> None:
+        self.runtime = runtime
+        self.salt: Final = crc32(salt_id.encode())
+        self.now_us = 0
+        self.started_at_us = 0
+        self.stopped = False
+        self.is_evicting = False
+        self.on_exit: Callable[[BaseException], None] = _raise
+        self.at_rest: Callable[[], bool] | None = None
+        self._timers = timers
+        self._callbacks_max = callbacks_max
+        self._ready: deque[asyncio.Handle] = deque()
+        self._parked: list[asyncio.Handle] = []
+        self._parked_rounds: dict[int, int] = {}
+        self._finalizer = self._finalize_generator
+        self._created = 0
+        self._time = 0.0
+        self._running = False
+        self._closed = False
+        self._tasks: list[DetTask] = []
+        self._prune_at = 64
+        self._refusals = 0
+        self._orphans: list[AsyncGenerator[Any, Any]] = []
+        self._exception_handler: Callable[..., Any] | None = None
+
+    # ─ the clock ─────────────────────────────────────────────────────────────
+
+    def time(self) -> float:
+        """Return logical seconds since the run started, so that floats stay exact to the microsecond."""
+        return self._time
+
+    def start_clock(self, at_us: int) -> None:
+        self.started_at_us = self.now_us = at_us
+
+    def advance(self, at_us: int) -> None:
+        """Move the clock to an instant; it never runs backwards."""
+        if at_us > self.now_us:
+            self.now_us = at_us
+            seconds = (at_us - self.started_at_us) / 1_000_000
+            if seconds > self._time:
+                self._time = seconds
+
+    def fire(self, timer: Timer) -> None:
+        """Move the clock to a timer's due time and let its callback run.
+
+        asyncio and anyio compare `time()` with the deadline they computed in floats; reaching exactly that float keeps
+        them from arming a second timer for the rounding error.
+        """
+        self.advance(timer.due)
+        if timer._when > self._time:
+            self._time = timer._when
+        self._ready.append(timer)
+
+    # ─ scheduling ────────────────────────────────────────────────────────────
+
+    def call_soon(  # type: ignore[override]  # the base class's TypeVarTuple adds nothing here
+        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        handle = _Handle(callback, args, context)
+        if type(callback) is MethodType and callback.__func__.__name__ == "_deliver_cancellation":
+            self._parked.append(handle)
+        elif not self._closed:
+            self._ready.append(handle)
+        return handle
+
+    def call_later(  # type: ignore[override]  # as call_soon
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self._start_timer(delay, self._time + delay, callback, args, context)
+
+    def call_at(  # type: ignore[override]  # as call_soon
+        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self._start_timer(when - self._time, when, callback, args, context)
+
+    def _start_timer(
+        self,
+        delay: float,
+        when: float,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        context: Context | None,
+    ) -> Timer:
+        if self.is_evicting and callback.__name__ == "_set_result_unless_cancelled":
+            self.refuse()  # a sleep; a deadline, by contrast, is entered half-way and must not raise
+        timer = Timer(when, callback, args, self, context)
+        if delay <= 0:
+            self._ready.append(timer)
+        elif delay * 1_000_000 < TIMER_US_MAX and not self.is_evicting:
+            timer.duration = max(1, ceil(delay * 1_000_000 - _FLOAT_NOISE_US))
+            timer.due = self.now_us + timer.duration
+            timer.src = self.source(sys._getframe(2))
+            self._timers.open(timer)
+        return timer
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        assert isinstance(handle, Timer)
+        if handle.duration and not self.is_evicting:
+            self._timers.close_timer(handle)
+
+    def source(self, frame: FrameType) -> str:
+        """Return the author's line behind a frame: the nearest on the stack, else where the task was created."""
+        return find_source(frame) or self.task_source()
+
+    def task_source(self) -> str:
+        """Return the author's line that created the current task."""
+        task = asyncio.current_task(self)
+        return task.source if isinstance(task, DetTask) else ""
+
+    def next_hash(self) -> int:
+        """Return the next creation number of this run, salted."""
+        self._created += 1
+        return self.salt + self._created
+
+    def create_future(self) -> DetFuture:
+        return DetFuture(loop=self)
+
+    def create_task(  # type: ignore[override]  # any coroutine
+        self,
+        coro: Coroutine[Any, Any, Any],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+        **_ignored: object,  # eager_start: an eager step would run outside of the ready queue's order
+    ) -> DetTask:
+        if self._closed:
+            coro.close()
+            raise RuntimeError("Event loop is closed: the run has left this process's memory")
+        frame = sys._getframe(1)
+        if is_within_as_completed(frame):
+            coro.close()
+            raise DefinitionError(
+                "asyncio.as_completed over bare coroutines starts them in the order of a set of addresses, which no "
+                "replay can repeat; use durable.as_completed, or hand it tasks from asyncio.create_task"
+            )
+        task = DetTask(coro, loop=self, name=name, context=context)
+        task.source = find_source(frame)
+        tasks = self._tasks
+        tasks.append(task)
+        if len(tasks) >= self._prune_at:
+            self._tasks = tasks = [task for task in tasks if not task.done()]
+            self._prune_at = 2 * len(tasks) + 64
+        return task
+
+    # ─ running ───────────────────────────────────────────────────────────────
+
+    def drain(self) -> None:
+        """Run callbacks until nothing is ready, `at_rest` has no more to offer, and no parked delivery helps."""
+        self._run(self._callbacks_max)
+
+    def _run(self, callbacks_max: int) -> None:
+        # One function on purpose: it is the hottest of the engine.
+        previous = _get_running_loop()
+        first_iteration, finalizer = get_asyncgen_hooks()
+        _set_running_loop(self)
+        set_asyncgen_hooks(None, self._finalizer)
+        self._running = True
+        if self._parked_rounds:
+            self._parked_rounds.clear()
+        ready = self._ready
+        steps = before = 0
+        try:
+            while True:
+                while ready:
+                    handle = ready.popleft()
+                    if handle._cancelled:
+                        continue
+                    steps += 1
+                    if steps > callbacks_max:
+                        self._livelock(handle, callbacks_max)
+                    try:
+                        handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]  # not in typeshed
+                    except (SystemExit, KeyboardInterrupt) as error:
+                        self.on_exit(error)
+                    except BaseException as error:
+                        self._callback_failed(handle, error)
+                    if self.stopped:
+                        return
+                if self.at_rest is not None and self.at_rest():
+                    continue
+                if not self._parked or steps == before or not self._deliver_parked():
+                    return
+                before = steps
+        finally:
+            self._running = False
+            set_asyncgen_hooks(first_iteration, finalizer)
+            _set_running_loop(previous)
+
+    def _livelock(self, handle: asyncio.Handle, callbacks_max: int) -> NoReturn:
+        run = self.runtime.identity.run_id
+        last = ", ".join(repr(one) for one in [handle, *list(self._ready)[: _LIVELOCK_TAIL - 1]])
+        raise LivelockError(
+            f"run {run!r} ran {callbacks_max} callbacks in one activation without coming to rest; code that loops "
+            f"without waiting for anything (an activity, a timer, a signal) does that. In the queue: {last}"
+        )
+
+    def _deliver_parked(self) -> bool:
+        """Run anyio's parked re-deliveries, each scope at most `PARKED_ROUNDS_MAX` times; return whether any ran."""
+        rounds = self._parked_rounds
+        due: list[asyncio.Handle] = []
+        rest: list[asyncio.Handle] = []
+        for handle in self._parked:
+            if handle._cancelled:
+                continue
+            scope = id(handle._callback.__self__)  # type: ignore[attr-defined]  # a bound method, see call_soon
+            count = rounds[scope] = rounds.get(scope, 0) + 1
+            (due if count <= PARKED_ROUNDS_MAX else rest).append(handle)
+        self._parked = rest
+        for handle in due:
+            handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]  # not in typeshed
+        return bool(due)
+
+    def _callback_failed(self, handle: asyncio.Handle, error: BaseException) -> None:
+        self.call_exception_handler(
+            {"message": "Exception in callback", "exception": error, "handle": handle}
+        )
+
+    def _finalize_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
+        # Python calls this wherever the last reference went, which may be a garbage collection in another run.
+        if self._running and _get_running_loop() is self:
+            self.create_task(generator.aclose())
+        elif not self._closed:
+            self._orphans.append(generator)
+
+    # ─ eviction ──────────────────────────────────────────────────────────────
+
+    def evict(self) -> None:
+        """Cancel every task and run until all have ended, within bounds; keep for ever what refuses to."""
+        self.is_evicting = True
+        self.stopped = False
+        self.at_rest = None
+        for generator in self._orphans:
+            self.create_task(generator.aclose())
+        self._orphans.clear()
+        for _ in range(EVICTION_ROUNDS_MAX):
+            pending = [task for task in self._tasks if not task.done()]
+            if not pending and not self._ready:
+                break
+            for task in pending:
+                task.cancel()
+            try:
+                self._run(EVICTION_CALLBACKS_MAX)
+            except LivelockError:
+                break
+        stubborn = [task for task in self._tasks if not task.done()]
+        if stubborn:
+            _stubborn.append((stubborn, list(self._ready), self))
+        self._closed = True
+        self._ready.clear()
+        self._parked.clear()
+        if not stubborn:
+            self._tasks.clear()
+
+    def refuse(self) -> None:
+        """Raise `Evicted` out of an operation that a `finally` asks for at eviction.
+
+        Code that swallows it in a loop would spin without ever giving control back: after `REFUSALS_MAX` times this
+        returns, and the caller must wait for ever instead.
+        """
+        self._refusals += 1
+        if self._refusals <= REFUSALS_MAX:
+            raise Evicted
+
+    # ─ the rest of what asyncio and anyio ask of a loop ──────────────────────
+
+    def get_debug(self) -> bool:
+        return False
+
+    def set_debug(self, enabled: bool) -> None:
+        """Accepted and ignored."""
+
+    def is_running(self) -> bool:
+        return self._running
+
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def get_task_factory(self) -> None:
+        return None
+
+    def get_exception_handler(self) -> Callable[..., Any] | None:
+        return self._exception_handler
+
+    def set_exception_handler(self, handler: Callable[..., Any] | None) -> None:
+        self._exception_handler = handler
+
+    def default_exception_handler(self, context: dict[str, Any]) -> None:
+        if not self.is_evicting:
+            run = self.runtime.identity.run_id
+            _logger.error("run %s: %s", run, context.get("message"), exc_info=context.get("exception"))
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        if self._exception_handler is not None and not self.is_evicting:
+            self._exception_handler(self, context)
+        else:
+            self.default_exception_handler(context)
+
+    async def shutdown_asyncgens(self) -> None:
+        """Nothing to do: generators are finalised as they are abandoned."""
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Nothing to do: there is no executor."""
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
+
+
+_THREADS: Final = (
+    "threads work only outside of the run; do it in an @activity (a plain `def` runs in a thread)"
+)
+_NETWORK: Final = "a workflow cannot touch the network; do it in an @activity"
+_PROCESSES: Final = "a workflow cannot start processes; do it in an @activity"
+_NESTED: Final = "a workflow already runs on a loop of its own; await the coroutine instead"
+_REFUSED: Final = {
+    "call_soon_threadsafe": _THREADS,
+    "run_in_executor": _THREADS,
+    "set_default_executor": _THREADS,
+    "getaddrinfo": _NETWORK,
+    "getnameinfo": _NETWORK,
+    "create_connection": _NETWORK,
+    "create_server": _NETWORK,
+    "sendfile": _NETWORK,
+    "start_tls": _NETWORK,
+    "create_unix_connection": _NETWORK,
+    "create_unix_server": _NETWORK,
+    "connect_accepted_socket": _NETWORK,
+    "create_datagram_endpoint": _NETWORK,
+    "connect_read_pipe": _PROCESSES,
+    "connect_write_pipe": _PROCESSES,
+    "subprocess_shell": _PROCESSES,
+    "subprocess_exec": _PROCESSES,
+    "add_reader": _NETWORK,
+    "remove_reader": _NETWORK,
+    "add_writer": _NETWORK,
+    "remove_writer": _NETWORK,
+    "sock_recv": _NETWORK,
+    "sock_recv_into": _NETWORK,
+    "sock_recvfrom": _NETWORK,
+    "sock_recvfrom_into": _NETWORK,
+    "sock_sendall": _NETWORK,
+    "sock_sendto": _NETWORK,
+    "sock_connect": _NETWORK,
+    "sock_accept": _NETWORK,
+    "sock_sendfile": _NETWORK,
+    "add_signal_handler": "a workflow receives durable signals: see durable.Signal",
+    "remove_signal_handler": "a workflow receives durable signals: see durable.Signal",
+    "set_task_factory": "the order of tasks is part of the journal; create tasks with asyncio.create_task",
+    "run_forever": _NESTED,
+    "run_until_complete": _NESTED,
+    "stop": _NESTED,
+    "close": _NESTED,
+}
+
+
+def _refusal(name: str, advice: str) -> Callable[..., NoReturn]:
+    def refuse(self: DeterministicLoop, *args: object, **kwargs: object) -> NoReturn:
+        for argument in args:
+            if asyncio.iscoroutine(argument):
+                argument.close()  # or Python would warn that it was never awaited
+        raise DefinitionError(f"{name}() inside workflow run {self.runtime.identity.run_id!r}: {advice}")
+
+    refuse.__name__ = name
+    return refuse
+
+
+for _name, _advice in _REFUSED.items():
+    setattr(DeterministicLoop, _name, _refusal(_name, _advice))
+
+end_walks_at(DeterministicLoop._run)

@@ -1,0 +1,96 @@
+"""The door between authors' code and the run it is in, and what the engine tells its driver.
+
+The authors' API speaks to `current()`; the worker speaks to `engine.instance.Instance`. Knows nothing of either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from random import Random as RandomSource
+from typing import Any, Protocol
+
+import msgspec
+
+from durable.definitions import ActivityDefinition, CancellationType
+from durable.payloads import ValueType
+
+
+class Evicted(BaseException):
+    """Raised in a run's code when the run leaves this process's memory. Private: authors must not catch it."""
+
+
+class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """Who a run is. `epoch` goes into derived ids (P6); `salt_id` is the id whose crc32 salts hashes."""
+
+    run_id: str
+    workflow: str
+    version: int
+    generation: int = 1
+    epoch: int = 1
+    task_queue: str = "default"
+    salt_id: str | None = None
+
+
+class ActivityCall:
+    """One open activity of an instance: what its performer needs. `op` and `n` are the journal's."""
+
+    __slots__ = ("args", "closing", "definition", "key", "n", "op", "src")
+
+    def __init__(
+        self, *, op: int, n: int, definition: ActivityDefinition, args: bytes, key: str, src: str
+    ) -> None:
+        self.op = op
+        self.n = n
+        self.definition = definition
+        self.args = args
+        self.key = key  # run_id@epoch/name#n, the idempotency key
+        self.src = src
+        self.closing: CancellationType | None = (
+            None  # "wait" once cancelled with that type: outcome still due
+        )
+
+
+class Runtime(Protocol):
+    """What authors' code may ask of the run it is in."""
+
+    identity: RunIdentity
+    attempt: int
+    started_at_us: int
+    is_replaying: bool
+    is_evicting: bool
+
+    @property
+    def random(self) -> RandomSource:
+        """Return the run's source of chance, seeded from its journal."""
+        ...
+
+    def now_us(self) -> int:
+        """Return the run's logical time: it moves with events, to exactly the deadline when a timer fires."""
+        ...
+
+    def call_activity(
+        self, definition: ActivityDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        """Journal a call once awaited, and return its result or raise its failure. Arguments are encoded at once."""
+        ...
+
+    async def wait_signal(self, name: str, value_type: ValueType) -> Any:
+        """Return the next signal of that name: in order of sending, each once, buffered before anyone waits."""
+        ...
+
+    async def wait_condition(self, condition: Callable[[], bool], src_depth: int = 2) -> None:
+        """Return once `condition()` is true; it is looked at after each activation has come to rest."""
+        ...
+
+
+class RunLoop(asyncio.AbstractEventLoop):
+    """A loop that belongs to one run."""
+
+    runtime: Runtime
+
+
+def current() -> Runtime | None:
+    """Return the run that is being activated on this thread, or None outside of runs."""
+    loop = asyncio._get_running_loop()
+    return loop.runtime if isinstance(loop, RunLoop) else None

@@ -1,0 +1,252 @@
+"""Every exception this library raises, split by who has to act.
+
+Knows nothing of stores, workers or workflows: it only holds what went wrong, as fields.
+
+    DurableError
+    ├── the author of the code acts
+    │   ├── DefinitionError             a decorator, a signature or a registration is wrong
+    │   ├── PayloadError                a value cannot be stored (says where in the value)
+    │   └── PlatformFault               parks the run; good code resumes it
+    │       ├── NonDeterminismError     today's code asks for something else than the journal holds
+    │       ├── UndecodableError        stored bytes do not fit the type that receives them
+    │       └── LivelockError           an activation never came to rest
+    ├── the caller acts
+    │   ├── ArgumentsError              arguments do not fit the signature
+    │   ├── UnknownWorkflowError        no workflow of that name is known here
+    │   ├── RunNotFoundError            no run of that id
+    │   ├── RunConflictError            the id is taken, by other input or by policy
+    │   ├── WorkflowStateError          the run is closed (or otherwise in the wrong status)
+    │   ├── WorkflowVersionMismatchError
+    │   ├── RunParkedError              the run stopped on a platform fault, elsewhere
+    │   ├── WorkflowFailedError         the workflow raised; the reason is `__cause__`
+    │   ├── WorkflowTimeoutError        the workflow's own deadline passed
+    │   └── RunCancelledError
+    │       └── RunTerminatedError
+    ├── the workflow's own code acts
+    │   ├── ActivityError               an activity failed and its own class could not be rebuilt
+    │   ├── ActivityTimeoutError        (also a TimeoutError)
+    │   ├── WorkerLostError             the worker of the last attempt died
+    │   └── NonRetryableError           raise it in an activity: no further attempt
+    ├── the operator acts
+    │   ├── StoreError                  the database could not be read or written
+    │   │   ├── StoreBusyError          another process held the write lock too long
+    │   │   ├── NotADatabaseError
+    │   │   └── SchemaVersionError      the database is newer than this code, or much older
+    │   └── LeaseLostError              this worker was declared dead, or lost one run
+    └── InternalError                   an assertion of ours failed: please report it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class DurableError(Exception):
+    """Base of every error of this library."""
+
+
+# ─ the author of the code acts ───────────────────────────────────────────────
+
+
+class DefinitionError(DurableError):
+    """A workflow, activity or signal is defined or registered wrongly. Fix the definition."""
+
+
+class PayloadError(DurableError):
+    """A value cannot be turned into stored bytes. `path` says where in the value, e.g. `$.items[3]`."""
+
+    def __init__(self, message: str, *, path: str = "$") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class PlatformFault(DurableError):
+    """The run cannot go on with the code or the bytes at hand. It is parked, its journal untouched."""
+
+
+class NonDeterminismError(PlatformFault):
+    """Replay asked for something else than the journal holds.
+
+    `expected` and `got` name the recorded and the requested operation (None: nothing).
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        run_id: str,
+        expected: str | None = None,
+        got: str | None = None,
+        event: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+        self.expected = expected
+        self.got = got
+        self.event = event
+
+
+class UndecodableError(PlatformFault):
+    """Stored bytes do not fit the type that should receive them."""
+
+    def __init__(self, message: str, *, run_id: str | None = None) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+
+
+class LivelockError(PlatformFault):
+    """An activation ran more callbacks than its cap without coming to rest."""
+
+
+# ─ the caller acts ───────────────────────────────────────────────────────────
+
+
+class ArgumentsError(DurableError):
+    """Arguments do not fit the signature of the workflow, activity or signal. Nothing was written."""
+
+
+class UnknownWorkflowError(DurableError):
+    """No workflow of that name and version is known here. `suggestions` are near names."""
+
+    def __init__(self, message: str, *, name: str, suggestions: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.name = name
+        self.suggestions = tuple(suggestions)
+
+
+class RunNotFoundError(DurableError):
+    """No run has this id. `suggestions` are near ids."""
+
+    def __init__(self, run_id: str, *, suggestions: Sequence[str] = ()) -> None:
+        hint = f" (did you mean {' or '.join(repr(s) for s in suggestions)}?)" if suggestions else ""
+        super().__init__(f"no run {run_id!r}{hint}")
+        self.run_id = run_id
+        self.suggestions = tuple(suggestions)
+
+
+class RunConflictError(DurableError):
+    """The run id is taken: by a run with other input, or by one the policy refuses to touch."""
+
+    def __init__(self, message: str, *, run_id: str) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+
+
+class WorkflowStateError(DurableError):
+    """The run's status does not allow this, e.g. a signal to a closed run."""
+
+    def __init__(self, run_id: str, status: str, message: str | None = None) -> None:
+        super().__init__(message or f"run {run_id!r} is {status}")
+        self.run_id = run_id
+        self.status = status
+
+
+class WorkflowVersionMismatchError(DurableError):
+    """The run was started by another version of the workflow than the code at hand."""
+
+    def __init__(self, run_id: str, stored_version: int, code_version: int) -> None:
+        super().__init__(
+            f"run {run_id!r} belongs to version {stored_version} of its workflow, the code here is version "
+            f"{code_version}; run a worker that still has version {stored_version}, or start a new run"
+        )
+        self.run_id = run_id
+        self.stored_version = stored_version
+        self.code_version = code_version
+
+
+class RunParkedError(DurableError):
+    """The run stopped on a platform fault in another process; `reason` is that fault's text."""
+
+    def __init__(self, run_id: str, reason: str) -> None:
+        super().__init__(f"run {run_id!r} is parked: {reason}")
+        self.run_id = run_id
+        self.reason = reason
+
+
+class WorkflowFailedError(DurableError):
+    """The workflow raised. The error itself, rebuilt from the journal, is `__cause__`."""
+
+    def __init__(self, message: str, *, run_id: str) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+
+
+class WorkflowTimeoutError(DurableError):
+    """The deadline of the workflow passed before it was done. No code of it ran after that."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"run {run_id!r} timed out: its workflow timeout passed before it completed")
+        self.run_id = run_id
+
+
+class RunCancelledError(DurableError):
+    """The run was cancelled on request; `reason` is what the requester said."""
+
+    def __init__(self, run_id: str, reason: str | None = None) -> None:
+        super().__init__(f"run {run_id!r} was cancelled" + (f": {reason}" if reason else ""))
+        self.run_id = run_id
+        self.reason = reason
+
+
+class RunTerminatedError(RunCancelledError):
+    """The run was terminated: closed at once, without running any of its code."""
+
+    def __init__(self, run_id: str, reason: str | None = None) -> None:
+        super().__init__(run_id, reason)
+        self.args = (f"run {run_id!r} was terminated" + (f": {reason}" if reason else ""),)
+
+
+# ─ the workflow's own code acts ──────────────────────────────────────────────
+
+
+class ActivityError(DurableError):
+    """An activity failed with an error whose class cannot be rebuilt here: this stands for it."""
+
+    def __init__(
+        self, message: str, *, activity: str, type: str, attempts: int = 1, run_id: str | None = None
+    ) -> None:
+        super().__init__(f"{activity}: {type}: {message}")
+        self.activity = activity
+        self.type = type
+        self.message = message
+        self.attempts = attempts
+        self.run_id = run_id
+
+
+class ActivityTimeoutError(DurableError, TimeoutError):
+    """An attempt ran longer than its start-to-close timeout (seconds). Retried by default."""
+
+
+class WorkerLostError(DurableError):
+    """The worker of an activity's last allowed attempt died before it reported an outcome."""
+
+
+class NonRetryableError(DurableError):
+    """Raise it (or a subclass) in an activity to fail it without another attempt."""
+
+
+# ─ the operator acts ─────────────────────────────────────────────────────────
+
+
+class StoreError(DurableError):
+    """The database could not be read or written. Nothing was half-written."""
+
+
+class StoreBusyError(StoreError):
+    """Another process held the database's write lock longer than the deadline."""
+
+
+class NotADatabaseError(StoreError):
+    """The file exists but is no SQLite database (or not one of ours). It was not touched."""
+
+
+class SchemaVersionError(StoreError):
+    """The database's schema is newer than this code understands. Upgrade the code."""
+
+
+class LeaseLostError(DurableError):
+    """This worker was declared dead and its runs were taken over: its write was refused."""
+
+
+class InternalError(DurableError):
+    """An assertion of this library failed. Please report it; the run's journal is intact."""

@@ -1,0 +1,176 @@
+"""What workflow code may ask: time, chance, waiting, who it is. Deterministic inside a run, ordinary outside."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, MutableMapping
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeVar, cast
+from uuid import UUID
+
+import msgspec
+
+from durable import seams
+from durable.engine.awaiting import as_completed
+from durable.engine.runtime import Runtime, current
+from durable.errors import DefinitionError
+from durable.payloads import ValueType
+from durable.retry import Seconds, seconds
+
+__all__ = [
+    "RunInfo",
+    "as_completed",
+    "info",
+    "is_evicting",
+    "is_replaying",
+    "logger",
+    "now",
+    "random",
+    "sleep",
+    "uuid4",
+    "wait_condition",
+    "wait_signal",
+]
+
+D = TypeVar("D")
+
+
+class _Missing:
+    """The type of a default that was not given."""
+
+
+MISSING: Final = _Missing()
+_clock: Final = seams.SystemClock()
+_chance: Final = seams.SystemRandom()
+_any: Final = ValueType.of(Any)
+
+
+class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Who the running workflow is. `attempt` counts workflow-level attempts, from 1."""
+
+    run_id: str
+    workflow: str
+    version: int
+    generation: int
+    attempt: int
+    task_queue: str
+    started_at: datetime
+
+
+def _run(what: str) -> Runtime:
+    run = current()
+    if run is None:
+        raise DefinitionError(f"{what} works only inside a workflow")
+    return run
+
+
+def info() -> RunInfo:
+    """Return who the running workflow is; outside of one, raise `DefinitionError`."""
+    run = _run("info()")
+    identity = run.identity
+    return RunInfo(
+        run_id=identity.run_id,
+        workflow=identity.workflow,
+        version=identity.version,
+        generation=identity.generation,
+        attempt=run.attempt,
+        task_queue=identity.task_queue,
+        started_at=seams.EPOCH + timedelta(microseconds=run.started_at_us),
+    )
+
+
+def is_replaying() -> bool:
+    """Whether the running workflow is being rebuilt from its journal (False outside of runs)."""
+    run = current()
+    return run is not None and run.is_replaying
+
+
+def is_evicting() -> bool:
+    """Whether a `finally` runs only because the run leaves this process's memory (False outside of runs)."""
+    run = current()
+    return run is not None and run.is_evicting
+
+
+def now() -> datetime:
+    """Return the aware UTC time. In a run: its logical time, the same in every replay."""
+    run = current()
+    return seams.EPOCH + timedelta(microseconds=_clock.now_us() if run is None else run.now_us())
+
+
+def random() -> float:
+    """Return a float in [0, 1). In a run: from its journaled seed."""
+    run = current()
+    return _chance.fraction() if run is None else run.random.random()
+
+
+def uuid4() -> UUID:
+    """Return a random UUID. In a run: from its journaled seed."""
+    run = current()
+    return seams.uuid4() if run is None else UUID(int=run.random.getrandbits(128), version=4)
+
+
+async def sleep(duration: Seconds) -> None:
+    """Sleep for seconds or a `timedelta`. In a run: a durable timer, as `asyncio.sleep` is there too."""
+    await asyncio.sleep(seconds(duration, what="sleep"))
+
+
+async def wait_condition(
+    condition: Callable[[], bool], timeout: Seconds | None = None, *, default: object = MISSING
+) -> Any:
+    """Wait until `condition()` is true; it is looked at whenever the run comes to rest.
+
+    After `timeout` (seconds or timedelta) raise TimeoutError, or return `default` if given. `condition` must be free of
+    effects: it runs often.
+    """
+    run = _run("wait_condition()")
+    return await _limited(run.wait_condition(condition), timeout, default)
+
+
+async def wait_signal(name: str, timeout: Seconds | None = None, *, default: object = MISSING) -> Any:
+    """Return the value of the next signal `name`, as plain JSON data; `Signal.wait` is the typed form.
+
+    Signals are delivered once each, in the order they were sent, also those sent before anyone waits. After
+    `timeout` raise TimeoutError, or return `default` if given.
+    """
+    return await signal_value(name, _any, timeout, default)
+
+
+async def signal_value(name: str, value_type: ValueType, timeout: Seconds | None, default: object) -> Any:
+    """Wait for one signal of a type; the body of `wait_signal` and `Signal.wait`."""
+    run = _run(f"waiting for signal {name!r}")
+    return await _limited(run.wait_signal(name, value_type), timeout, default)
+
+
+async def _limited(awaitable: Any, timeout: Seconds | None, default: object) -> Any:
+    if timeout is None:
+        return await awaitable
+    limit = seconds(timeout, what="timeout")
+    try:
+        async with asyncio.timeout(limit) as scope:
+            return await awaitable
+    except TimeoutError:
+        if isinstance(default, _Missing) or not scope.expired():
+            raise
+        return default
+
+
+class _RunLogger(logging.LoggerAdapter[logging.Logger]):
+    """Silent while a run is replayed; adds `run_id` and `workflow` to the record."""
+
+    def isEnabledFor(self, level: int) -> bool:  # logging's own name
+        run = current()
+        if run is not None and (run.is_replaying or run.is_evicting):
+            return False
+        return super().isEnabledFor(level)
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        run = current()
+        if run is not None:
+            extra = dict(cast(dict[str, Any], kwargs.get("extra") or {}))
+            extra.update(run_id=run.identity.run_id, workflow=run.identity.workflow)
+            kwargs["extra"] = extra
+        return msg, kwargs
+
+
+logger: Final = _RunLogger(logging.getLogger("durable.workflow"), {})

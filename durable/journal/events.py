@@ -1,0 +1,179 @@
+"""What happened to a run, and what its workflow asked for: the entries of the journal.
+
+Entries are frozen, tagged Structs; their tags and field names are the stored format. An *event* is fed to
+the workflow, one per activation; a *command* is what that activation asked for; an *end* closes the
+generation. Times are microseconds UTC (`…_us`, `at`). `op` numbers the operations of one generation from 1, in the
+order in which they were first asked for; it is assigned by the journal, never by today's code.
+
+Knows nothing of stores, workers or the loop.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from durable.failures import Failure
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="e", kw_only=True):
+    """Base of everything a turn may hold."""
+
+
+# ─ events ────────────────────────────────────────────────────────────────────
+
+
+class Started(Entry, frozen=True, tag="started", kw_only=True):
+    """First event of a generation. `seed` feeds random and uuid4; the rest is named by replay errors (P25)."""
+
+    at: int
+    seed: int
+    attempt: int = 1
+    engine: int = 1
+    python: str = ""
+    hash_seed: str = ""
+
+
+class Retried(Entry, frozen=True, tag="retried", kw_only=True):
+    """The workflow is tried again from this point: open activities start afresh, with full attempts (P7)."""
+
+    at: int
+    attempt: int
+
+
+class ActivityCompleted(Entry, frozen=True, tag="activity_completed", kw_only=True):
+    op: int
+    at: int
+    result: msgspec.Raw
+    attempts: int = 1
+
+
+class ActivityFailed(Entry, frozen=True, tag="activity_failed", kw_only=True):
+    op: int
+    at: int
+    failure: Failure
+    attempts: int = 1
+
+
+class TimerFired(Entry, frozen=True, tag="timer_fired", kw_only=True):
+    op: int
+    at: int
+
+
+class SignalReceived(Entry, frozen=True, tag="signal_received", kw_only=True):
+    """`msg` is the message number of the run (P2); `id` the sender's dedupe id, if it gave one."""
+
+    at: int
+    name: str
+    value: msgspec.Raw
+    msg: int
+    id: str | None = None
+
+
+class CancelRequested(Entry, frozen=True, tag="cancel_requested", kw_only=True):
+    at: int
+    msg: int
+    reason: str | None = None
+
+
+# ─ commands ──────────────────────────────────────────────────────────────────
+
+
+class ScheduleActivity(Entry, frozen=True, tag="activity_scheduled", kw_only=True):
+    """`n` counts the calls of this name in the run, from 1, and is part of the idempotency key (P6).
+
+    `started` charges attempt 1 in the very commit that schedules it (P22). `src` is `file.py:line`.
+    """
+
+    op: int
+    name: str
+    n: int
+    args: msgspec.Raw
+    src: str = ""
+    started: bool = False
+
+
+class StartTimer(Entry, frozen=True, tag="timer_started", kw_only=True):
+    """`duration` (microseconds) is what replay compares; `due` is the instant."""
+
+    op: int
+    due: int
+    duration: int
+    src: str = ""
+
+
+class OpenWait(Entry, frozen=True, tag="wait_opened", kw_only=True):
+    """The workflow waits for a signal of this name, or for a condition (then `name` is "")."""
+
+    op: int
+    wait: str  # "signal" | "condition"
+    name: str = ""
+    src: str = ""
+
+
+class CloseOp(Entry, frozen=True, tag="closed", kw_only=True):
+    """The workflow no longer waits for `op`: an activity or timer was cancelled, a wait ended.
+
+    `how` is "try", "wait" or "abandon" for a cancelled activity (its cancellation type), else "".
+    After "wait" an outcome of the activity still follows as an event.
+    """
+
+    op: int
+    how: str = ""
+
+
+# ─ ends ──────────────────────────────────────────────────────────────────────
+
+
+class Completed(Entry, frozen=True, tag="completed", kw_only=True):
+    at: int
+    result: msgspec.Raw
+
+
+class Failed(Entry, frozen=True, tag="failed", kw_only=True):
+    at: int
+    failure: Failure
+
+
+class Cancelled(Entry, frozen=True, tag="cancelled", kw_only=True):
+    at: int
+    reason: str | None = None
+
+
+class Terminated(Entry, frozen=True, tag="terminated", kw_only=True):
+    """Written by the store itself: no code of the workflow ran."""
+
+    at: int
+    reason: str | None = None
+
+
+class TimedOut(Entry, frozen=True, tag="timed_out", kw_only=True):
+    """Written by the store itself when the run's deadline passed: no code of the workflow ran."""
+
+    at: int
+
+
+Event = Started | Retried | ActivityCompleted | ActivityFailed | TimerFired | SignalReceived | CancelRequested
+Command = ScheduleActivity | StartTimer | OpenWait | CloseOp
+WorkflowEnd = Completed | Failed | Cancelled
+End = WorkflowEnd | Terminated | TimedOut
+AnyEntry = (
+    Started
+    | Retried
+    | ActivityCompleted
+    | ActivityFailed
+    | TimerFired
+    | SignalReceived
+    | CancelRequested
+    | ScheduleActivity
+    | StartTimer
+    | OpenWait
+    | CloseOp
+    | Completed
+    | Failed
+    | Cancelled
+    | Terminated
+    | TimedOut
+)
+EVENT_TYPES = (Started, Retried, ActivityCompleted, ActivityFailed, TimerFired, SignalReceived, CancelRequested)
+COMMAND_TYPES = (ScheduleActivity, StartTimer, OpenWait, CloseOp)
+END_TYPES = (Completed, Failed, Cancelled, Terminated, TimedOut)

@@ -1,0 +1,83 @@
+"""One commit's worth of a run: its entries, their bytes, their format version.
+
+A turn holds, in order, each event that was fed followed by the commands which that activation issued, and at
+most one end, last. Knows nothing of stores: a turn becomes one or more *parts*, each below `PART_BYTES_MAX`
+unless a single entry is larger (protocol P19).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from durable.errors import UndecodableError
+from durable.journal.events import COMMAND_TYPES, END_TYPES, AnyEntry, Command, End, Event
+
+FORMAT: Final = 1
+ENGINE_VERSION: Final = 1
+PART_BYTES_MAX: Final = 1 << 20
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    v: int
+    worker: int
+    entries: list[AnyEntry]
+
+
+_encoder: Final = msgspec.json.Encoder()
+_decoder: Final = msgspec.json.Decoder(Turn)
+
+
+def encode_turn(worker: int, entries: Sequence[AnyEntry]) -> tuple[bytes, ...]:
+    """Return the bytes of a turn, in parts. `worker` is the incarnation that committed it (0: the store)."""
+    data = _encoder.encode(Turn(v=FORMAT, worker=worker, entries=list(entries)))
+    if len(data) <= PART_BYTES_MAX or len(entries) == 1:
+        return (data,)
+    half = len(entries) // 2
+    return encode_turn(worker, entries[:half]) + encode_turn(worker, entries[half:])
+
+
+def decode_turn(data: bytes) -> Turn:
+    """Return the turn (or part of one) stored in `data`; raise `UndecodableError` on anything else."""
+    try:
+        turn = _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UndecodableError(f"a journal row cannot be read: {error}") from error
+    if turn.v != FORMAT:
+        raise UndecodableError(f"a journal row has format {turn.v}, this code reads format {FORMAT}")
+    return turn
+
+
+class Activated(msgspec.Struct, frozen=True, kw_only=True):
+    """One recorded activation: its event, where it stands, and what it asked for."""
+
+    turn: int
+    index: int  # of the event among the entries of its turn
+    number: int  # of the event among all entries of the generation, from 1
+    event: Event
+    commands: list[Command]
+
+
+def split_activations(turns: Iterable[tuple[int, Sequence[AnyEntry]]]) -> Iterator[Activated | End]:
+    """Yield the recorded activations of (turn number, entries) pairs in order, and the end if there is one."""
+    current: Activated | None = None
+    number = 0
+    for turn, entries in turns:
+        for index, entry in enumerate(entries):
+            number += 1
+            if isinstance(entry, COMMAND_TYPES):
+                if current is None:
+                    raise UndecodableError("the journal begins with a command, not with an event")
+                current.commands.append(entry)
+            else:
+                if current is not None:
+                    yield current
+                    current = None
+                if isinstance(entry, END_TYPES):
+                    yield entry
+                else:
+                    current = Activated(turn=turn, index=index, number=number, event=entry, commands=[])
+    if current is not None:
+        yield current

@@ -1,0 +1,288 @@
+"""A run's story from its journal: one line per activity, timer and wait, and what it waits for now.
+
+A pure fold over entries. Knows nothing of stores; attempts in progress are handed in by whoever read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal
+
+import msgspec
+
+from durable.failures import Failure, describe
+from durable.journal import events
+from durable.journal.events import AnyEntry
+from durable.seams import EPOCH
+
+EntryStatus = Literal[
+    "scheduled", "running", "retrying", "waiting", "completed", "failed", "cancelled", "fired", "received"
+]
+
+
+class Entry(msgspec.Struct, kw_only=True):
+    """One operation of a run, in the order asked. `error` is one line; `number` its place in the raw journal."""
+
+    number: int
+    name: str
+    kind: Literal["activity", "timer", "signal", "condition", "cancel"]
+    status: EntryStatus
+    attempts: int = 0
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    input: Any = None
+    result: Any = None
+    error: str | None = None
+    source: str = ""
+    due_at: datetime | None = None  # a timer's instant, or the next attempt's
+    failure: Failure | None = None
+
+
+class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
+    """The durable count of an activity that is retrying or queued."""
+
+    attempt: int
+    state: str
+    due_at_us: int | None = None
+    failure: Failure | None = None
+
+
+class Blocker(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing a run waits for. `text` is for people, the rest for programs."""
+
+    kind: Literal["activity", "retry", "timer", "signal", "condition", "nothing"]
+    name: str
+    text: str
+    due_at: datetime | None = None
+    source: str = ""
+
+
+class Story(msgspec.Struct, kw_only=True):
+    """All of it: entries, what is open, and the last event's instant."""
+
+    entries: list[Entry]
+    open: list[Entry]
+    last_at: datetime | None
+    deliveries: int  # signals and cancel requests taken in
+
+
+_US: Final = timedelta(microseconds=1)
+
+
+def instant(at_us: int) -> datetime:
+    """Return an aware UTC datetime."""
+    return EPOCH + at_us * _US
+
+
+def plain(data: bytes | msgspec.Raw | None) -> Any:
+    """Return stored JSON as plain data; bytes that are no JSON come back as a note that says so."""
+    if data is None:
+        return None
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        return "<unreadable>"
+
+
+def tell(entries: Iterable[AnyEntry], attempts: dict[int, AttemptView] | None = None) -> Story:
+    """Fold a generation's entries into its story."""
+    story: list[Entry] = []
+    by_op: dict[int, Entry] = {}
+    now: datetime | None = None
+    deliveries = 0
+    for number, entry in enumerate(entries, 1):
+        at = getattr(entry, "at", None)
+        if at is not None:
+            now = instant(at)
+        match entry:
+            case events.ScheduleActivity():
+                line = Entry(
+                    number=number,
+                    name=entry.name,
+                    kind="activity",
+                    status="running" if entry.started else "scheduled",
+                    attempts=1 if entry.started else 0,
+                    started_at=now,
+                    input=plain(entry.args),
+                    source=entry.src,
+                )
+                by_op[entry.op] = line
+                story.append(line)
+            case events.StartTimer():
+                line = Entry(
+                    number=number,
+                    name=f"{entry.duration / 1_000_000:g}s",
+                    kind="timer",
+                    status="waiting",
+                    started_at=now,
+                    due_at=instant(entry.due),
+                    source=entry.src,
+                )
+                by_op[entry.op] = line
+                story.append(line)
+            case events.OpenWait():
+                line = Entry(
+                    number=number,
+                    name=entry.name,
+                    kind="signal" if entry.wait == "signal" else "condition",
+                    status="waiting",
+                    started_at=now,
+                    source=entry.src,
+                )
+                by_op[entry.op] = line
+                story.append(line)
+            case events.CloseOp():
+                closed = by_op.get(entry.op)
+                if closed is not None and closed.finished_at is None and entry.how != "wait":
+                    closed.finished_at = now
+                    closed.status = "completed" if closed.kind in ("signal", "condition") else "cancelled"
+            case events.ActivityCompleted():
+                line = by_op[entry.op]
+                line.status, line.finished_at = "completed", now
+                line.attempts, line.result = entry.attempts, plain(entry.result)
+            case events.ActivityFailed():
+                line = by_op[entry.op]
+                line.status, line.finished_at, line.attempts = "failed", now, entry.attempts
+                line.error, line.failure = describe(entry.failure), entry.failure
+            case events.TimerFired():
+                line = by_op[entry.op]
+                line.status, line.finished_at = "fired", now
+            case events.SignalReceived():
+                deliveries += 1
+                waiting = next(
+                    (
+                        e
+                        for e in story
+                        if e.kind == "signal" and e.name == entry.name and e.status == "waiting"
+                    ),
+                    None,
+                )
+                if waiting is None:
+                    waiting = Entry(
+                        number=number, name=entry.name, kind="signal", status="received", started_at=now
+                    )
+                    story.append(waiting)
+                waiting.status, waiting.finished_at, waiting.result = "received", now, plain(entry.value)
+            case events.CancelRequested():
+                deliveries += 1
+                story.append(
+                    Entry(
+                        number=number,
+                        name="cancel",
+                        kind="cancel",
+                        status="received",
+                        started_at=now,
+                        finished_at=now,
+                        result=entry.reason,
+                    )
+                )
+            case events.Retried():
+                for line in by_op.values():
+                    if line.finished_at is None and line.kind == "activity":
+                        line.status, line.attempts = "scheduled", 0
+            case events.Started():
+                pass
+            case (
+                events.Completed()
+                | events.Failed()
+                | events.Cancelled()
+                | events.Terminated()
+                | events.TimedOut()
+            ):
+                for line in story:
+                    if line.finished_at is None:
+                        line.status, line.finished_at = "cancelled", now
+    for op, row in (attempts or {}).items():
+        running = by_op.get(op)
+        if running is None or running.finished_at is not None:
+            continue
+        running.attempts = row.attempt
+        running.status = {"backoff": "retrying", "started": "running"}.get(row.state, "scheduled")  # type: ignore[assignment]  # the three states
+        running.failure = row.failure
+        if row.failure is not None:
+            running.error = describe(row.failure)
+        if row.state == "backoff" and row.due_at_us is not None:
+            running.due_at = instant(row.due_at_us)
+    return Story(
+        entries=story,
+        open=[line for line in story if line.finished_at is None],
+        last_at=now,
+        deliveries=deliveries,
+    )
+
+
+def blockers(story: Story, now: datetime) -> list[Blocker]:
+    """Say what an open, driven run waits for, most telling first; never empty."""
+    found: list[Blocker] = []
+    for line in story.open:
+        if line.kind == "activity":
+            if line.status == "retrying":
+                text = f"{line.name}: attempt {line.attempts + 1} {_in(line.due_at, now)} after {line.error}"
+                found.append(
+                    Blocker(kind="retry", name=line.name, text=text, due_at=line.due_at, source=line.source)
+                )
+            else:
+                doing = f"attempt {line.attempts} running" if line.attempts else "waiting for a free slot"
+                found.append(
+                    Blocker(kind="activity", name=line.name, text=f"{line.name}: {doing}", source=line.source)
+                )
+    timers = [line for line in story.open if line.kind == "timer" and line.due_at is not None]
+    next_timer = min((line.due_at for line in timers if line.due_at is not None), default=None)
+    for line in story.open:
+        if line.kind == "signal":
+            limit = f" (times out {_in(next_timer, now)})" if next_timer is not None else ""
+            text = f'signal "{line.name}"{limit}'
+            found.append(
+                Blocker(kind="signal", name=line.name, text=text, due_at=next_timer, source=line.source)
+            )
+        elif line.kind == "condition":
+            found.append(
+                Blocker(
+                    kind="condition",
+                    name="",
+                    text=f"condition at {line.source}",
+                    due_at=next_timer,
+                    source=line.source,
+                )
+            )
+    if not any(b.kind in ("signal", "condition") for b in found):
+        for line in sorted(timers, key=lambda line: line.due_at or EPOCH)[:1]:
+            found.append(
+                Blocker(
+                    kind="timer",
+                    name=line.name,
+                    text=f"timer {_in(line.due_at, now)}",
+                    due_at=line.due_at,
+                    source=line.source,
+                )
+            )
+    return found or [
+        Blocker(kind="nothing", name="", text="nothing it asked for is open: only a cancel can move it")
+    ]
+
+
+def _in(due: datetime | None, now: datetime) -> str:
+    if due is None:
+        return "soon"
+    left = (due - now).total_seconds()
+    return f"in {duration_text(left)}" if left > 0 else "now"
+
+
+def duration_text(seconds: float) -> str:
+    """Return `0.21s`, `12.4s`, `9m 12s`, `3h 05m` or `2d 4h`."""
+    if seconds < 10:
+        return f"{seconds:.2f}s"
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    whole = int(seconds)
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    if whole < 86_400:
+        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    return f"{whole // 86_400}d {whole % 86_400 // 3600}h"
+
+
+def flatten(turns: Sequence[Sequence[AnyEntry]]) -> list[AnyEntry]:
+    """Return the entries of turns, in order."""
+    return [entry for turn in turns for entry in turn]

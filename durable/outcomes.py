@@ -1,0 +1,111 @@
+"""Who waits for which run to end, and how they are told: announced by a worker of this process, else polled.
+
+One poller serves all waiters of a client. Knows nothing of results' types.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from durable.errors import PlatformFault, StoreError
+from durable.journal.lifecycle import RunStatus
+from durable.seams import spawn
+from durable.store.contract import Store
+from durable.store.records import RunRecord
+
+POLL_SECONDS: Final = 0.5  # behind the store's hints, in case one is lost
+HINT_SECONDS_MIN: Final = 0.005  # hints closer together than this are looked at once
+
+Key = tuple[int, int]  # (pk, generation)
+
+
+class OutcomeWatch:
+    """The waiters of one client. `close()` cancels those that are left."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiting: dict[Key, asyncio.Future[RunRecord]] = {}
+        self._faults: dict[int, PlatformFault] = {}
+        self._poller: asyncio.Task[None] | None = None
+        self._hint = asyncio.Event()
+        self._unsubscribe: Callable[[], None] | None = None
+
+    async def ended(self, pk: int, generation: int) -> RunRecord:
+        """Return the record once the run is closed or parked; a workflow-level retry is followed."""
+        while True:
+            for record in await self._store.read_ended([(pk, generation)]):
+                if record.status is not RunStatus.CONTINUED:
+                    return record
+                generation = record.generation + 1
+            record = await self._wait((pk, generation))
+            if record.status is not RunStatus.CONTINUED:
+                return record
+            generation = record.generation + 1
+
+    async def _wait(self, key: Key) -> RunRecord:
+        future = self._waiting.get(key)
+        if future is None:
+            future = self._waiting[key] = asyncio.get_running_loop().create_future()
+            future.add_done_callback(lambda _: self._waiting.pop(key, None))
+        self._ensure_poller()
+        return await asyncio.shield(future)
+
+    def announce(self, record: RunRecord, fault: PlatformFault | None = None) -> None:
+        """Tell waiters that a run ended, without a look at the database: a worker of this process committed it."""
+        if fault is not None:
+            self._faults[record.pk] = fault
+        else:
+            self._faults.pop(record.pk, None)
+        future = self._waiting.get((record.pk, record.generation))
+        if future is not None and not future.done():
+            future.set_result(record)
+
+    def is_awaited(self, pk: int, generation: int) -> bool:
+        """Whether somebody in this process waits for that run's end."""
+        return (pk, generation) in self._waiting
+
+    def fault(self, pk: int) -> PlatformFault | None:
+        """Return the fault with which a worker of this process parked the run."""
+        return self._faults.get(pk)
+
+    def _ensure_poller(self) -> None:
+        if self._poller is None or self._poller.done():
+            if self._unsubscribe is None:
+                self._unsubscribe = self._store.subscribe(None, self._hint.set)
+            self._poller = spawn(self._poll(), name="durable outcomes")
+
+    async def _poll(self) -> None:
+        while self._waiting:
+            self._hint.clear()
+            try:
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._hint.wait()
+                    await asyncio.sleep(HINT_SECONDS_MIN)
+            except TimeoutError:
+                pass
+            if not self._waiting:
+                return
+            try:
+                ended = await self._store.read_ended(list(self._waiting))
+            except StoreError as error:
+                for future in list(self._waiting.values()):
+                    if not future.done():
+                        future.set_exception(error)
+                return
+            for record in ended:
+                waiter = self._waiting.get((record.pk, record.generation))
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(record)
+
+    async def close(self) -> None:
+        """Stop polling; whoever still waits is cancelled."""
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+        if self._poller is not None:
+            self._poller.cancel()
+            await asyncio.gather(self._poller, return_exceptions=True)
+        for future in list(self._waiting.values()):
+            future.cancel()

@@ -1,0 +1,122 @@
+"""How often and how soon an activity is tried again: pure arithmetic.
+
+The formula is Temporal's: `min(initial * backoff ** (failed - 1), maximum)`, `failed` counted from 1. Knows nothing of
+clocks: it returns delays, never instants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Final, TypeGuard
+
+import msgspec
+
+from durable.errors import DefinitionError, NonRetryableError
+
+Seconds = float | int | timedelta
+
+PROGRAMMING_ERRORS: Final[tuple[type[BaseException], ...]] = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AssertionError,
+    NotImplementedError,
+    msgspec.ValidationError,
+)
+
+
+BACKOFF_MAX: Final = 1_000_000
+SECONDS_MAX: Final = 10_000_000_000  # 300 years: in microseconds still a 64-bit integer, as the stores need
+
+
+def seconds(value: Seconds, *, what: str = "a duration") -> float:
+    """Return a duration as seconds; raise `DefinitionError` unless it is a finite, non-negative number."""
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if not _is_number(value):
+        raise DefinitionError(f"{what} must be seconds or a timedelta, not {value!r}")
+    if not 0 <= value <= SECONDS_MAX:  # also refuses NaN and infinity
+        raise DefinitionError(
+            f"{what} must be finite, not negative and at most {SECONDS_MAX:,} s, not {value!r}"
+        )
+    return float(value)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+class Retry:
+    """When a failed attempt is followed by another.
+
+    `max_attempts` counts all attempts (0: no limit). Delays are seconds or `timedelta`. `retry_on` replaces the default
+    rule (everything but programming errors) by a list of classes; `no_retry` adds classes that are final.
+    `jitter` (0 to 1) takes up to that fraction off each delay. `NonRetryableError` is never retried.
+    """
+
+    __slots__ = ("backoff", "initial", "jitter", "max_attempts", "maximum", "no_retry", "retry_on")
+
+    def __init__(
+        self,
+        max_attempts: int = 4,
+        initial: Seconds = 1.0,
+        backoff: float = 2.0,
+        maximum: Seconds = 100.0,
+        retry_on: Sequence[type[BaseException]] | type[BaseException] | None = None,
+        no_retry: Sequence[type[BaseException]] | type[BaseException] = (),
+        jitter: float = 0.0,
+    ) -> None:
+        if isinstance(max_attempts, bool) or not isinstance(max_attempts, int) or max_attempts < 0:
+            raise DefinitionError(f"max_attempts must be an integer >= 0 (0: no limit), not {max_attempts!r}")
+        self.max_attempts = max_attempts
+        self.initial = seconds(initial, what="initial")
+        self.maximum = seconds(maximum, what="maximum")
+        if not _is_number(backoff) or not 1 <= backoff <= BACKOFF_MAX:
+            raise DefinitionError(f"backoff must be a number from 1 to {BACKOFF_MAX:,}, not {backoff!r}")
+        if max_attempts != 1 and self.maximum < self.initial:
+            raise DefinitionError(f"maximum ({self.maximum} s) must not be below initial ({self.initial} s)")
+        if not _is_number(jitter) or not 0 <= jitter <= 1:
+            raise DefinitionError(f"jitter must be between 0 and 1, not {jitter!r}")
+        self.backoff = float(backoff)
+        self.jitter = float(jitter)
+        self.retry_on = None if retry_on is None else _classes(retry_on, "retry_on")
+        self.no_retry = _classes(no_retry, "no_retry")
+
+    def __repr__(self) -> str:
+        return f"Retry({', '.join(f'{name}={getattr(self, name)!r}' for name in self.__slots__)})"
+
+    def is_retryable(self, error: BaseException) -> bool:
+        """Whether this policy follows `error` by another attempt, attempts permitting."""
+        if isinstance(error, (NonRetryableError, *self.no_retry)):
+            return False
+        if self.retry_on is not None:
+            return isinstance(error, self.retry_on)
+        return not isinstance(error, PROGRAMMING_ERRORS)
+
+    def has_attempt_after(self, failed: int) -> bool:
+        """Whether another attempt may follow `failed` failed ones."""
+        return self.max_attempts == 0 or failed < self.max_attempts
+
+    def delay_us(self, failed: int, chance: float = 0.0) -> int:
+        """Return the delay after `failed` failed attempts (from 1), in microseconds; `chance` in [0, 1) is the jitter's die."""
+        try:
+            delay = min(self.initial * self.backoff ** (failed - 1), self.maximum)
+        except OverflowError:  # past its maximum long ago, unless there was no delay to grow
+            delay = self.maximum if self.initial else 0.0
+        return round(delay * (1.0 - self.jitter * chance) * 1_000_000)
+
+
+def _classes(
+    value: Sequence[type[BaseException]] | type[BaseException], what: str
+) -> tuple[type[BaseException], ...]:
+    if not isinstance(value, (type, Iterable)) or isinstance(value, str):
+        raise DefinitionError(f"{what} takes exception classes, not {value!r}")
+    classes = (value,) if isinstance(value, type) else tuple(value)
+    for cls in classes:
+        if not (isinstance(cls, type) and issubclass(cls, BaseException)):
+            raise DefinitionError(f"{what} takes exception classes, not {cls!r}")
+    return classes
+
+
+DEFAULT_RETRY: Final = Retry()

@@ -1,0 +1,156 @@
+"""The doors to time, chance, threads and tasks. Nothing else in the library opens them (a test enforces it).
+
+They exist so that a whole cluster can run in one thread under one seed, and so that tests own the clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol, TypeVar
+
+T = TypeVar("T")
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # no i, l, o, u: ids are typed by people
+
+
+class Clock(Protocol):
+    """Time as one node sees it."""
+
+    def now_us(self) -> int:
+        """Return the wall clock, in microseconds UTC. Decides due times and log stamps, never leases."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds that never run backwards. Decides leases and every local deadline."""
+        ...
+
+
+class Random(Protocol):
+    """Chance as one node sees it: ids, seeds, jitter."""
+
+    def run_suffix(self) -> str:
+        """Return 8 characters, short enough to type, unlikely enough to clash within one workflow's runs."""
+        ...
+
+    def request_id(self) -> str:
+        """Return a globally unique id."""
+        ...
+
+    def seed(self) -> int:
+        """Return 63 random bits, as a non-negative integer."""
+        ...
+
+    def fraction(self) -> float:
+        """Return a float in [0, 1)."""
+        ...
+
+
+class Executor(Protocol):
+    """Threads for sync activities and for whatever must not block the loop."""
+
+    def submit(self, fn: Callable[[], T]) -> asyncio.Future[T]:
+        """Run `fn` in a thread, in a copy of the current context; must be called on a running loop."""
+        ...
+
+    def close(self) -> None:
+        """Take no more work. Threads that still run are not waited for."""
+        ...
+
+
+class SystemClock:
+    def now_us(self) -> int:
+        return time.time_ns() // 1000
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+class SystemRandom:
+    def __init__(self) -> None:
+        self._random = random.SystemRandom()
+
+    def run_suffix(self) -> str:
+        return "".join(self._random.choices(_ALPHABET, k=8))
+
+    def request_id(self) -> str:
+        return uuid.uuid4().hex
+
+    def seed(self) -> int:
+        return int.from_bytes(os.urandom(8), "big") >> 1
+
+    def fraction(self) -> float:
+        return self._random.random()
+
+
+class ThreadExecutor:
+    """At most `threads` threads, started when needed."""
+
+    def __init__(self, threads: int, name: str = "durable") -> None:
+        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=name)
+
+    def submit(self, fn: Callable[[], T]) -> asyncio.Future[T]:
+        context = contextvars.copy_context()
+        return asyncio.get_running_loop().run_in_executor(self._pool, context.run, fn)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def spawn(
+    coroutine: Coroutine[Any, Any, T], *, name: str, context: contextvars.Context | None = None
+) -> asyncio.Task[T]:
+    """Start a task on the running loop. The caller owns it: keep the reference, await or cancel it."""
+    return asyncio.get_running_loop().create_task(coroutine, name=name, context=context)
+
+
+def start_thread(target: Callable[[], None], *, name: str) -> threading.Thread:
+    """Start a daemon thread; whoever starts it must be able to stop it."""
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+async def pause(seconds: float) -> None:
+    """Let `seconds` of monotonic time pass (0: one turn of the loop)."""
+    await asyncio.sleep(seconds)
+
+
+def seeded(seed: int) -> random.Random:
+    """Return the reproducible source of chance of one run; its seed is journaled."""
+    return random.Random(seed)
+
+
+def uuid4() -> uuid.UUID:
+    """Return a random UUID of this process (runs have their own, journaled source)."""
+    return uuid.uuid4()
+
+
+class Repeater:
+    """Calls `fn` every `interval` seconds on a daemon thread of its own, until stopped or `fn` returns False."""
+
+    def __init__(self, fn: Callable[[], bool], interval: float, *, name: str) -> None:
+        self._fn = fn
+        self._interval = interval
+        self._stopped = threading.Event()
+        self._thread = start_thread(self._loop, name=name)
+
+    def _loop(self) -> None:
+        while not self._stopped.wait(self._interval):
+            if not self._fn():
+                return
+
+    def stop(self, wait_seconds: float = 1.0) -> None:
+        """Ask the thread to end and give it `wait_seconds` to do so. Idempotent."""
+        self._stopped.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join(wait_seconds)

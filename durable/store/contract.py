@@ -1,0 +1,197 @@
+"""What a store can do: each verb is one named transaction, and its docstring says what is atomic.
+
+A worker never reads a clock of its own for due times: verbs take `now_us` from the `Clock` seam on SQLite and ignore it on
+servers that have a clock. Every write of a worker is fenced: it names the worker incarnation and, per run, the
+claim number, and both are checked inside the same transaction (protocol P8). Errors: `LeaseLostError` if the
+incarnation is dead, `StoreBusyError` and `StoreError` if nothing was written for another reason.
+
+Nobody above this line sees SQL, connections or drivers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from durable.store.records import (
+    AttemptRow,
+    Backlog,
+    Claim,
+    DueOutcome,
+    JournalRow,
+    Message,
+    Rescue,
+    RunFilter,
+    RunRecord,
+    SendOutcome,
+    StartOutcome,
+    StartRequest,
+    TurnCommit,
+    Verdict,
+    WorkerInfo,
+    WorkerRecord,
+)
+
+
+class Store(Protocol):
+    """One database, opened. Coroutines unless a docstring says otherwise; call them on the loop that opened it."""
+
+    url: str  # password masked: fit for people
+
+    async def close(self) -> None:
+        """Give back every connection and file. Idempotent."""
+        ...
+
+    # ─ workers ──
+
+    async def register_worker(self, info: WorkerInfo) -> int:
+        """Make a new incarnation, alive, and take its liveness lock; return its never-reused id."""
+        ...
+
+    def beat(self, worker_id: int) -> bool:
+        """Renew: raise the beat counter. Called from the heartbeat thread, with a connection of its own.
+
+        Return False if the worker is no longer alive in the database.
+        """
+        ...
+
+    async def retire_worker(self, worker_id: int) -> None:
+        """Mark the worker stopped, set whatever it still owns ready, drop its lock. One transaction. Idempotent."""
+        ...
+
+    async def rescue_dead_workers(self, lease_seconds: float, *, observer: int | None = None) -> list[Rescue]:
+        """Take over every worker found dead (P9, P10): mark it dead and set its runs ready, one transaction each.
+
+        Dead: its liveness lock can be had; or its beat counter did not move for `lease_seconds` of this process's
+        monotonic time. `observer` is never taken over by itself.
+        """
+        ...
+
+    async def list_workers(self, *, alive_only: bool = True) -> list[WorkerRecord]: ...
+
+    # ─ starting ──
+
+    async def start_runs(self, requests: Sequence[StartRequest], now_us: int) -> list[StartOutcome]:
+        """Start runs, each decided by its policies, all in one transaction.
+
+        Raises `RunConflictError` (other input or workflow under attach/return; policy "fail") for the first offender
+        and writes nothing at all then. A request id seen before returns its run unchanged. "terminate" closes
+        the open run and starts the new one in the same transaction. A new run under a closed id opens the next
+        generation with the next epoch.
+        """
+        ...
+
+    # ─ claiming and driving ──
+
+    async def claim_ready_runs(
+        self,
+        worker_id: int,
+        *,
+        now_us: int,
+        limit: int,
+        task_queue: str | None,
+        definitions: Sequence[tuple[str, int]],
+        pks: Sequence[int] | None = None,
+    ) -> list[Claim]:
+        """Take up to `limit` ready runs, oldest `ready_at` first, and read all that driving needs. One transaction.
+
+        Only runs whose (workflow, version) is among `definitions` (P13), on `task_queue` if given, among `pks` if given.
+        """
+        ...
+
+    async def read_claims(self, worker_id: int, pks: Sequence[int]) -> list[Claim]:
+        """Return what driving needs for runs this worker still owns (after a discarded turn). Others are left out."""
+        ...
+
+    async def commit_turns(
+        self, worker_id: int, commits: Sequence[TurnCommit], now_us: int
+    ) -> list[Verdict]:
+        """Write a batch of turns in one transaction; return one verdict per commit, in order.
+
+        All or nothing per item. The incarnation's fence is checked first (`LeaseLostError`: nothing written), then
+        each run's owner and claim number; one bad run costs that run only (P17).
+        """
+        ...
+
+    async def read_inbox(self, worker_id: int) -> list[Message]:
+        """Return the unconsumed messages of all runs this worker owns, in order of (run, msg)."""
+        ...
+
+    async def owned_runs(self, worker_id: int) -> dict[int, int]:
+        """Return pk -> claim_no of every run this worker owns; what is missing was taken away."""
+        ...
+
+    # ─ time ──
+
+    async def wake_due_runs(self, now_us: int, limit: int = 1000) -> DueOutcome:
+        """Set waiting runs whose timer is due ready; tell when the next one is."""
+        ...
+
+    async def close_overdue_runs(self, now_us: int, limit: int = 1000) -> DueOutcome:
+        """Close open runs whose deadline passed as timed_out, each with its journal row, fencing out their owners."""
+        ...
+
+    # ─ messages and control ──
+
+    async def send_message(
+        self,
+        run_id: str,
+        *,
+        kind: str,
+        name: str,
+        data: bytes,
+        message_id: str | None,
+        now_us: int,
+    ) -> SendOutcome:
+        """Add a message to a run's inbox and wake it. One transaction (P2, P4).
+
+        Raises `RunNotFoundError`, or `WorkflowStateError` if the run is closed (a duplicate of a message taken in before
+        the close is no error).
+        """
+        ...
+
+    async def terminate_run(self, run_id: str, reason: str | None, now_us: int) -> None:
+        """Close an open run at once, with its journal row, fencing out its owner. Closed: `WorkflowStateError`."""
+        ...
+
+    async def unpark_run(self, run_id: str, now_us: int) -> bool:
+        """Set a parked run ready again; return False if it was not parked."""
+        ...
+
+    # ─ reading ──
+
+    async def get_run(self, run_id: str, generation: int | None = None) -> RunRecord:
+        """Return a run's latest (or given) generation; raise `RunNotFoundError` with near ids."""
+        ...
+
+    async def read_ended(self, runs: Sequence[tuple[int, int]]) -> list[RunRecord]:
+        """Return those of (pk, generation) that are closed, continued or parked: what waiters poll for."""
+        ...
+
+    async def find_run_ids(self, text: str, limit: int = 5) -> list[str]:
+        """Return ids that begin or end with `text`, newest first."""
+        ...
+
+    async def list_runs(self, filter: RunFilter) -> list[RunRecord]:
+        """Return the latest generations that fit, newest first."""
+        ...
+
+    async def read_journal(self, pk: int, generation: int) -> list[JournalRow]: ...
+
+    async def read_attempts(self, pk: int, generation: int) -> list[AttemptRow]: ...
+
+    async def count_backlog(
+        self, task_queue: str | None, definitions: Sequence[tuple[str, int]]
+    ) -> Backlog: ...
+
+    async def schema_version(self) -> int: ...
+
+    # ─ being told ──
+
+    def subscribe(self, worker_id: int | None, on_change: Callable[[], None]) -> Callable[[], None]:
+        """Call `on_change` on the loop soon after anything may have changed; return the unsubscriber. Not a coroutine.
+
+        With a worker id, other processes can address it directly; without (clients that wait), polling alone.
+        A hint only: hints may be lost, late, or for nothing, and polling stands behind them.
+        """
+        ...

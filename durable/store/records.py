@@ -1,0 +1,278 @@
+"""The structs that cross the store's boundary. Instants are microseconds UTC; payloads are bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from durable.journal.lifecycle import RunStatus
+
+IfOpen = Literal["attach", "fail", "terminate"]
+IfClosed = Literal["return", "fail", "new", "new_if_failed"]
+
+
+# ─ workers ───────────────────────────────────────────────────────────────────
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a new incarnation says of itself. `host`, `pid`, `name` are for people; ownership never reads them."""
+
+    name: str
+    task_queue: str
+    definitions: tuple[tuple[str, int], ...]  # (workflow, version) pairs it serves
+    embedded: bool = False
+
+
+class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    worker_id: int
+    name: str
+    host: str
+    pid: int
+    task_queue: str
+    embedded: bool
+    is_alive: bool
+    started_at_us: int
+    stopped_at_us: int | None
+    runs: int  # runs it owns
+    definitions: tuple[tuple[str, int], ...] = ()
+
+
+class Rescue(msgspec.Struct, frozen=True, kw_only=True):
+    """A dead worker whose runs were taken back."""
+
+    worker_id: int
+    name: str
+    runs: int
+
+
+# ─ starting ──────────────────────────────────────────────────────────────────
+
+
+class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One start. `request_id` makes the call repeatable: the same id returns the same run, whatever the policies (P4)."""
+
+    run_id: str
+    request_id: str
+    workflow: str
+    version: int
+    task_queue: str
+    input: bytes
+    deadline_us: int | None = None
+    ready_at_us: int | None = None  # delayed start: not claimable before; None: now
+    if_open: IfOpen = "attach"
+    if_closed: IfClosed = "return"
+    owner: int | None = None  # the worker that will drive it at once, fenced like any claim
+    parent: str | None = None
+
+
+class StartOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What a start did. `claim` is set if the starter became the owner."""
+
+    how: Literal["started", "attached", "returned"]
+    run: RunRecord
+    claim: Claim | None = None
+
+
+# ─ runs ──────────────────────────────────────────────────────────────────────
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One generation of a run, as readers see it. `pk` is internal."""
+
+    pk: int
+    run_id: str
+    generation: int
+    epoch: int
+    workflow: str
+    version: int
+    task_queue: str
+    status: RunStatus
+    attempt: int  # workflow-level attempt, from 1
+    created_at_us: int
+    started_at_us: int | None
+    closed_at_us: int | None
+    deadline_us: int | None
+    due_at_us: int | None  # waiting: the next timer; ready but delayed: its start
+    owner: int | None
+    owner_name: str | None
+    owner_is_alive: bool
+    reason: str | None  # why parked, cancelled or terminated
+    input: bytes
+    result: bytes | None
+    failure: bytes | None  # a JSON Failure
+    unread: int = 0  # messages in the inbox
+
+
+class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """AND of all that is set. `run_id` may hold `*`; `workflow` too."""
+
+    status: tuple[RunStatus, ...] = ()
+    workflow: str | None = None
+    task_queue: str | None = None
+    run_id: str | None = None
+    created_since_us: int | None = None
+    created_until_us: int | None = None
+    limit: int = 100
+    before: tuple[int, int] | None = None  # (created_at_us, pk) of the last row seen: newest first
+
+
+class JournalRow(msgspec.Struct, frozen=True, array_like=True):
+    turn: int
+    part: int
+    data: bytes
+
+
+class AttemptRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The durable count of one activity's attempts while it is retrying or queued (P22).
+
+    `state`: "started" (attempt `attempt` was charged and begun), "backoff" (attempt `attempt` failed, the next is due at
+    `due_at_us`), "handed_back" (`attempt` attempts are charged, none is running: start the next at once).
+    """
+
+    op: int
+    attempt: int
+    state: Literal["started", "backoff", "handed_back"]
+    due_at_us: int | None = None
+    failure: bytes | None = None
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the inbox: a signal or a cancel request the journal has not consumed."""
+
+    inbox_id: int
+    run_pk: int
+    msg: int
+    kind: Literal["signal", "cancel"]
+    name: str
+    data: bytes  # the value, or for a cancel the JSON reason (a string or null)
+    message_id: str | None
+    sent_at_us: int
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """The right to drive a run, and all that is needed to do it. Every later write names `claim_no` (P8)."""
+
+    pk: int
+    run_id: str
+    generation: int
+    epoch: int
+    claim_no: int
+    workflow: str
+    version: int
+    task_queue: str
+    attempt: int
+    input: bytes
+    deadline_us: int | None
+    created_at_us: int
+    msg_seq: int
+    journal: list[JournalRow]
+    inbox: list[Message]
+    attempts: list[AttemptRow]
+
+
+# ─ commits ───────────────────────────────────────────────────────────────────
+
+
+class Stay(msgspec.Struct, frozen=True, tag=True):
+    """After the turn the run stays with its owner."""
+
+
+class Wait(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Release the run: nothing of it runs here. Refused (the rest still commits) if a message arrived."""
+
+    due_at_us: int | None
+
+
+class HandBack(msgspec.Struct, frozen=True, tag=True):
+    """Release the run as ready: another worker should go on at once (drain, full cache)."""
+
+
+class Close(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """End the run. Refused, with the whole item, if a message arrived."""
+
+    status: RunStatus
+    result: bytes | None = None
+    failure: bytes | None = None
+    reason: str | None = None
+
+
+class NextGeneration(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Close this generation as failed and open the next under the same id and epoch (P7). Refused like `Close`.
+
+    The new journal is turns 1..`copy_turns` of this one, then `parts` as one more turn (if any). `redeliver`
+    are messages consumed after that point: they go back to the inbox under their old numbers.
+    """
+
+    failure: bytes
+    copy_turns: int
+    parts: tuple[bytes, ...]
+    redeliver: tuple[Redelivery, ...]
+    ready_at_us: int
+    attempt: int
+
+
+class Redelivery(msgspec.Struct, frozen=True, kw_only=True):
+    msg: int
+    kind: Literal["signal", "cancel"]
+    name: str
+    data: bytes
+    message_id: str | None
+
+
+class Park(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Stop the run on a platform fault. Its journal stays as it is."""
+
+    reason: str
+
+
+After = Stay | Wait | HandBack | Close | NextGeneration | Park
+
+
+class TurnCommit(msgspec.Struct, kw_only=True):
+    """One run's part of a group commit. `turn` None: no journal row, only marks or a change of hands.
+
+    `seen` is the run's highest message number delivered so far, this turn included (P2). `consumed` lists inbox
+    ids explicitly (P3). `attempts` are upserted, rows of `attempts_done` removed.
+    """
+
+    pk: int
+    generation: int
+    claim_no: int
+    turn: int | None = None
+    parts: tuple[bytes, ...] = ()
+    consumed: Sequence[int] = ()
+    seen: int = 0
+    attempts: Sequence[AttemptRow] = ()
+    attempts_done: Sequence[int] = ()
+    after: After = Stay()
+
+
+Verdict = Literal[
+    "committed",
+    "stayed",  # committed, but the wait was refused: messages arrived; the run is still owned
+    "messages",  # nothing written: a close was refused, messages must be delivered first
+    "lost",  # nothing written: the run is no longer this worker's
+]
+
+
+class SendOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """`duplicate`: that message id was already taken in; nothing was added."""
+
+    msg: int
+    duplicate: bool
+
+
+class DueOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    woken: int
+    next_due_us: int | None  # of what still waits
+
+
+class Backlog(msgspec.Struct, frozen=True, kw_only=True):
+    """Open runs of some definitions: what a draining worker looks at."""
+
+    ready: int
+    owned: int
+    timers: int  # waiting, with a due time
+    idle: int  # waiting for outside input only, or parked

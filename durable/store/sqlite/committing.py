@@ -1,0 +1,217 @@
+"""The group commit: many runs' turns in one transaction, each fenced, one bad run costing that run only.
+
+The first pass handles what changes a run's status, one fenced UPDATE each: its row count is the proof that the run is
+still this worker's. What stays goes to the journal in one `executemany` whose INSERT carries the fence itself; if the
+row count falls short, a look at each run tells whose. Only a journal-key conflict undoes the batch: then it is
+done again item by item, each under a savepoint.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Final, assert_never
+
+from durable.errors import InternalError, LeaseLostError
+from durable.store.records import Close, HandBack, NextGeneration, Park, Stay, TurnCommit, Verdict, Wait
+from durable.store.sqlite.codes import CODES
+from durable.store.statements import Statements
+
+FIRST_PART: Final = 1
+
+
+def require_alive(db: sqlite3.Connection, sql: Statements, worker: int) -> None:
+    """Raise `LeaseLostError` unless the incarnation is alive."""
+    if db.execute(sql["worker_is_alive"], (worker,)).fetchone() is None:
+        raise lease_lost(worker)
+
+
+def lease_lost(worker: int) -> LeaseLostError:
+    return LeaseLostError(
+        f"worker {worker} was declared dead or has retired: nothing was written; register a new incarnation"
+    )
+
+
+class TurnWriter:
+    """Writes batches of turns. Holds the hot statements only; used inside a transaction."""
+
+    def __init__(self, sql: Statements) -> None:
+        self._sql = sql
+        self._alive = sql["worker_is_alive"]
+        self._insert_if_owned = sql["insert_turn_if_owned"]
+        self._insert = sql["insert_turn"]
+        self._is_owned = sql["is_owned"]
+
+    def write(
+        self, db: sqlite3.Connection, worker: int, commits: Sequence[TurnCommit], now_us: int
+    ) -> list[Verdict]:
+        """Write the batch; raise `LeaseLostError` if the incarnation is dead."""
+        if db.execute(self._alive, (worker,)).fetchone() is None:
+            raise lease_lost(worker)
+        if len(commits) == 1 or len({commit.pk for commit in commits}) == len(commits):
+            try:
+                return self._write_together(db, worker, commits, now_us)
+            except sqlite3.IntegrityError:
+                db.execute("ROLLBACK")
+                db.execute("BEGIN IMMEDIATE")
+                if db.execute(self._alive, (worker,)).fetchone() is None:
+                    raise lease_lost(worker) from None
+        return [self._write_alone(db, worker, commit, now_us) for commit in commits]
+
+    def _write_together(
+        self, db: sqlite3.Connection, worker: int, commits: Sequence[TurnCommit], now_us: int
+    ) -> list[Verdict]:
+        """Write items of different runs. Raises IntegrityError on a journal-key conflict, with a part written."""
+        verdicts: list[Verdict] = ["committed"] * len(commits)
+        rows: list[tuple[int, int, int, int, bytes, int, int]] = []  # fenced by the insert itself
+        staying: list[int] = []  # positions of the items behind `rows`
+        proven: list[tuple[int, int, int, int, bytes]] = []  # fenced already
+        marked: list[int] = []  # positions of items that do more than add a journal row
+        for position, commit in enumerate(commits):
+            if commit.after.__class__ is not Stay:
+                verdict = self._change_hands(db, worker, commit, now_us)
+                verdicts[position] = verdict
+                if verdict == "committed":
+                    marked.append(position)
+                    if commit.turn is not None and commit.after.__class__ is not NextGeneration:
+                        proven.extend(_journal_rows(commit))
+                    continue
+                if verdict != "stayed":
+                    continue
+            if commit.turn is None:
+                if db.execute(self._is_owned, (commit.pk, worker, commit.claim_no)).fetchone() is None:
+                    verdicts[position] = "lost"
+                    continue
+            else:
+                staying.append(position)
+                part = FIRST_PART
+                for data in commit.parts:
+                    rows.append(
+                        (commit.pk, commit.generation, commit.turn, part, data, worker, commit.claim_no)
+                    )
+                    part += 1
+            if commit.consumed or commit.attempts or commit.attempts_done:
+                marked.append(position)
+        if rows and db.executemany(self._insert_if_owned, rows).rowcount != len(rows):
+            for position in staying:
+                commit = commits[position]
+                if db.execute(self._is_owned, (commit.pk, worker, commit.claim_no)).fetchone() is None:
+                    verdicts[position] = "lost"
+        if proven:
+            db.executemany(self._insert, proven)
+        if marked:
+            self._write_marks(db, [commits[position] for position in marked if verdicts[position] != "lost"])
+        return verdicts
+
+    def _write_marks(self, db: sqlite3.Connection, commits: Sequence[TurnCommit]) -> None:
+        """Consume messages and write attempts of items whose fence is proven. A closed generation's are gone already."""
+        sql = self._sql
+        staying = [commit for commit in commits if commit.after.__class__ is not NextGeneration]
+        db.executemany(
+            sql["consume_message"], [(msg, commit.pk) for commit in staying for msg in commit.consumed]
+        )
+        open_ones = [commit for commit in staying if commit.after.__class__ is not Close]
+        db.executemany(
+            sql["upsert_attempt"],
+            [
+                (commit.pk, commit.generation, row.op, row.attempt, row.state, row.due_at_us, row.failure)
+                for commit in open_ones
+                for row in commit.attempts
+            ],
+        )
+        db.executemany(
+            sql["delete_attempt"],
+            [(commit.pk, commit.generation, op) for commit in open_ones for op in commit.attempts_done],
+        )
+
+    def _change_hands(self, db: sqlite3.Connection, worker: int, commit: TurnCommit, now_us: int) -> Verdict:
+        """Do what follows the turn on the run row, if the fence and the message count allow."""
+        sql, after = self._sql, commit.after
+        fence = (commit.pk, worker, commit.claim_no)
+        match after:
+            case Stay():
+                raise InternalError("a run that stays does not change hands")
+            case Wait():
+                if db.execute(sql["wait_run"], (*fence, commit.seen, after.due_at_us)).rowcount:
+                    return "committed"
+                return "stayed"  # or lost: the fenced insert will tell
+            case HandBack():
+                return "committed" if db.execute(sql["hand_back_run"], (*fence, now_us)).rowcount else "lost"
+            case Park():
+                return "committed" if db.execute(sql["park_run"], (*fence, after.reason)).rowcount else "lost"
+            case Close():
+                code = CODES[after.status]
+                if not db.execute(
+                    sql["close_run"], (*fence, commit.seen, code, now_us, after.reason)
+                ).rowcount:
+                    return self._refused(db, fence)
+                key = (commit.pk, commit.generation)
+                db.execute(sql["write_outcome"], (*key, after.result, after.failure))
+                db.execute(sql["delete_attempts"], key)
+                return "committed"
+            case NextGeneration():
+                return self._open_next(db, worker, commit, after, now_us)
+            case _:
+                assert_never(after)
+
+    def _refused(self, db: sqlite3.Connection, fence: tuple[int, int, int]) -> Verdict:
+        return "lost" if db.execute(self._is_owned, fence).fetchone() is None else "messages"
+
+    def _open_next(
+        self, db: sqlite3.Connection, worker: int, commit: TurnCommit, after: NextGeneration, now_us: int
+    ) -> Verdict:
+        """Archive this generation as continued and open the next with a prefix of its journal (P7)."""
+        sql = self._sql
+        run, generation = commit.pk, commit.generation
+        fence = {"run": run, "worker": worker, "claim_no": commit.claim_no, "seen": commit.seen}
+        if not db.execute(sql["archive_continued"], {**fence, "now_us": now_us}).rowcount:
+            return self._refused(db, (run, worker, commit.claim_no))
+        delayed = int(after.ready_at_us > now_us)
+        db.execute(
+            sql["next_generation"],
+            {
+                **fence,
+                "attempt": after.attempt,
+                "ready_at_us": after.ready_at_us,
+                "is_delayed": delayed,
+                "now_us": now_us,
+            },
+        ).fetchall()
+        if commit.turn is not None:
+            db.executemany(self._insert, _journal_rows(commit))
+        db.execute(sql["write_outcome"], (run, generation, None, after.failure))
+        db.execute(sql["delete_attempts"], (run, generation))
+        db.execute(sql["copy_input"], {"run": run, "generation": generation})
+        db.execute(sql["copy_turns"], {"run": run, "generation": generation, "copy_turns": after.copy_turns})
+        turn = after.copy_turns + 1
+        db.executemany(
+            self._insert,
+            [(run, generation + 1, turn, part, data) for part, data in enumerate(after.parts, FIRST_PART)],
+        )
+        db.executemany(sql["consume_message"], [(msg, run) for msg in commit.consumed])
+        db.executemany(
+            sql["insert_message"],
+            [(run, m.msg, m.kind, m.name, m.data, m.message_id, now_us) for m in after.redeliver],
+        )
+        return "committed"
+
+    def _write_alone(self, db: sqlite3.Connection, worker: int, commit: TurnCommit, now_us: int) -> Verdict:
+        """Write one item under a savepoint; on a key conflict hand the run back, so that "lost" is true for whoever reads."""
+        db.execute("SAVEPOINT item")
+        try:
+            (verdict,) = self._write_together(db, worker, [commit], now_us)
+        except sqlite3.IntegrityError:
+            db.execute("ROLLBACK TO item")
+            db.execute(self._sql["hand_back_run"], (commit.pk, worker, commit.claim_no, now_us))
+            verdict = "lost"
+        db.execute("RELEASE item")
+        return verdict
+
+
+def _journal_rows(commit: TurnCommit) -> list[tuple[int, int, int, int, bytes]]:
+    turn = commit.turn
+    if turn is None:
+        raise InternalError("a commit without a turn has no journal rows")
+    return [
+        (commit.pk, commit.generation, turn, part, data) for part, data in enumerate(commit.parts, FIRST_PART)
+    ]

@@ -1,0 +1,93 @@
+"""Messages to a run, and due times: what makes a sleeping run ready. One function per transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import msgspec
+
+from durable.errors import WorkflowStateError
+from durable.store.records import DueOutcome, SendOutcome
+from durable.store.sqlite.closing import terminate, time_out
+from durable.store.sqlite.codes import is_closed, shown_status
+from durable.store.sqlite.reading import run_not_found
+from durable.store.statements import Statements
+
+
+class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
+    """A message on its way to a run's inbox."""
+
+    run_id: str
+    kind: str
+    name: str
+    data: bytes
+    message_id: str | None
+
+
+def send_message(db: sqlite3.Connection, sql: Statements, message: Outgoing, now_us: int) -> SendOutcome:
+    """Count the message on the run row, then put it into the inbox under that number (P2)."""
+    run, _, code, started = _address(db, sql, message.run_id)
+    if message.message_id is not None:
+        key = {"run": run, "message_id": message.message_id}
+        if (row := db.execute(sql["find_message_id"], key).fetchone()) is not None:
+            return SendOutcome(msg=row[0], duplicate=True)
+    if is_closed(code):
+        raise _closed(message.run_id, code, started, "it takes no more messages")
+    ((msg,),) = db.execute(sql["count_message"], {"run": run, "now_us": now_us}).fetchall()
+    db.execute(
+        sql["insert_message"],
+        (run, msg, message.kind, message.name, message.data, message.message_id, now_us),
+    )
+    if message.message_id is not None:
+        db.execute(sql["remember_message_id"], {"run": run, "message_id": message.message_id, "msg": msg})
+    return SendOutcome(msg=msg, duplicate=False)
+
+
+def terminate_run(
+    db: sqlite3.Connection, sql: Statements, run_id: str, reason: str | None, now_us: int
+) -> None:
+    run, generation, code, started = _address(db, sql, run_id)
+    if not terminate(db, sql, run, generation, reason, now_us):
+        raise _closed(run_id, code, started, "there is nothing to terminate")
+
+
+def unpark_run(db: sqlite3.Connection, sql: Statements, run_id: str, now_us: int) -> bool:
+    _address(db, sql, run_id)
+    return bool(db.execute(sql["unpark_run"], {"run_id": run_id, "now_us": now_us}).rowcount)
+
+
+def wake_due_runs(db: sqlite3.Connection, sql: Statements, now_us: int, limit: int) -> DueOutcome:
+    woken = db.execute(sql["wake_due_runs"], {"now_us": now_us, "count": limit}).rowcount
+    return DueOutcome(woken=woken, next_due_us=next_due(db, sql, now_us))
+
+
+def next_due(db: sqlite3.Connection, sql: Statements, now_us: int) -> int | None:
+    """Return the next timer of a waiting run or start of a delayed one."""
+    instants = db.execute(sql["next_due"], {"now_us": now_us}).fetchone()
+    return min((instant for instant in instants if instant is not None), default=None)
+
+
+def close_overdue_runs(db: sqlite3.Connection, sql: Statements, now_us: int, limit: int) -> DueOutcome:
+    overdue = db.execute(sql["overdue_runs"], {"now_us": now_us, "count": limit}).fetchall()
+    for run, generation in overdue:
+        time_out(db, sql, run, generation, now_us)
+    return DueOutcome(woken=len(overdue), next_due_us=next_deadline(db, sql))
+
+
+def next_deadline(db: sqlite3.Connection, sql: Statements) -> int | None:
+    (instant,) = db.execute(sql["next_deadline"]).fetchone()
+    return None if instant is None else int(instant)
+
+
+def _address(db: sqlite3.Connection, sql: Statements, run_id: str) -> tuple[int, int, int, int | None]:
+    """Return (key, generation, status number, start) of a run id."""
+    row = db.execute(sql["address_of_run"], {"run_id": run_id}).fetchone()
+    if row is None:
+        raise run_not_found(db, sql, run_id)
+    run, generation, code, started = row
+    return run, generation, code, started
+
+
+def _closed(run_id: str, code: int, started: int | None, so_what: str) -> WorkflowStateError:
+    status = str(shown_status(code, has_started=started is not None))
+    return WorkflowStateError(run_id, status, f"run {run_id!r} is {status}: {so_what}")

@@ -1,0 +1,280 @@
+"""Starts: many requests decided by their policies in one transaction. Knows nothing of files or threads.
+
+The decision for each request is made in memory, over two bulk look-ups; plain new runs are then inserted in bulk. Keys of
+new runs are given out here: the transaction holds the write lock, so nobody else gives any.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from durable.errors import InternalError, RunConflictError
+from durable.journal.lifecycle import RunStatus
+from durable.store.records import Claim, RunRecord, StartOutcome, StartRequest
+from durable.store.sqlite.closing import terminate
+from durable.store.sqlite.codes import COMPLETED, OWNED, READY, is_closed
+from durable.store.sqlite.committing import require_alive
+from durable.store.sqlite.reading import get_run, get_run_by_pk, json_text, read_claims
+from durable.store.statements import Statements
+
+_FIRST_CLAIM: Final = 1
+
+
+class _Known(msgspec.Struct):
+    """What a request is compared with: the latest generation of its run id."""
+
+    pk: int
+    generation: int
+    code: int
+    workflow: str
+    input: bytes
+
+
+def start_runs(
+    db: sqlite3.Connection, sql: Statements, requests: Sequence[StartRequest], now_us: int
+) -> list[StartOutcome]:
+    """Start all of `requests` or, raising, none; see the contract."""
+    owners = {request.owner for request in requests if request.owner is not None}
+    names = {owner: _live_name(db, sql, owner) for owner in owners}
+    return _Starts(db, sql, requests, now_us, names).decide_all()
+
+
+def _live_name(db: sqlite3.Connection, sql: Statements, worker: int) -> str:
+    require_alive(db, sql, worker)
+    (name,) = db.execute(sql["name_of_worker"], {"worker": worker}).fetchone()
+    return str(name)
+
+
+class _Starts:
+    """One call's requests. New rows are collected, and written before anything reads them back."""
+
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        sql: Statements,
+        requests: Sequence[StartRequest],
+        now_us: int,
+        owner_names: dict[int, str],
+    ) -> None:
+        self._db = db
+        self._sql = sql
+        self._requests = requests
+        self._now_us = now_us
+        self._owner_names = owner_names
+        ids = json_text([request.request_id for request in requests])
+        self._by_request: dict[str, tuple[int, int]] = {
+            request_id: (run, generation)
+            for request_id, run, generation in db.execute(sql["runs_of_requests"], {"request_ids": ids})
+        }
+        run_ids = json_text([request.run_id for request in requests])
+        self._known: dict[str, _Known] = {
+            run_id: _Known(pk, generation, code, workflow, input)
+            for run_id, pk, generation, code, workflow, input in db.execute(
+                sql["runs_by_run_ids"], {"run_ids": run_ids}
+            )
+        }
+        (self._last_pk,) = db.execute(sql["last_run"]).fetchone()
+        self._runs: list[tuple[Any, ...]] = []
+        self._payloads: list[tuple[int, int, bytes]] = []
+        self._seen: list[tuple[str, int, int]] = []
+
+    def decide_all(self) -> list[StartOutcome]:
+        outcomes = [self._decide(request) for request in self._requests]
+        self._flush()
+        return outcomes
+
+    def _decide(self, request: StartRequest) -> StartOutcome:
+        if (repeated := self._by_request.get(request.request_id)) is not None:
+            return self._repeat(request, *repeated)
+        known = self._known.get(request.run_id)
+        if known is None:
+            return self._insert(request)
+        if not is_closed(known.code):
+            match request.if_open:
+                case "attach":
+                    self._require_same(request, known)
+                    self._remember(request, known.pk, known.generation)
+                    return StartOutcome(how="attached", run=self._read(known.pk))
+                case "fail":
+                    raise RunConflictError(
+                        f"run {request.run_id!r} is open; choose another id, or attach to it",
+                        run_id=request.run_id,
+                    )
+                case "terminate":
+                    self._flush()
+                    terminate(
+                        self._db,
+                        self._sql,
+                        known.pk,
+                        known.generation,
+                        "replaced by a new start",
+                        self._now_us,
+                    )
+                    return self._restart(request, known)
+        match request.if_closed:
+            case "fail":
+                raise RunConflictError(
+                    f"run {request.run_id!r} has been used and is closed; choose another id",
+                    run_id=request.run_id,
+                )
+            case "new":
+                return self._restart(request, known)
+            case "new_if_failed" if known.code != COMPLETED:
+                return self._restart(request, known)
+            case _:
+                self._require_same(request, known)
+                return StartOutcome(how="returned", run=self._read(known.pk))
+
+    def _repeat(self, request: StartRequest, run: int, generation: int) -> StartOutcome:
+        """The call was made before and its answer lost: tell what it did (P4)."""
+        self._flush()
+        record = self._read(run)
+        if record.generation != generation:
+            record = get_run(self._db, self._sql, record.run_id, generation, self._now_us)
+        claims = []
+        if request.owner is not None and record.owner == request.owner:
+            claims = read_claims(self._db, self._sql, request.owner, [run])
+        how: Any = "returned" if record.status.is_closed else "attached"
+        return StartOutcome(how=how, run=record, claim=claims[0] if claims else None)
+
+    def _require_same(self, request: StartRequest, known: _Known) -> None:
+        if known.workflow != request.workflow:
+            raise RunConflictError(
+                f"run {request.run_id!r} belongs to workflow {known.workflow!r}, not {request.workflow!r}; "
+                "choose another id",
+                run_id=request.run_id,
+            )
+        if known.input != request.input:
+            raise RunConflictError(
+                f"run {request.run_id!r} was started with other input; choose another id, or start it with the same",
+                run_id=request.run_id,
+            )
+
+    def _insert(self, request: StartRequest) -> StartOutcome:
+        self._last_pk = pk = self._last_pk + 1
+        now_us, owner = self._now_us, request.owner
+        ready_at_us = now_us if request.ready_at_us is None else request.ready_at_us
+        is_delayed = ready_at_us > now_us and owner is None
+        code = READY if owner is None else OWNED
+        started_at_us = None if owner is None else now_us
+        claim_no = 0 if owner is None else _FIRST_CLAIM
+        self._runs.append(
+            (
+                pk,
+                request.run_id,
+                request.workflow,
+                request.version,
+                request.task_queue,
+                code,
+                claim_no,
+                owner,
+                ready_at_us,
+                int(is_delayed),
+                request.deadline_us,
+                now_us,
+                started_at_us,
+                request.parent,
+            )
+        )
+        self._payloads.append((pk, 1, request.input))
+        self._remember(request, pk, 1)
+        self._known[request.run_id] = _Known(pk, 1, code, request.workflow, request.input)
+        run = RunRecord(
+            pk=pk,
+            run_id=request.run_id,
+            generation=1,
+            epoch=1,
+            workflow=request.workflow,
+            version=request.version,
+            task_queue=request.task_queue,
+            status=RunStatus.PENDING if owner is None else RunStatus.RUNNING,
+            attempt=1,
+            created_at_us=now_us,
+            started_at_us=started_at_us,
+            closed_at_us=None,
+            deadline_us=request.deadline_us,
+            due_at_us=ready_at_us if is_delayed else None,
+            owner=owner,
+            owner_name=None if owner is None else self._owner_names[owner],
+            owner_is_alive=owner is not None,
+            reason=None,
+            input=request.input,
+            result=None,
+            failure=None,
+        )
+        claim = None if owner is None else _claim(run, claim_no=_FIRST_CLAIM, msg_seq=0)
+        return StartOutcome(how="started", run=run, claim=claim)
+
+    def _restart(self, request: StartRequest, known: _Known) -> StartOutcome:
+        """Open the next generation, in the next epoch, of a closed run."""
+        self._flush()
+        db, sql, now_us, owner = self._db, self._sql, self._now_us, request.owner
+        if not db.execute(sql["archive_generation"], {"run": known.pk}).rowcount:
+            raise InternalError(f"run {request.run_id!r} was to start anew but is not closed")
+        ready_at_us = now_us if request.ready_at_us is None else request.ready_at_us
+        code = READY if owner is None else OWNED
+        ((generation, _epoch, claim_no, msg_seq),) = db.execute(
+            sql["restart_run"],
+            {
+                "run": known.pk,
+                "workflow": request.workflow,
+                "version": request.version,
+                "task_queue": request.task_queue,
+                "status": code,
+                "owner": owner,
+                "ready_at_us": ready_at_us,
+                "is_delayed": int(ready_at_us > now_us and owner is None),
+                "deadline_us": request.deadline_us,
+                "now_us": now_us,
+                "started_at_us": None if owner is None else now_us,
+                "parent": request.parent,
+            },
+        ).fetchall()
+        db.execute(sql["insert_run_payload"], (known.pk, generation, request.input))
+        self._remember(request, known.pk, generation)
+        self._known[request.run_id] = _Known(known.pk, generation, code, request.workflow, request.input)
+        run = self._read(known.pk)
+        claim = None if owner is None else _claim(run, claim_no=claim_no, msg_seq=msg_seq)
+        return StartOutcome(how="started", run=run, claim=claim)
+
+    def _remember(self, request: StartRequest, run: int, generation: int) -> None:
+        self._by_request[request.request_id] = (run, generation)
+        self._seen.append((request.request_id, run, generation))
+
+    def _read(self, run: int) -> RunRecord:
+        self._flush()
+        return get_run_by_pk(self._db, self._sql, run, self._now_us)
+
+    def _flush(self) -> None:
+        if self._runs:
+            self._db.executemany(self._sql["insert_run"], self._runs)
+            self._db.executemany(self._sql["insert_run_payload"], self._payloads)
+            self._runs, self._payloads = [], []
+        if self._seen:
+            self._db.executemany(self._sql["insert_request"], self._seen)
+            self._seen = []
+
+
+def _claim(run: RunRecord, *, claim_no: int, msg_seq: int) -> Claim:
+    return Claim(
+        pk=run.pk,
+        run_id=run.run_id,
+        generation=run.generation,
+        epoch=run.epoch,
+        claim_no=claim_no,
+        workflow=run.workflow,
+        version=run.version,
+        task_queue=run.task_queue,
+        attempt=run.attempt,
+        input=run.input,
+        deadline_us=run.deadline_us,
+        created_at_us=run.created_at_us,
+        msg_seq=msg_seq,
+        journal=[],
+        inbox=[],
+        attempts=[],
+    )

@@ -1,0 +1,61 @@
+"""Named SQL: reads a `queries.sql` beside a store's code. Knows nothing of what the statements do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import resources
+from types import MappingProxyType
+
+from durable.errors import InternalError
+
+_NAME = re.compile(r"^--\s*name:\s*([a-z][a-z0-9_]*)\s*$")
+
+
+class Statements(Mapping[str, str]):
+    """The statements of one store, by name."""
+
+    def __init__(self, statements: Mapping[str, str]) -> None:
+        self._statements = MappingProxyType(dict(statements))
+
+    def __getitem__(self, name: str) -> str:
+        try:
+            return self._statements[name]
+        except KeyError:
+            raise InternalError(f"no SQL statement is named {name!r}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._statements)
+
+    def __len__(self) -> int:
+        return len(self._statements)
+
+
+def parse_statements(text: str) -> Statements:
+    """Split `text` at its `-- name: x` lines; comment lines and the closing semicolon are dropped.
+
+    Raises `InternalError` for a name given twice, a name without SQL, and SQL before the first name.
+    """
+    found: dict[str, list[str]] = {}
+    lines: list[str] | None = None
+    for line in text.splitlines():
+        if (match := _NAME.match(line.strip())) is not None:
+            name = match.group(1)
+            if name in found:
+                raise InternalError(f"two SQL statements are named {name!r}")
+            lines = found[name] = []
+        elif line.strip() and not line.lstrip().startswith("--"):
+            if lines is None:
+                raise InternalError(f"SQL before the first name: {line.strip()!r}")
+            lines.append(line.rstrip())
+    statements = {name: "\n".join(body).rstrip().removesuffix(";") for name, body in found.items()}
+    if empty := [name for name, body in statements.items() if not body]:
+        raise InternalError(f"SQL statements without SQL: {', '.join(empty)}")
+    return Statements(statements)
+
+
+@cache
+def load_statements(package: str) -> Statements:
+    """Return the statements in `queries.sql` of `package`, read once per process."""
+    return parse_statements(resources.files(package).joinpath("queries.sql").read_text(encoding="utf-8"))

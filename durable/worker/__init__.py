@@ -1,0 +1,1 @@
+"""The worker: claims runs, drives them, commits their turns, performs their activities."""

@@ -1,0 +1,679 @@
+"""Turns: feed what happened, collect what was asked, hand it to the next group commit, release its effects.
+
+One callback of the worker's loop drives every run that became ready, never from inside a task (a callback per
+run costs twice as much, and Python 3.14 refuses nested steps). Order inside a turn: messages, then outcomes,
+then due timers. An instance whose turn did not commit is discarded and rebuilt from the journal; the work of its
+activities is not (P15).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+
+from durable.definitions import Registry
+from durable.engine.instance import Instance
+from durable.engine.runtime import RunIdentity
+from durable.errors import InternalError, PlatformFault
+from durable.journal.events import (
+    ActivityCompleted,
+    ActivityFailed,
+    AnyEntry,
+    Cancelled,
+    CancelRequested,
+    CloseOp,
+    Completed,
+    Event,
+    Failed,
+    Retried,
+    ScheduleActivity,
+    SignalReceived,
+    Started,
+    TimerFired,
+)
+from durable.journal.lifecycle import RunStatus
+from durable.journal.matching import environment
+from durable.journal.turns import ENGINE_VERSION, Activated, decode_turn, encode_turn, split_activations
+from durable.seams import Clock, Random
+from durable.store.records import (
+    After,
+    Claim,
+    Close,
+    HandBack,
+    JournalRow,
+    Message,
+    NextGeneration,
+    Park,
+    Redelivery,
+    Stay,
+    TurnCommit,
+    Verdict,
+    Wait,
+)
+from durable.worker.live import Item, LiveRun, Outcome, Phase
+from durable.worker.performing import Performer
+
+TURN_EVENTS_MAX: Final = 500  # P19
+TURN_BYTES_MAX: Final = 1 << 20
+PUMP_SECONDS_MAX: Final = 0.05  # then the loop breathes
+WARM_US: Final = 5_000_000  # a wait shorter than this, or of unknown length for so long, stays in memory
+log = logging.getLogger("durable.worker")
+
+
+class Driver:
+    """The live runs of one worker. Synchronous: commits are somebody else's."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        clock: Clock,
+        random: Random,
+        on_work: Callable[[], None],
+        on_ended: Callable[[LiveRun, Item], None],
+        on_reload: Callable[[LiveRun], None],
+        on_room: Callable[[], None],
+        capacity: int,
+    ) -> None:
+        self.runs: dict[int, LiveRun] = {}
+        self.items: list[Item] = []
+        self.worker_id = 0
+        self.warm_us = WARM_US
+        self.is_draining = False
+        self.performer: Performer  # set by the worker: the two need one another
+        self._registry = registry
+        self._clock = clock
+        self._random = random
+        self._on_work = on_work
+        self._on_ended = on_ended
+        self._on_reload = on_reload
+        self._on_room = on_room
+        self._capacity = capacity
+        self._dirty: dict[LiveRun, None] = {}
+        self._evictions: list[Instance] = []
+        self._pump_is_due = False
+        self._alarms: list[tuple[int, int]] = []  # (due_us, pk), a heap; stale entries are harmless
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = 0
+
+    @property
+    def room(self) -> int:
+        """How many more runs may be claimed."""
+        return self._capacity - len(self.runs)
+
+    # ─ what comes in ──
+
+    def adopt(self, claim: Claim) -> None:
+        """Drive a run that was just claimed."""
+        definition = self._registry.find(claim.workflow, claim.version)
+        if definition is None:
+            raise InternalError(f"claimed {claim.run_id!r}, but {claim.workflow!r} is not registered here")
+        known = self.runs.get(claim.pk)
+        if known is not None:
+            self._leave(known)
+        run = LiveRun(claim, definition)
+        self.runs[claim.pk] = run
+        self.mark(run)
+
+    def reload(self, run: LiveRun, claim: Claim) -> None:
+        """The store's word on a run whose turn did not commit: rebuild from there."""
+        if run.phase is Phase.LOADING:
+            run.take(claim)
+            run.phase = Phase.IDLE
+            self.mark(run)
+
+    def deliver(self, messages: Iterable[Message]) -> None:
+        """Take in unread messages of runs driven here."""
+        by_run: dict[int, list[Message]] = {}
+        for message in messages:
+            by_run.setdefault(message.run_pk, []).append(message)
+        for pk, batch in by_run.items():
+            run = self.runs.get(pk)
+            if run is not None and run.phase is not Phase.LOADING and run.add_messages(batch):
+                self.mark(run)
+
+    def mark(self, run: LiveRun) -> None:
+        """Something happened to this run: drive it in the next round."""
+        if run.phase is Phase.GONE:
+            self._schedule_pump()  # a slot may have become free
+            return
+        self._dirty[run] = None
+        self._schedule_pump()
+
+    def add_marks(self, item: Item) -> None:
+        """Let the marks of attempts ride on the next commit."""
+        self.items.append(item)
+        self._schedule_pump()
+
+    def _schedule_pump(self) -> None:
+        if not self._pump_is_due:
+            self._pump_is_due = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    # ─ the one callback ──
+
+    def _pump(self) -> None:
+        self._pump_is_due = False
+        self.performer.fill_slots()
+        if self._evictions:
+            evictions, self._evictions = self._evictions, []
+            for instance in evictions:
+                instance.evict()
+        dirty, self._dirty = self._dirty, {}
+        deadline = self._clock.monotonic() + PUMP_SECONDS_MAX
+        waiting = iter(dirty)
+        for run in waiting:
+            if run.phase is Phase.IDLE:
+                self._drive(run)
+                if self._clock.monotonic() > deadline:
+                    break
+        for run in waiting:
+            self.mark(run)
+        if self.items:
+            self._on_work()
+
+    def _drive(self, run: LiveRun) -> None:
+        try:
+            if run.instance is None:
+                self._rebuild(run)
+            item = self._turn(run)
+        except PlatformFault as fault:
+            item = self._park(run, fault)
+        except Exception as error:  # a fault of ours must not take the neighbours along
+            log.exception("run %r met an internal error and is parked", run.run_id)
+            internal = InternalError(f"{type(error).__name__}: {error}")
+            internal.__cause__ = error
+            item = self._park(run, internal)
+        if item is not None:
+            run.phase = Phase.COMMITTING
+            self.items.append(item)
+        elif run.instance is not None:
+            self._rest(run, run.instance)
+
+    def _rest(self, run: LiveRun, instance: Instance) -> None:
+        """Nothing to do for this run now: note since when, and see to its next timer."""
+        run.idle_since = self._clock.monotonic()
+        if instance.timers:
+            self._arm(min(instance.timers.values()), run.pk)
+
+    def _park(self, run: LiveRun, fault: Exception) -> Item:
+        item = self._item(run, after=Park(reason=f"{type(fault).__name__}: {fault}"))
+        item.fault = fault
+        item.status = RunStatus.PARKED
+        return item
+
+    # ─ rebuilding ──
+
+    def _rebuild(self, run: LiveRun) -> None:
+        """Replay the journal into a fresh instance and pair its open activities with the work at hand."""
+        claim = run.claim
+        instance = Instance(
+            RunIdentity(
+                run_id=claim.run_id,
+                workflow=claim.workflow,
+                version=claim.version,
+                generation=claim.generation,
+                epoch=claim.epoch,
+                task_queue=claim.task_queue,
+            ),
+            run.definition,
+            claim.input,
+        )
+        run.instance = instance
+        run.turn = 0
+        started: set[int] = set()
+        recorded = joined(claim.journal)
+        if run.definition.retries:
+            run.recorded = recorded
+        for activated in split_activations(recorded):
+            if not isinstance(activated, Activated):
+                raise InternalError(f"the journal of open run {claim.run_id!r} has an end")
+            instance.replay(activated)
+            run.turn = activated.turn
+            if type(activated.event) is Retried:
+                started.clear()
+            started.update(c.op for c in activated.commands if type(c) is ScheduleActivity and c.started)
+        for warning in instance.warnings:
+            log.warning("run %r: %s", run.run_id, warning)
+        rows = {row.op: row for row in claim.attempts}
+        for op, call in instance.activities.items():
+            attempt = run.attempts.get(op)
+            if attempt is not None:
+                attempt.call = call
+            else:
+                self.performer.recover(run, call, rows.get(op), op in started)
+        for op in [op for op in run.attempts if op not in instance.activities]:
+            self.performer.close(run, op, "try")
+
+    # ─ one turn ──
+
+    def _turn(self, run: LiveRun) -> Item | None:
+        instance = run.instance
+        assert instance is not None
+        now = self._clock.now_us()
+        entries: list[AnyEntry] = []
+        messages: list[Message] = []
+        taken: list[Outcome] = []
+        bytes_fed = 0
+        turn = run.turn + 1
+        reserve = self.performer.reserve
+        if instance.events == 0:
+            started = self._started(run, now)
+            commands = instance.activate(started, turn=turn, index=0, reserve=reserve)
+            entries.append(started)
+            entries.extend(commands)
+        while instance.end is None and len(entries) < TURN_EVENTS_MAX and bytes_fed < TURN_BYTES_MAX:
+            event: Event
+            value: object = msgspec.UNSET
+            if run.inbox:
+                message = run.inbox.popleft()
+                messages.append(message)
+                event = self._message_event(message, now)
+                bytes_fed += len(message.data)
+            elif run.outcomes:
+                outcome = run.outcomes.popleft()
+                taken.append(outcome)
+                if outcome.op not in instance.activities:
+                    continue  # closed meanwhile: nobody waits for it
+                if outcome.failure is None:
+                    assert outcome.result is not None
+                    value = outcome.value
+                    bytes_fed += len(outcome.result)
+                    event = ActivityCompleted(
+                        op=outcome.op, at=now, result=msgspec.Raw(outcome.result), attempts=outcome.attempts
+                    )
+                else:
+                    event = ActivityFailed(
+                        op=outcome.op, at=now, failure=outcome.failure, attempts=outcome.attempts
+                    )
+            else:
+                op = _due_timer(instance, now)
+                if op is None:
+                    break
+                event = TimerFired(op=op, at=now)
+            try:
+                commands = instance.activate(
+                    event, turn=turn, index=len(entries), value=value, reserve=reserve
+                )
+            except BaseException:
+                self._undo(run, messages, taken, _slots(entries))
+                raise
+            entries.append(event)
+            entries.extend(commands)
+        return self._close_turn(run, instance, turn, entries, messages, taken, now)
+
+    def _close_turn(
+        self,
+        run: LiveRun,
+        instance: Instance,
+        turn: int,
+        entries: list[AnyEntry],
+        messages: list[Message],
+        taken: list[Outcome],
+        now: int,
+    ) -> Item | None:
+        end = instance.end
+        if end is not None:
+            while run.inbox:  # whatever else was sent is delivered, though nobody reads it any more
+                message = run.inbox.popleft()
+                messages.append(message)
+                entries.append(self._message_event(message, now))
+            entries.append(end)
+        after = self._after(run, instance, entries, taken, now)
+        if not entries and not taken and type(after) is Stay:
+            return None
+        item = self._item(run, after=after)
+        commit = item.commit
+        if entries:
+            commit.turn = turn
+            commit.parts = encode_turn(self.worker_id, entries)
+        if messages:
+            commit.consumed = [message.inbox_id for message in messages]
+            commit.seen = messages[-1].msg
+        if taken:
+            commit.attempts_done = [outcome.op for outcome in taken]
+        item.entries = entries
+        item.taken = taken
+        item.slots = _slots(entries)
+        if end is not None:
+            self._end(run, instance, item, end, messages, now)
+        return item
+
+    def _item(self, run: LiveRun, *, after: After) -> Item:
+        return Item(
+            run,
+            TurnCommit(
+                pk=run.pk,
+                generation=run.generation,
+                claim_no=run.claim_no,
+                seen=run.seen,
+                after=after,
+            ),
+        )
+
+    def _started(self, run: LiveRun, now: int) -> Started:
+        python, hash_seed = environment()
+        return Started(
+            at=now,
+            seed=self._random.seed(),
+            attempt=run.claim.attempt,
+            engine=ENGINE_VERSION,
+            python=python,
+            hash_seed=hash_seed,
+        )
+
+    def _message_event(self, message: Message, now: int) -> Event:
+        if message.kind == "cancel":
+            return CancelRequested(at=now, msg=message.msg, reason=msgspec.json.decode(message.data))
+        return SignalReceived(
+            at=now, name=message.name, value=msgspec.Raw(message.data), msg=message.msg, id=message.message_id
+        )
+
+    def _after(
+        self, run: LiveRun, instance: Instance, entries: list[AnyEntry], taken: list[Outcome], now: int
+    ) -> After:
+        """Decide whether the run stays: it goes when nothing of it runs here and it waits for long (P12)."""
+        if instance.end is not None:
+            return Stay()  # replaced by `_end`
+        if instance.activities or run.outcomes or len(run.attempts) > len(taken):
+            run.release_asked = False
+            return Stay()
+        due = min(instance.timers.values(), default=None)
+        asked, run.release_asked = run.release_asked, False
+        far = due is None or due - now > self.warm_us
+        if far and (
+            asked or self.warm_us == 0 or self.is_draining or (due is not None and not instance.waits)
+        ):
+            return Wait(due_at_us=due)
+        if asked and due is not None and due > now:
+            return Wait(due_at_us=due)
+        return Stay()
+
+    def _end(
+        self,
+        run: LiveRun,
+        instance: Instance,
+        item: Item,
+        end: Completed | Failed | Cancelled,
+        messages: list[Message],
+        now: int,
+    ) -> None:
+        commit = item.commit
+        match end:
+            case Completed():
+                item.status = RunStatus.COMPLETED
+                commit.after = Close(status=RunStatus.COMPLETED, result=bytes(end.result))
+            case Cancelled():
+                item.status = RunStatus.CANCELLED
+                commit.after = Close(status=RunStatus.CANCELLED, reason=end.reason)
+            case Failed():
+                failure = msgspec.json.encode(end.failure)
+                if run.claim.attempt <= run.definition.retries:
+                    item.status = RunStatus.CONTINUED
+                    commit.after = self._next_generation(run, instance, item, failure, messages, now)
+                else:
+                    item.status = RunStatus.FAILED
+                    commit.after = Close(status=RunStatus.FAILED, failure=failure)
+
+    def _next_generation(
+        self,
+        run: LiveRun,
+        instance: Instance,
+        item: Item,
+        failure: bytes,
+        messages: list[Message],
+        now: int,
+    ) -> NextGeneration:
+        """A workflow-level retry (P7): the journal before the event whose failure escaped is kept."""
+        attempt = run.claim.attempt + 1
+        ready_at = now + run.definition.retry_delay_us
+        turn, index = instance.failed_at if instance.failed_at is not None else (1, 0)
+        this_turn = item.commit.turn
+        kept: list[AnyEntry] = []
+        dropped: list[AnyEntry] = []
+        for number, recorded in run.recorded or ():
+            if number == turn:
+                kept = list(recorded[:index])
+            if number >= turn:
+                dropped.extend(recorded[index:] if number == turn else recorded)
+        if turn == this_turn:
+            kept = item.entries[:index]
+            dropped = item.entries[index:]
+        else:
+            dropped.extend(item.entries)
+        kept_any = turn > 1 or bool(kept)
+        if kept_any:
+            kept.append(Retried(at=now, attempt=attempt))
+        redeliver = tuple(redelivery for redelivery in map(_redelivery, dropped) if redelivery is not None)
+        return NextGeneration(
+            failure=failure,
+            copy_turns=turn - 1,
+            parts=encode_turn(self.worker_id, kept) if kept_any else (),
+            redeliver=redeliver,
+            ready_at_us=ready_at,
+            attempt=attempt,
+        )
+
+    # ─ what the commit said ──
+
+    def settle(self, item: Item, verdict: Verdict) -> None:
+        """Release the effects of a durable item, or take it back."""
+        run = item.run
+        if item.is_marks:
+            if verdict == "lost":
+                self.performer.unmarked(item)
+                self.doubt(run)
+            else:
+                self.performer.marked(item)
+            return
+        if verdict in ("committed", "stayed"):
+            self._settle_turn(item, stayed=verdict == "stayed")
+        else:
+            self.discard(item)
+            self.doubt(run)
+
+    def _settle_turn(self, item: Item, *, stayed: bool) -> None:
+        run, commit = item.run, item.commit
+        if commit.turn is not None:
+            run.turn = commit.turn
+        run.seen = commit.seen
+        for outcome in item.taken:
+            run.attempts.pop(outcome.op, None)
+        if type(commit.after) is not Stay and not stayed:
+            self.performer.unreserve(item.slots)
+            self._on_ended(run, item)
+            self._leave(run)
+            return
+        instance = run.instance
+        assert instance is not None
+        for entry in item.entries:
+            kind = type(entry)
+            if kind is ScheduleActivity:
+                call = instance.activities.get(entry.op)  # type: ignore[union-attr]
+                if call is None:
+                    if entry.started:  # type: ignore[union-attr]
+                        self.performer.unreserve(1)
+                elif entry.started:  # type: ignore[union-attr]
+                    self.performer.start(run, call)
+                else:
+                    self.performer.enqueue(run, call)
+            elif kind is CloseOp:
+                self.performer.close(run, entry.op, entry.how)  # type: ignore[union-attr]
+        if run.recorded is not None and item.entries:
+            run.recorded.append((run.turn, item.entries))
+        run.phase = Phase.IDLE
+        self._rest(run, instance)
+        if run.inbox or run.outcomes:
+            self.mark(run)
+
+    def discard(self, item: Item) -> None:
+        """The item is not in the database: its instance goes, the work it had consumed comes back (P15)."""
+        run = item.run
+        if run.phase is Phase.GONE:
+            self.performer.unreserve(item.slots)
+            return
+        if item.is_marks:
+            if item.attempts:
+                self.performer.unmarked(item)
+            else:
+                self.items.append(item)  # the failure it tells of happened: write it with the next commit
+            return
+        self._undo(run, [], item.taken, item.slots)
+        self._forget_instance(run)
+
+    def _undo(self, run: LiveRun, messages: list[Message], taken: list[Outcome], slots: int) -> None:
+        run.inbox.extendleft(reversed(messages))
+        run.outcomes.extendleft(reversed(taken))
+        self.performer.unreserve(slots)
+
+    def _forget_instance(self, run: LiveRun) -> None:
+        if run.instance is not None:
+            self._evictions.append(run.instance)
+            run.instance = None
+
+    def doubt(self, run: LiveRun) -> None:
+        """Ask the store what is true of this run before anything else is done with it."""
+        if run.phase is not Phase.GONE and run.phase is not Phase.LOADING:
+            self._forget_instance(run)
+            run.phase = Phase.LOADING
+            self._on_reload(run)
+
+    def lose(self, run: LiveRun) -> None:
+        """The run is no longer ours: cancel what runs of it, record nothing."""
+        if run.phase is not Phase.GONE:
+            self._leave(run)
+
+    def lose_all(self) -> None:
+        """This incarnation was fenced out: nothing it holds is its own any more."""
+        for run in list(self.runs.values()):
+            self._leave(run)
+        for item in self.items:
+            self.performer.unreserve(item.slots)
+        self.items.clear()
+
+    def _leave(self, run: LiveRun) -> None:
+        run.phase = Phase.GONE
+        self.runs.pop(run.pk, None)
+        self._dirty.pop(run, None)
+        self.performer.drop(run)
+        self._forget_instance(run)
+        self._schedule_pump()
+        self._on_room()
+
+    # ─ waiting and leaving ──
+
+    def _arm(self, due_us: int, pk: int) -> None:
+        heapq.heappush(self._alarms, (due_us, pk))
+        if self._alarm is None or due_us < self._alarm_at:
+            self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if self._alarms:
+            self._alarm_at = self._alarms[0][0]
+            delay = min(max(self._alarm_at - self._clock.now_us(), 0) / 1_000_000, 3600.0)
+            self._alarm = asyncio.get_running_loop().call_later(delay, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        now = self._clock.now_us()
+        while self._alarms and self._alarms[0][0] <= now:
+            _, pk = heapq.heappop(self._alarms)
+            run = self.runs.get(pk)
+            if run is not None:
+                self.mark(run)
+        self._set_alarm()
+
+    def release_idle(self) -> None:
+        """Ask runs that have waited here for long to go; under pressure those that wait longest go at once."""
+        now = self._clock.monotonic()
+        idle = [
+            run
+            for run in self.runs.values()
+            if run.phase is Phase.IDLE and not run.has_work and run.instance is not None
+        ]
+        crowded = len(self.runs) > self._capacity * 0.9
+        idle.sort(key=lambda run: run.idle_since)
+        for position, run in enumerate(idle):
+            pressed = crowded and position < len(self.runs) // 5
+            if pressed or now - run.idle_since > self.warm_us / 1_000_000:
+                run.release_asked = True
+                self.mark(run)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is on its way into the database."""
+        return bool(self.items) or any(run.outcomes or not run.is_settled for run in self.runs.values())
+
+    def hand_back(self, pk: int) -> None:
+        """Release one run as ready for others; what still runs of it is not charged (P22)."""
+        run = self.runs.get(pk)
+        if run is not None and run.is_settled:
+            item = self._item(run, after=HandBack())
+            item.commit.attempts = self.performer.handed_back(run)
+            item.status = RunStatus.RUNNING
+            run.phase = Phase.COMMITTING
+            self.items.append(item)
+            self._schedule_pump()
+
+    def hand_back_all(self) -> None:
+        """Release every run that is not in the middle of a commit."""
+        for pk in list(self.runs):
+            self.hand_back(pk)
+
+    def stop(self) -> None:
+        """Drop whatever is left and set no more callbacks."""
+        self.lose_all()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        for instance in self._evictions:
+            instance.evict()
+        self._evictions.clear()
+
+
+def joined(rows: list[JournalRow]) -> list[tuple[int, list[AnyEntry]]]:
+    """Return (turn, entries) with the parts of each turn put together."""
+    turns: list[tuple[int, list[AnyEntry]]] = []
+    for row in rows:
+        entries = decode_turn(row.data).entries
+        if turns and turns[-1][0] == row.turn:
+            turns[-1][1].extend(entries)
+        else:
+            turns.append((row.turn, entries))
+    return turns
+
+
+def _slots(entries: list[AnyEntry]) -> int:
+    return sum(1 for entry in entries if type(entry) is ScheduleActivity and entry.started)
+
+
+def _due_timer(instance: Instance, now: int) -> int | None:
+    timers = instance.timers
+    if not timers:
+        return None
+    due, op = min((due, op) for op, due in timers.items())
+    return op if due <= now else None
+
+
+def _redelivery(entry: AnyEntry) -> Redelivery | None:
+    if isinstance(entry, SignalReceived):
+        return Redelivery(
+            msg=entry.msg, kind="signal", name=entry.name, data=bytes(entry.value), message_id=entry.id
+        )
+    if isinstance(entry, CancelRequested):
+        return Redelivery(
+            msg=entry.msg,
+            kind="cancel",
+            name="cancel",
+            data=msgspec.json.encode(entry.reason),
+            message_id=None,
+        )
+    return None

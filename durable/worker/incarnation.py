@@ -1,0 +1,99 @@
+"""One life of a worker: its id, its beat, and how it learns that it is over.
+
+The beat runs on a thread of its own with its own connection, so that a busy loop does not lose the lease; it beats
+only while the loop has ticked within `HARD_LIMIT_SECONDS` (P11), so that a stuck loop does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from durable.errors import StoreError
+from durable.seams import Clock, Repeater
+from durable.store.contract import Store
+from durable.store.records import WorkerInfo
+
+HARD_LIMIT_SECONDS: Final = 60.0
+log = logging.getLogger("durable.worker")
+
+
+class Incarnation:
+    """A registered worker. `on_lost` is called on the loop when it was declared dead."""
+
+    def __init__(
+        self,
+        store: Store,
+        worker_id: int,
+        *,
+        clock: Clock,
+        lease_seconds: float,
+        on_lost: Callable[[], None],
+    ) -> None:
+        self.worker_id = worker_id
+        self.lease_seconds = lease_seconds
+        self._store = store
+        self._clock = clock
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._ticked_at = clock.monotonic()
+        self._heart = Repeater(self._beat, lease_seconds / 4, name=f"durable heartbeat {worker_id}")
+
+    @classmethod
+    async def begin(
+        cls,
+        store: Store,
+        info: WorkerInfo,
+        *,
+        clock: Clock,
+        lease_seconds: float,
+        on_lost: Callable[[], None],
+    ) -> Incarnation:
+        """Register a new incarnation and start its heartbeat."""
+        worker_id = await store.register_worker(info)
+        return cls(store, worker_id, clock=clock, lease_seconds=lease_seconds, on_lost=on_lost)
+
+    def tick(self) -> None:
+        """The worker's loop is alive."""
+        self._ticked_at = self._clock.monotonic()
+
+    def is_fresh(self, since: float) -> bool:
+        """Whether a fence checked at `since` (monotonic) still proves the lease: less than two thirds of it ago (P11).
+
+        If not, the database is asked again.
+        """
+        if self._clock.monotonic() - since < self.lease_seconds * 2 / 3:
+            return True
+        try:
+            return self._store.beat(self.worker_id)
+        except StoreError:
+            return False
+
+    def end(self) -> None:
+        """Stop beating."""
+        self._heart.stop()
+
+    def _beat(self) -> bool:
+        """On the heartbeat thread: renew; return whether to go on."""
+        stuck = self._clock.monotonic() - self._ticked_at
+        if stuck > HARD_LIMIT_SECONDS:
+            log.error(
+                "the loop of worker %d has not moved for %.0f s: its lease is not renewed",
+                self.worker_id,
+                stuck,
+            )
+            return True
+        try:
+            alive = self._store.beat(self.worker_id)
+        except StoreError as error:
+            log.warning("heartbeat of worker %d: %s", self.worker_id, error)
+            return True
+        if not alive:
+            try:
+                self._loop.call_soon_threadsafe(self._on_lost)
+            except RuntimeError:  # the loop is closed: nobody is left to tell
+                pass
+            return False
+        return True

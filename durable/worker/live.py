@@ -1,0 +1,135 @@
+"""A run in a worker's hands: what it was claimed with, its instance, and work the instance must not lose.
+
+Discarding an instance never discards work (P15): attempts in flight and outcomes not yet committed live here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from durable.definitions import WorkflowDefinition
+from durable.engine.instance import Instance
+from durable.failures import Failure
+from durable.journal.events import AnyEntry
+from durable.journal.lifecycle import RunStatus
+from durable.store.records import Claim, Message, Stay, TurnCommit
+
+if TYPE_CHECKING:
+    from durable.worker.performing import Attempt
+
+
+class Phase(Enum):
+    IDLE = "idle"  # may be driven
+    COMMITTING = "committing"  # a turn of it is on its way: not to be driven
+    LOADING = "loading"  # its journal is being read again
+    GONE = "gone"  # closed, released or lost: no longer ours
+
+
+class Outcome:
+    """How one activity ended, not yet in the journal. `value` is what replay would decode from `result`."""
+
+    __slots__ = ("attempts", "failure", "op", "result", "value")
+
+    def __init__(
+        self,
+        op: int,
+        attempts: int,
+        *,
+        result: bytes | None = None,
+        value: Any = None,
+        failure: Failure | None = None,
+    ) -> None:
+        self.op = op
+        self.attempts = attempts
+        self.result = result
+        self.value = value
+        self.failure = failure
+
+
+class LiveRun:
+    """One claimed run. `turn` is the last committed one; `seen` the highest message number delivered (P2)."""
+
+    __slots__ = (
+        "attempts",
+        "claim",
+        "claim_no",
+        "definition",
+        "generation",
+        "idle_since",
+        "inbox",
+        "instance",
+        "outcomes",
+        "phase",
+        "pk",
+        "recorded",
+        "release_asked",
+        "run_id",
+        "seen",
+        "turn",
+    )
+
+    def __init__(self, claim: Claim, definition: WorkflowDefinition) -> None:
+        self.definition = definition
+        self.pk = claim.pk
+        self.run_id = claim.run_id
+        self.generation = claim.generation
+        self.claim_no = claim.claim_no
+        self.instance: Instance | None = None
+        self.recorded: list[tuple[int, list[AnyEntry]]] | None = None  # kept if the workflow has retries (P7)
+        self.turn = 0
+        self.attempts: dict[int, Attempt] = {}
+        self.outcomes: deque[Outcome] = deque()
+        self.phase = Phase.IDLE
+        self.idle_since = 0.0
+        self.release_asked = False
+        self.inbox: deque[Message] = deque()
+        self.seen = 0
+        self.claim = claim
+        self.take(claim)
+
+    def take(self, claim: Claim) -> None:
+        """Start over from what the store says: the journal and the inbox as they are now."""
+        self.claim = claim
+        self.claim_no = claim.claim_no
+        self.inbox = deque(claim.inbox)
+        self.seen = claim.inbox[0].msg - 1 if claim.inbox else claim.msg_seq
+
+    def add_messages(self, messages: list[Message]) -> bool:
+        """Take in messages that were read later; return whether any was new."""
+        last = self.inbox[-1].msg if self.inbox else self.seen
+        fresh = [message for message in messages if message.msg > last]
+        self.inbox.extend(fresh)
+        return bool(fresh)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing of it is on its way into the database."""
+        return self.phase is not Phase.COMMITTING
+
+    @property
+    def has_work(self) -> bool:
+        """Whether an activity of it is running, queued or backing off here (then it keeps its owner, P12)."""
+        return bool(self.attempts) or bool(self.outcomes)
+
+
+class Item:
+    """One entry of a group commit: a turn with what to do once it is durable, or marks of attempts."""
+
+    __slots__ = ("attempts", "commit", "entries", "fault", "run", "slots", "status", "taken")
+
+    def __init__(self, run: LiveRun, commit: TurnCommit) -> None:
+        self.run = run
+        self.commit = commit
+        self.entries: list[AnyEntry] = []
+        self.taken: list[Outcome] = []
+        self.slots = 0  # reserved for activities this turn schedules
+        self.attempts: list[Attempt] = []  # whose marks these are
+        self.status: RunStatus | None = None  # the run's end, if the turn ends it
+        self.fault: Exception | None = None
+
+    @property
+    def is_marks(self) -> bool:
+        """Whether it only counts attempts: no turn, and the run stays."""
+        return self.commit.turn is None and bool(self.commit.attempts) and type(self.commit.after) is Stay

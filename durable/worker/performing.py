@@ -1,0 +1,416 @@
+"""Activities: attempts, slots, timeouts, retries, threads.
+
+An attempt is charged in the database before it starts (P22): by the turn that schedules it if a slot is free
+then, else by a mark that rides on a later commit. Attempts belong to the run, not to its instance (P15). Knows how
+to run user code; knows nothing of turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from contextvars import copy_context
+from enum import Enum
+from typing import Any, Final
+
+import msgspec
+
+from durable import failures
+from durable.activities import ActivityInfo, _info
+from durable.engine.runtime import ActivityCall
+from durable.errors import ActivityTimeoutError, PayloadError, UndecodableError, WorkerLostError
+from durable.failures import Failure
+from durable.seams import Clock, Executor, Random, spawn
+from durable.store.records import AttemptRow, TurnCommit
+from durable.worker.live import Item, LiveRun, Outcome, Phase
+
+LATE_SECONDS: Final = 5.0  # how long a timed-out coroutine may take to unwind before it is given up
+log = logging.getLogger("durable.worker")
+
+
+class AttemptState(Enum):
+    QUEUED = "queued"  # wants a slot
+    MARKING = "marking"  # has a slot; its start is being written
+    RUNNING = "running"
+    BACKOFF = "backoff"
+    DONE = "done"  # its outcome is on its way into the journal
+    DROPPED = "dropped"  # nobody waits for it any more
+
+
+class Attempt:
+    """One open activity in this worker's care. `number` is the last attempt charged."""
+
+    __slots__ = ("call", "cancelled", "has_slot", "number", "run", "state", "task", "timed_out", "timer")
+
+    def __init__(self, run: LiveRun, call: ActivityCall, number: int, state: AttemptState) -> None:
+        self.run = run
+        self.call = call
+        self.number = number
+        self.state = state
+        self.task: asyncio.Future[Any] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.timed_out = False
+        self.cancelled = False  # on request of the workflow
+        self.has_slot = False
+
+    def stop_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+class Performer:
+    """Performs the activities of one worker's runs, at most `slots` at a time."""
+
+    def __init__(
+        self,
+        *,
+        slots: int,
+        clock: Clock,
+        random: Random,
+        executor: Executor,
+        on_outcome: Callable[[LiveRun], None],
+        on_marks: Callable[[Item], None],
+    ) -> None:
+        self._free = slots
+        self._clock = clock
+        self._random = random
+        self._executor = executor
+        self._on_outcome = on_outcome
+        self._on_marks = on_marks
+        self._queue: deque[Attempt] = deque()
+        self._running: set[Attempt] = set()
+        self.is_draining = False
+        self.is_stopping: Callable[[], bool] = lambda: False
+        self.on_idle: Callable[[], None] = lambda: None
+
+    @property
+    def running(self) -> int:
+        """Attempts whose code runs now."""
+        return len(self._running)
+
+    # ─ slots ──
+
+    def reserve(self) -> bool:
+        """Take a slot for an activity whose schedule is about to be committed, if one is free and nobody is ahead."""
+        if self._free > 0 and not self._queue and not self.is_draining:
+            self._free -= 1
+            return True
+        return False
+
+    def unreserve(self, slots: int) -> None:
+        """Give back slots whose turn was not committed."""
+        self._free += slots
+
+    def fill_slots(self) -> None:
+        """Give free slots to whoever waits; their start marks join the next commit."""
+        if not self._queue or self._free <= 0 or self.is_draining:
+            return
+        marks: dict[LiveRun, list[Attempt]] = {}
+        while self._queue and self._free > 0:
+            attempt = self._queue.popleft()
+            if attempt.state is not AttemptState.QUEUED:
+                continue
+            attempt.state = AttemptState.MARKING
+            attempt.has_slot = True
+            self._free -= 1
+            marks.setdefault(attempt.run, []).append(attempt)
+        for run, attempts in marks.items():
+            rows = [AttemptRow(op=a.call.op, attempt=a.number + 1, state="started") for a in attempts]
+            self._mark(run, attempts, rows)
+
+    def _mark(self, run: LiveRun, attempts: list[Attempt], rows: list[AttemptRow]) -> None:
+        item = Item(
+            run, TurnCommit(pk=run.pk, generation=run.generation, claim_no=run.claim_no, attempts=rows)
+        )
+        item.attempts = attempts
+        self._on_marks(item)
+
+    def marked(self, item: Item) -> None:
+        """The marks of `item` are durable: start what they announced."""
+        for attempt in item.attempts:
+            if attempt.state is AttemptState.MARKING:
+                attempt.number += 1
+                self._begin(attempt)
+
+    def unmarked(self, item: Item) -> None:
+        """The marks of `item` were not written: its attempts wait for a slot again."""
+        for attempt in item.attempts:
+            if attempt.state is AttemptState.MARKING:
+                self._free_slot(attempt)
+                attempt.state = AttemptState.QUEUED
+                self._queue.append(attempt)
+
+    # ─ what the driver asks ──
+
+    def start(self, run: LiveRun, call: ActivityCall) -> None:
+        """Start attempt 1: its slot is reserved and its charge is durable."""
+        attempt = Attempt(run, call, 1, AttemptState.MARKING)
+        attempt.has_slot = True
+        run.attempts[call.op] = attempt
+        self._begin(attempt)
+
+    def enqueue(self, run: LiveRun, call: ActivityCall, charged: int = 0) -> None:
+        """Start the next attempt as soon as there is a slot."""
+        attempt = run.attempts[call.op] = Attempt(run, call, charged, AttemptState.QUEUED)
+        self._queue.append(attempt)
+
+    def recover(self, run: LiveRun, call: ActivityCall, row: AttemptRow | None, was_started: bool) -> None:
+        """Go on with an activity of a run that was just claimed; an attempt lost with its worker has failed (P22)."""
+        if row is None:
+            if was_started:
+                self._lost(run, call, 1)
+            else:
+                self.enqueue(run, call)
+        elif row.state == "started":
+            self._lost(run, call, row.attempt)
+        elif row.state == "backoff":
+            attempt = run.attempts[call.op] = Attempt(run, call, row.attempt, AttemptState.BACKOFF)
+            self._wait_out(attempt, (row.due_at_us or 0) - self._clock.now_us())
+        else:
+            self.enqueue(run, call, row.attempt)
+
+    def _lost(self, run: LiveRun, call: ActivityCall, number: int) -> None:
+        attempt = run.attempts[call.op] = Attempt(run, call, number, AttemptState.RUNNING)
+        error = WorkerLostError(f"the worker of attempt {number} of {call.definition.name!r} died during it")
+        failure = failures.record(error, activity=call.definition.name, run_id=run.run_id, attempts=number)
+        self._retry_or_fail(attempt, failure, is_retryable=True)
+
+    def close(self, run: LiveRun, op: int, how: str) -> None:
+        """The workflow cancelled this activity: its cancellation type `how` is durable now."""
+        attempt = run.attempts.get(op)
+        if attempt is None:
+            return
+        if how == "wait":
+            attempt.cancelled = True
+            if attempt.state is AttemptState.RUNNING and attempt.task is not None:
+                attempt.task.cancel()
+            elif attempt.state in (AttemptState.QUEUED, AttemptState.BACKOFF):
+                self._cancelled(attempt)
+            return
+        del run.attempts[op]
+        if how == "abandon" and attempt.state is AttemptState.RUNNING:
+            attempt.state = AttemptState.DROPPED
+            attempt.stop_timer()
+        else:
+            self._drop(attempt)
+
+    def drop(self, run: LiveRun) -> None:
+        """The run left this worker: its attempts are cancelled and their outcomes go nowhere."""
+        for attempt in run.attempts.values():
+            self._drop(attempt)
+        run.attempts.clear()
+        run.outcomes.clear()
+
+    def handed_back(self, run: LiveRun) -> list[AttemptRow]:
+        """Return the rows that uncharge attempts which a stopping worker gives up."""
+        return [
+            AttemptRow(op=op, attempt=attempt.number - 1, state="handed_back")
+            for op, attempt in run.attempts.items()
+            if attempt.state is AttemptState.RUNNING
+        ]
+
+    def _drop(self, attempt: Attempt) -> None:
+        was, attempt.state = attempt.state, AttemptState.DROPPED
+        attempt.stop_timer()
+        if was is AttemptState.RUNNING and attempt.task is not None:
+            if attempt.task.done():
+                self._free_slot(attempt)
+            else:
+                attempt.task.cancel()  # its slot is free once it has unwound
+        else:
+            self._free_slot(attempt)
+
+    # ─ running user code ──
+
+    def _begin(self, attempt: Attempt) -> None:
+        attempt.state = AttemptState.RUNNING
+        attempt.timed_out = False
+        if attempt.cancelled:
+            self._cancelled(attempt)
+            return
+        call, definition = attempt.call, attempt.call.definition
+        context = copy_context()
+        context.run(
+            _info.set,
+            ActivityInfo(
+                run_id=attempt.run.run_id,
+                workflow=attempt.run.definition.name,
+                activity=definition.name,
+                attempt=attempt.number,
+                idempotency_key=call.key,
+            ),
+        )
+        if definition.is_async:
+            attempt.task = spawn(_run_async(call), name=call.key, context=context)
+        else:
+            attempt.task = context.run(self._executor.submit, lambda: _run_sync(call))
+        self._running.add(attempt)
+        attempt.task.add_done_callback(lambda _: self._ended(attempt))
+        if definition.timeout_us is not None:
+            attempt.timer = asyncio.get_running_loop().call_later(
+                definition.timeout_us / 1_000_000, self._time_out, attempt
+            )
+
+    def _time_out(self, attempt: Attempt) -> None:
+        attempt.timed_out = True
+        assert attempt.task is not None
+        if attempt.call.definition.is_async:
+            attempt.task.cancel()
+            attempt.timer = asyncio.get_running_loop().call_later(LATE_SECONDS, self._give_up, attempt)
+        else:
+            self._give_up(attempt)
+
+    def _give_up(self, attempt: Attempt) -> None:
+        """The late attempt has failed, whatever its code still does; its slot is free when that ends."""
+        attempt.timer = None
+        zombie = Attempt(attempt.run, attempt.call, attempt.number, AttemptState.DROPPED)
+        zombie.task, zombie.has_slot = attempt.task, attempt.has_slot
+        self._running.discard(attempt)
+        self._running.add(zombie)
+        task = attempt.task
+        assert task is not None
+        attempt.task, attempt.has_slot = None, False
+        task.add_done_callback(lambda _: self._ended(zombie))
+        self._timed_out(attempt)
+
+    def _timed_out(self, attempt: Attempt) -> None:
+        definition = attempt.call.definition
+        limit = (definition.timeout_us or 0) / 1_000_000
+        error = ActivityTimeoutError(
+            f"attempt {attempt.number} of {definition.name!r} ran longer than its timeout of {limit:g} s"
+        )
+        self._failed(attempt, error)
+
+    def _ended(self, attempt: Attempt) -> None:
+        task = attempt.task
+        if task is None:  # given up earlier: its zombie has the slot
+            return
+        self._running.discard(attempt)
+        attempt.stop_timer()
+        if attempt.state is AttemptState.DROPPED:
+            self._free_slot(attempt)
+            if not task.cancelled():
+                task.exception()  # retrieved: nobody waits for it
+        elif task.cancelled():
+            if attempt.timed_out:
+                self._timed_out(attempt)
+            elif attempt.cancelled:
+                self._cancelled(attempt)
+            elif self.is_stopping():
+                self._free_slot(attempt)  # the loop is being torn down: the attempt is handed back
+            else:
+                self._failed(attempt, asyncio.CancelledError("the activity raised CancelledError unasked"))
+        elif (broken := task.exception()) is not None:
+            self._failed(attempt, broken)
+        else:
+            error, data, value = task.result()
+            if error is not None:
+                self._failed(attempt, error)
+            elif attempt.timed_out:
+                self._timed_out(attempt)
+            else:
+                self._succeeded(attempt, data, value)
+        if not self._running:
+            self.on_idle()
+
+    def _free_slot(self, attempt: Attempt) -> None:
+        if attempt.has_slot:
+            attempt.has_slot = False
+            self._free += 1
+
+    # ─ what came of it ──
+
+    def _succeeded(self, attempt: Attempt, data: bytes, value: Any) -> None:
+        self._finish(attempt, Outcome(attempt.call.op, attempt.number, result=data, value=value))
+
+    def _finish(self, attempt: Attempt, outcome: Outcome) -> None:
+        self._free_slot(attempt)
+        attempt.state = AttemptState.DONE
+        run = attempt.run
+        if run.phase is not Phase.GONE and run.attempts.get(outcome.op) is attempt:
+            run.outcomes.append(outcome)
+            self._on_outcome(run)
+
+    def _cancelled(self, attempt: Attempt) -> None:
+        attempt.stop_timer()
+        failure = failures.record(
+            asyncio.CancelledError("cancelled by the workflow"),
+            activity=attempt.call.definition.name,
+            run_id=attempt.run.run_id,
+            attempts=attempt.number,
+        )
+        self._finish(attempt, Outcome(attempt.call.op, attempt.number, failure=failure))
+
+    def _failed(self, attempt: Attempt, error: BaseException) -> None:
+        failure = failures.record(
+            error,
+            activity=attempt.call.definition.name,
+            run_id=attempt.run.run_id,
+            attempts=attempt.number,
+        )
+        storable = not isinstance(error, (PayloadError, UndecodableError))
+        policy = attempt.call.definition.retry
+        self._retry_or_fail(attempt, failure, is_retryable=storable and policy.is_retryable(error))
+
+    def _retry_or_fail(self, attempt: Attempt, failure: Failure, *, is_retryable: bool) -> None:
+        self._free_slot(attempt)
+        policy = attempt.call.definition.retry
+        if attempt.cancelled:
+            self._cancelled(attempt)
+            return
+        if not (is_retryable and policy.has_attempt_after(attempt.number)):
+            self._finish(attempt, Outcome(attempt.call.op, attempt.number, failure=failure))
+            return
+        delay_us = policy.delay_us(attempt.number, self._random.fraction() if policy.jitter else 0.0)
+        attempt.state = AttemptState.BACKOFF
+        attempt.task = None
+        row = AttemptRow(
+            op=attempt.call.op,
+            attempt=attempt.number,
+            state="backoff",
+            due_at_us=self._clock.now_us() + delay_us,
+            failure=msgspec.json.encode(failure),
+        )
+        self._mark(attempt.run, [], [row])
+        self._wait_out(attempt, delay_us)
+
+    def _wait_out(self, attempt: Attempt, delay_us: int) -> None:
+        attempt.timer = asyncio.get_running_loop().call_later(
+            max(delay_us, 0) / 1_000_000, self._backed_off, attempt
+        )
+
+    def _backed_off(self, attempt: Attempt) -> None:
+        attempt.timer = None
+        attempt.state = AttemptState.QUEUED
+        self._queue.append(attempt)
+        self._on_outcome(attempt.run)
+
+
+Performed = tuple[BaseException | None, bytes, Any]
+
+
+async def _run_async(call: ActivityCall) -> Performed:
+    definition = call.definition
+    try:
+        args, kwargs = definition.arguments.decode(call.args)
+        value = await definition.fn(*args, **kwargs)
+        data = definition.result.encode(value)
+        return None, data, definition.result.decode(data)
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:  # the boundary of user code: SystemExit must not stop the worker
+        return error, b"", None
+
+
+def _run_sync(call: ActivityCall) -> Performed:
+    definition = call.definition
+    try:
+        args, kwargs = definition.arguments.decode(call.args)
+        value = definition.fn(*args, **kwargs)
+        data = definition.result.encode(value)
+        return None, data, definition.result.decode(data)
+    except BaseException as error:  # the boundary of user code
+        return error, b"", None

@@ -1,0 +1,506 @@
+"""The worker: start, drain, stop. One task group of small loops around a driver, a committer and a performer.
+
+As an embedded engine (`own_only`) it drives only runs that its own process started or asked for (P30).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from types import ModuleType, TracebackType
+from typing import Any, Final, Self
+
+from durable.client import Client
+from durable.definitions import Registry, WorkflowDefinition
+from durable.errors import DefinitionError, DurableError, LeaseLostError, PlatformFault, StoreError
+from durable.journal.lifecycle import RunStatus
+from durable.retry import Seconds, seconds
+from durable.scheduler.due import fire_due
+from durable.scheduler.rescue import rescue_dead
+from durable.scheduler.wakeups import Wakeups
+from durable.seams import ThreadExecutor, pause, spawn
+from durable.store.records import Claim, Close, Park, Rescue, RunRecord, WorkerInfo
+from durable.worker.committing import Committer
+from durable.worker.driving import Driver
+from durable.worker.incarnation import Incarnation
+from durable.worker.live import Item, LiveRun
+from durable.worker.performing import Performer
+from durable.workflows import DEFAULT_TASK_QUEUE, Workflow
+
+LEASE_SECONDS: Final = 10.0
+GRACE_SECONDS: Final = 30.0
+POLL_SECONDS: Final = 0.5  # behind the store's hints
+CLAIM_MAX: Final = 500
+CACHE_MAX: Final = 10_000
+TICK_SECONDS: Final = 1.0
+OWNERSHIP_SECONDS: Final = 1.0
+log = logging.getLogger("durable.worker")
+
+
+class Worker:
+    """Drives runs of the given workflows. Several workers may serve one database.
+
+    `workflows` are `@workflow` functions or modules that hold some. `task_queue` is where it claims runs; `concurrency` how
+    many activities it performs at a time. `lease_seconds` (default 10, or `DURABLE_LEASE_TTL`) is how long a worker that
+    hangs keeps its runs; one that died on this host loses them at once.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        *workflows: Workflow[..., Any] | ModuleType,
+        task_queue: str = DEFAULT_TASK_QUEUE,
+        concurrency: int = 100,
+        lease_seconds: Seconds | None = None,
+        name: str | None = None,
+        own_only: bool = False,
+    ) -> None:
+        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+            raise DefinitionError(f"concurrency must be an integer >= 1, not {concurrency!r}")
+        self.client = client
+        self.registry = Registry(definitions_in(workflows))
+        self.task_queue = task_queue
+        self.concurrency = concurrency
+        self.lease_seconds = lease_from(lease_seconds)
+        self.name = name or f"{platform.node()}:{os.getpid()}"
+        self.rescued: list[Rescue] = []
+        self._own_only = own_only
+        self._interest: set[int] = set()
+        self._clock = client.clock
+        self._incarnation: Incarnation | None = None
+        self._unsubscribe: Callable[[], None] | None = None
+        self._stopping = False
+        self._torn_down = False
+        self._grace = GRACE_SECONDS
+        self._background: asyncio.Task[None] | None = None
+
+    # ─ what a user sees ──
+
+    @property
+    def worker_id(self) -> int:
+        """The id of the current incarnation (0 before the start)."""
+        return 0 if self._incarnation is None else self._incarnation.worker_id
+
+    @property
+    def workflows(self) -> list[str]:
+        """The names of the workflows it serves."""
+        return self.registry.names()
+
+    async def run(self, *, drain: bool = False) -> None:
+        """Work until `stop()` or cancelled; `drain=True`: until no run it serves can go on without outside input.
+
+        Cancelled, it stops like a process that is shut down: what runs is handed back, nothing is cancelled in a run.
+        """
+        await self._begin()
+        await self._work(drain)
+
+    def stop(self, grace_seconds: Seconds = GRACE_SECONDS) -> None:
+        """Claim nothing more, let activities end within the grace, hand the rest back uncharged; then `run` returns."""
+        self._grace = seconds(grace_seconds, what="grace_seconds")
+        self._stopping = True
+        if self._incarnation is not None:
+            self._performer.is_draining = True
+            self._driver.is_draining = True
+            self._wake_main()
+
+    async def __aenter__(self) -> Self:
+        await self._begin()
+        self._background = spawn(self._work(drain=False), name=f"durable worker {self.name}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop(self._grace if error is None else 0)
+        if self._background is not None:
+            await self._background
+
+    # ─ what the default engine asks ──
+
+    def adopt(self, claim: Claim) -> None:
+        """Drive a run this process has just started as its owner."""
+        self._interest.add(claim.pk)
+        self._driver.adopt(claim)
+
+    def ask_for(self, pk: int) -> None:
+        """Claim this run as soon as it is ready (embedded engines)."""
+        self._interest.add(pk)
+        self._wakeups.hint()
+
+    def detach(self, pk: int) -> None:
+        """Stop driving this run here and hand it to whoever has its code."""
+        self._interest.discard(pk)
+        self._driver.hand_back(pk)
+
+    # ─ life ──
+
+    async def _begin(self) -> None:
+        if self._incarnation is not None:
+            raise DefinitionError("this worker is running already")
+        await self.client.open()
+        self._store = self.client.store
+        self._stopping = self._torn_down = False
+        self._main = asyncio.Event()
+        self._lost = False
+        self._wakeups = Wakeups()
+        self._reloads: list[LiveRun] = []
+        self._reload_wakeups = Wakeups()
+        self._executor = ThreadExecutor(self.concurrency, name="durable-activity")
+        self._driver = Driver(
+            registry=self.registry,
+            clock=self._clock,
+            random=self.client.random,
+            on_work=self._on_work,
+            on_ended=self._on_ended,
+            on_reload=self._on_reload,
+            on_room=self._on_room,
+            capacity=CACHE_MAX,
+        )
+        self._performer = Performer(
+            slots=self.concurrency,
+            clock=self._clock,
+            random=self.client.random,
+            executor=self._executor,
+            on_outcome=self._driver.mark,
+            on_marks=self._driver.add_marks,
+        )
+        self._performer.is_stopping = self._is_torn_down
+        self._performer.on_idle = self._wake_main
+        self._driver.performer = self._performer
+        self._committer = Committer(
+            self._store, self._driver, self._clock, self._current_incarnation, self._on_lost
+        )
+        self.rescued = await self._store.rescue_dead_workers(self.lease_seconds)
+        await self._incarnate()
+
+    async def _incarnate(self) -> None:
+        info = WorkerInfo(
+            name=self.name,
+            task_queue=self.task_queue,
+            definitions=tuple(self.registry.keys()),
+            embedded=self._own_only,
+        )
+        self._incarnation = await Incarnation.begin(
+            self._store, info, clock=self._clock, lease_seconds=self.lease_seconds, on_lost=self._on_lost
+        )
+        self._driver.worker_id = self._incarnation.worker_id
+        self._unsubscribe = self._store.subscribe(self._incarnation.worker_id, self._wakeups.hint)
+        self._wakeups.hint()
+
+    async def _work(self, drain: bool) -> None:
+        """The body of a worker's life, from the first claim to the last hand-back."""
+        self._task = asyncio.current_task()
+        loops = [
+            spawn(self._committer.run(), name="durable commits"),
+            spawn(self._sync(), name="durable claims"),
+            spawn(self._reload(), name="durable reloads"),
+            spawn(self._tick(), name="durable ticks"),
+            spawn(fire_due(self._store, self._clock, self._wakeups.hint), name="durable timers"),
+            spawn(
+                rescue_dead(
+                    self._store,
+                    lease_seconds=self.lease_seconds,
+                    observer=lambda: self.worker_id,
+                    on_rescued=self._on_rescued,
+                ),
+                name="durable rescue",
+            ),
+        ]
+        for loop in loops:
+            loop.add_done_callback(lambda _: self._wake_main())
+        try:
+            await self._until_stopped(loops, drain)
+            await self._quiesce()
+        except asyncio.CancelledError:
+            self._torn_down = True
+            raise
+        finally:
+            await self._end(loops)
+
+    async def _until_stopped(self, loops: Sequence[asyncio.Task[None]], drain: bool) -> None:
+        if drain:
+            self._driver.warm_us = 0
+        while not self._stopping:
+            try:
+                async with asyncio.timeout(0.2 if drain else None):
+                    await self._main.wait()
+            except TimeoutError:
+                if await self._is_drained():
+                    return
+            self._main.clear()
+            for loop in loops:
+                if loop.done():
+                    await loop  # raises what broke it: a worker with a dead loop must not look alive
+            if self._lost:
+                await self._reincarnate()
+
+    async def _reincarnate(self) -> None:
+        """This incarnation was declared dead: forget everything it held and begin another life (P8)."""
+        log.warning("worker %d was declared dead; its runs belong to others; it begins anew", self.worker_id)
+        self._close_incarnation()
+        self._driver.lose_all()
+        self._lost = False
+        while True:
+            try:
+                await self._incarnate()
+                return
+            except StoreError as error:
+                log.warning("a new incarnation waits for the database: %s", error)
+                await pause(POLL_SECONDS)
+
+    async def _quiesce(self) -> None:
+        """Wait, within the grace, until no activity runs and their outcomes are committed."""
+        self._performer.is_draining = True
+        self._driver.is_draining = True
+        try:
+            async with asyncio.timeout(self._grace):
+                while self._performer.running or self._driver.is_busy:
+                    self._main.clear()
+                    try:
+                        async with asyncio.timeout(0.05):
+                            await self._main.wait()
+                    except TimeoutError:
+                        pass
+        except TimeoutError:
+            log.warning(
+                "%d activities outlast the grace of %g s: they are handed back",
+                self._performer.running,
+                self._grace,
+            )
+
+    async def _end(self, loops: Sequence[asyncio.Task[None]]) -> None:
+        """Release everything; the rest of a teardown's patience is short, so no wait here is unbounded."""
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        try:
+            if not self._lost:
+                await self._committer.commit()
+                self._driver.hand_back_all()
+                await self._committer.commit()
+                await self._store.retire_worker(self.worker_id)
+        except DurableError as error:
+            log.warning(
+                "worker %d could not hand back its runs, others will take them: %s", self.worker_id, error
+            )
+        finally:
+            self._driver.stop()
+            self._close_incarnation()
+            self._incarnation = None
+            self._executor.close()
+
+    def _close_incarnation(self) -> None:
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+        if self._incarnation is not None:
+            self._incarnation.end()
+
+    # ─ the loops ──
+
+    async def _sync(self) -> None:
+        """Claim ready runs, take in messages, notice runs that were taken away: at every hint, else now and then."""
+        checked_at = self._clock.monotonic()
+        while True:
+            again = False
+            try:
+                again = await self._claim()
+                if self._driver.runs:
+                    self._driver.deliver(await self._store.read_inbox(self.worker_id))
+                    if self._clock.monotonic() - checked_at > OWNERSHIP_SECONDS / 10:
+                        checked_at = self._clock.monotonic()
+                        await self._check_ownership()
+            except LeaseLostError:
+                self._on_lost()
+            except StoreError as error:
+                log.warning("claims wait for the database: %s", error)
+            if again:
+                await pause(0)
+            else:
+                await self._wakeups.wait(POLL_SECONDS)
+
+    async def _claim(self) -> bool:
+        """Claim what there is room for; return whether there may be more."""
+        if self._stopping or self._lost or (self._own_only and not self._interest):
+            return False
+        room = min(self._driver.room, CLAIM_MAX)
+        if room <= 0 or not len(self.registry):
+            return False
+        claims = await self._store.claim_ready_runs(
+            self.worker_id,
+            now_us=self._clock.now_us(),
+            limit=room,
+            task_queue=None if self._own_only else self.task_queue,
+            definitions=self.registry.keys(),
+            pks=sorted(self._interest) if self._own_only else None,
+        )
+        for claim in claims:
+            self._driver.adopt(claim)
+        return len(claims) == room
+
+    async def _check_ownership(self) -> None:
+        owned = await self._store.owned_runs(self.worker_id)
+        for run in list(self._driver.runs.values()):
+            if owned.get(run.pk) != run.claim_no and run.is_settled:
+                self._driver.lose(run)
+
+    async def _reload(self) -> None:
+        """Read again what the store says of runs whose turn was refused."""
+        while True:
+            await self._reload_wakeups.wait(POLL_SECONDS)
+            while self._reloads and not self._lost:
+                runs, self._reloads = self._reloads, []
+                try:
+                    claims = await self._store.read_claims(self.worker_id, [run.pk for run in runs])
+                except StoreError as error:
+                    log.warning("%d runs wait for the database: %s", len(runs), error)
+                    self._reloads.extend(runs)
+                    await pause(POLL_SECONDS)
+                    continue
+                except LeaseLostError:
+                    self._on_lost()
+                    break
+                found = {claim.pk: claim for claim in claims}
+                for run in runs:
+                    claim = found.get(run.pk)
+                    if claim is None or claim.claim_no != run.claim_no:
+                        self._driver.lose(run)
+                    else:
+                        self._driver.reload(run, claim)
+
+    async def _tick(self) -> None:
+        """Show that the loop lives; release what only waits."""
+        while True:
+            if self._incarnation is not None:
+                self._incarnation.tick()
+            self._driver.release_idle()
+            await pause(min(TICK_SECONDS, 0.05) if self._driver.warm_us == 0 else TICK_SECONDS)
+
+    async def _is_drained(self) -> bool:
+        if any(run.has_work for run in self._driver.runs.values()):
+            return False
+        try:
+            backlog = await self._store.count_backlog(self.task_queue, self.registry.keys())
+        except StoreError:
+            return False
+        return not (backlog.ready or backlog.owned or backlog.timers)
+
+    # ─ what the parts report ──
+
+    def _current_incarnation(self) -> Incarnation:
+        assert self._incarnation is not None
+        return self._incarnation
+
+    def _wake_main(self) -> None:
+        self._main.set()
+
+    def _is_torn_down(self) -> bool:
+        """Whether the loop is being torn down around us: then every task was cancelled, not our activities (P30)."""
+        task = self._background if self._background is not None else self._task
+        return self._torn_down or (task is not None and (task.done() or task.cancelling() > 0))
+
+    def _on_lost(self) -> None:
+        self._lost = True
+        self._wake_main()
+
+    def _on_rescued(self, rescued: Sequence[Rescue]) -> None:
+        for one in rescued:
+            log.warning("took back %d runs of worker %s, which is dead", one.runs, one.name)
+        self._wakeups.hint()
+
+    def _on_work(self) -> None:
+        self._committer.wake()
+
+    def _on_reload(self, run: LiveRun) -> None:
+        self._reloads.append(run)
+        self._reload_wakeups.hint()
+
+    def _on_room(self) -> None:
+        if self._driver.room == 1:
+            self._wakeups.hint()
+
+    def _on_ended(self, run: LiveRun, item: Item) -> None:
+        """A durable item ended this run's stay here."""
+        if item.status is None or item.status is RunStatus.RUNNING:
+            return
+        if item.status.is_closed and item.status is not RunStatus.CONTINUED:
+            self._interest.discard(run.pk)
+        watch = self.client.watch
+        if item.status is RunStatus.PARKED:
+            self._interest.discard(run.pk)
+            log.error("run %r is parked: %s", run.run_id, item.fault)
+        if item.status is not RunStatus.CONTINUED and (
+            item.fault is not None or watch.is_awaited(run.pk, run.generation)
+        ):
+            watch.announce(_record(run, item, self._clock.now_us()), _fault(item))
+
+
+def _fault(item: Item) -> PlatformFault | None:
+    if item.fault is None or isinstance(item.fault, PlatformFault):
+        return item.fault
+    fault = PlatformFault(str(item.fault))
+    fault.__cause__ = item.fault
+    return fault
+
+
+def _record(run: LiveRun, item: Item, now_us: int) -> RunRecord:
+    """Return what a reader of the store would now see of a run that just ended."""
+    claim, after = run.claim, item.commit.after
+    assert item.status is not None
+    return RunRecord(
+        pk=run.pk,
+        run_id=run.run_id,
+        generation=run.generation,
+        epoch=claim.epoch,
+        workflow=claim.workflow,
+        version=claim.version,
+        task_queue=claim.task_queue,
+        status=item.status,
+        attempt=claim.attempt,
+        created_at_us=claim.created_at_us,
+        started_at_us=claim.created_at_us,
+        closed_at_us=now_us,
+        deadline_us=claim.deadline_us,
+        due_at_us=None,
+        owner=None,
+        owner_name=None,
+        owner_is_alive=False,
+        reason=after.reason if isinstance(after, (Close, Park)) else None,
+        input=claim.input,
+        result=after.result if isinstance(after, Close) else None,
+        failure=after.failure if isinstance(after, Close) else None,
+    )
+
+
+def definitions_in(sources: Iterable[Workflow[..., Any] | ModuleType]) -> list[WorkflowDefinition]:
+    """Return the definitions of workflows, and of all workflows found in modules."""
+    found: dict[int, WorkflowDefinition] = {}
+    for source in sources:
+        if isinstance(source, Workflow):
+            found[id(source.definition)] = source.definition
+        elif isinstance(source, ModuleType):
+            for value in vars(source).values():
+                if isinstance(value, Workflow):
+                    found[id(value.definition)] = value.definition
+        else:
+            raise DefinitionError(
+                f"a worker serves @workflow functions or modules that hold some, not {source!r}"
+            )
+    return list(found.values())
+
+
+def lease_from(value: Seconds | None) -> float:
+    """Return the lease in seconds: as given, else `DURABLE_LEASE_TTL`, else 10. At least 0.2."""
+    if value is None:
+        text = os.environ.get("DURABLE_LEASE_TTL", "")
+        try:
+            value = float(text) if text else LEASE_SECONDS
+        except ValueError:
+            raise DefinitionError(f"DURABLE_LEASE_TTL must be seconds, not {text!r}") from None
+    lease = seconds(value, what="lease_seconds")
+    if lease < 0.2:
+        raise DefinitionError(f"a lease below 0.2 s cannot be kept: {lease} s")
+    return lease

@@ -1,0 +1,170 @@
+"""What is public: the names of `durable`, and that importing them is quick and quiet."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+
+import durable
+
+EXPORTED: Final = {
+    # defining
+    "Activity",
+    "Retry",
+    "Signal",
+    "Workflow",
+    "activity",
+    "step",
+    "workflow",
+    # inside a workflow
+    "RunInfo",
+    "as_completed",
+    "info",
+    "is_evicting",
+    "is_replaying",
+    "logger",
+    "now",
+    "sleep",
+    "uuid4",
+    "wait_condition",
+    "wait_signal",
+    # inside an activity
+    "ActivityInfo",
+    "activity_info",
+    # outside
+    "Blocker",
+    "Client",
+    "Entry",
+    "Run",
+    "RunHandle",
+    "RunStatus",
+    "Worker",
+    "cancel",
+    "configure",
+    "connect",
+    "get_run",
+    "list_runs",
+    "recover",
+    # results as values
+    "Err",
+    "Ok",
+    "Result",
+    "UnwrapError",
+    # errors
+    "ActivityError",
+    "ActivityTimeoutError",
+    "ArgumentsError",
+    "DefinitionError",
+    "DurableError",
+    "InternalError",
+    "LeaseLostError",
+    "LivelockError",
+    "NonDeterminismError",
+    "NonRetryableError",
+    "NotADatabaseError",
+    "PayloadError",
+    "PlatformFault",
+    "RunCancelledError",
+    "RunConflictError",
+    "RunNotFoundError",
+    "RunParkedError",
+    "RunTerminatedError",
+    "SchemaVersionError",
+    "StoreBusyError",
+    "StoreError",
+    "UndecodableError",
+    "UnknownWorkflowError",
+    "WorkerLostError",
+    "WorkflowFailedError",
+    "WorkflowStateError",
+    "WorkflowTimeoutError",
+    "WorkflowVersionMismatchError",
+}
+
+# Importable, but not part of `from durable import *`: they would shadow modules of the standard library.
+NOT_IN_STAR: Final = {"random", "signal"}
+
+# What `import durable` must not bring along: each costs start-up time, and some are only needed by workers.
+NOT_IMPORTED: Final = ("aiosqlite", "anyio", "asyncpg", "click", "durable_cli", "sqlite3")
+
+
+def in_a_fresh_process(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_public_names_are_these() -> None:
+    """A name that appears or disappears does so on purpose, and in the changelog."""
+    assert set(durable.__all__) == EXPORTED
+
+
+def test_the_public_names_are_sorted_and_named_once() -> None:
+    """So that two people who add a name do not conflict for nothing."""
+    assert list(durable.__all__) == sorted(set(durable.__all__))
+
+
+@pytest.mark.parametrize("name", sorted(EXPORTED | NOT_IN_STAR))
+def test_every_public_name_resolves(name: str) -> None:
+    """Also the ones that are imported at first use."""
+    assert getattr(durable, name) is not None
+
+
+def test_every_public_error_derives_from_one_base() -> None:
+    """`except durable.DurableError` catches whatever this library raises."""
+    errors = [
+        value
+        for name in durable.__all__
+        if isinstance(value := getattr(durable, name), type) and issubclass(value, BaseException)
+    ]
+
+    assert all(issubclass(error, durable.DurableError) for error in errors)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    """`hasattr` and misspelt imports behave as with any module."""
+    assert not hasattr(durable, "no_such_name")
+
+
+def test_star_import_shadows_no_module_of_the_standard_library() -> None:
+    """`import random; from durable import *` must leave `random` alone."""
+    clashes = set(durable.__all__) & set(sys.stdlib_module_names)
+
+    assert clashes == set()
+
+
+def test_importing_brings_no_driver_no_anyio_and_no_command_line() -> None:
+    """A script that only defines workflows starts quickly."""
+    code = f"import sys, json, durable; print(json.dumps([m for m in {NOT_IMPORTED!r} if m in sys.modules]))"
+
+    assert json.loads(in_a_fresh_process(code)) == []
+
+
+def test_importing_has_no_effects() -> None:
+    """No thread is started, no signal handler set, no file written."""
+    code = (
+        "import os, signal, threading\n"
+        "before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), os.listdir('.')\n"
+        "import durable\n"
+        "after = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), os.listdir('.')\n"
+        "assert before == after\n"
+        "assert threading.active_count() == 1\n"
+    )
+
+    in_a_fresh_process(code)
+
+
+def test_import_time_is_reported(record_property: Callable[[str, object], None]) -> None:
+    """Not asserted: machines differ. `pytest -rP -k import_time` shows it."""
+    code = "import time; t = time.perf_counter(); import durable; print(time.perf_counter() - t)"
+    seconds = min(float(in_a_fresh_process(code)) for _ in range(3))
+
+    print(f"import durable: {seconds * 1000:.0f} ms, best of 3")
+    record_property("import_durable_seconds", seconds)
