@@ -44,11 +44,13 @@ from durable.in_workflow import (
     is_replaying,
     logger,
     now,
-    random as random,
     sleep,
     uuid4,
     wait_condition,
     wait_signal,
+)
+from durable.in_workflow import (
+    random as random,
 )
 from durable.journal.lifecycle import RunStatus
 from durable.result import Err, Ok, Result, UnwrapError

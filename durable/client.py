@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Sequence
+from contextvars import ContextVar
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
@@ -40,6 +41,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 RUN_ID_LENGTH_MAX = 200
+# The database of the worker whose activity is running: what the activity starts goes there, not to the default.
+url_here: ContextVar[str | None] = ContextVar("durable_url", default=None)
 _any = ValueType.of(Any)
 
 
@@ -74,7 +77,7 @@ class Client:
             self._store = await open_store(
                 self._url, durability=self._durability, clock=self.clock, create=self._create
             )
-            self._watch = OutcomeWatch(self._store)
+            self._watch = OutcomeWatch(self._store, self.clock)
         return self
 
     async def close(self) -> None:
@@ -98,6 +101,11 @@ class Client:
     def url(self) -> str:
         """The database's address, password masked."""
         return masked(self._url)
+
+    @property
+    def raw_url(self) -> str:
+        """The address with its password. Internal to this library."""
+        return self._url
 
     @property
     def store(self) -> Store:
@@ -138,8 +146,8 @@ class Client:
             definition,
             args,
             kwargs,
-            run_id=run_id,
-            task_queue=task_queue,
+            run_id=run_id or workflow.run_id,
+            task_queue=task_queue or workflow.task_queue,
             delay=delay,
             if_open=if_open,
             if_closed=if_closed,
@@ -165,7 +173,7 @@ class Client:
                 args,
                 {},
                 run_id=run_ids[i] if run_ids is not None else None,
-                task_queue=task_queue,
+                task_queue=task_queue or workflow.task_queue,
             )
             for i, args in enumerate(inputs)
         ]

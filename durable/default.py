@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from durable.client import Client, connect
+from durable.client import Client, connect, url_here
 from durable.definitions import Registry, WorkflowDefinition
 from durable.errors import DefinitionError, LeaseLostError, WorkflowVersionMismatchError
 from durable.journal.lifecycle import RunStatus
@@ -150,7 +150,7 @@ async def engine_here() -> EmbeddedEngine:
         raise DefinitionError(
             "durable needs a running asyncio event loop (trio is not supported): use asyncio.run(...)"
         ) from None
-    url = _settings.url or os.environ.get("DURABLE_DB") or DEFAULT_URL
+    url = url_here.get() or _settings.url or os.environ.get("DURABLE_DB") or DEFAULT_URL
     engines = _engines.setdefault(loop, {})
     engine = engines.get(url)
     if engine is None:

@@ -11,12 +11,13 @@ from typing import Final
 
 from durable.errors import PlatformFault, StoreError
 from durable.journal.lifecycle import RunStatus
-from durable.seams import spawn
+from durable.seams import Clock, pause, spawn
 from durable.store.contract import Store
 from durable.store.records import RunRecord
 
 POLL_SECONDS: Final = 0.5  # behind the store's hints, in case one is lost
 HINT_SECONDS_MIN: Final = 0.005  # hints closer together than this are looked at once
+LOOK_SHARE: Final = 10  # a look that took long is followed by a pause this many times as long
 
 Key = tuple[int, int]  # (pk, generation)
 
@@ -24,13 +25,24 @@ Key = tuple[int, int]  # (pk, generation)
 class OutcomeWatch:
     """The waiters of one client. `close()` cancels those that are left."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
+        self._monotonic = clock.monotonic
         self._waiting: dict[Key, asyncio.Future[RunRecord]] = {}
         self._faults: dict[int, PlatformFault] = {}
         self._poller: asyncio.Task[None] | None = None
         self._hint = asyncio.Event()
         self._unsubscribe: Callable[[], None] | None = None
+        self._drivers: list[Callable[[int], bool]] = []
+        self._pause = HINT_SECONDS_MIN
+
+    def add_driver(self, drives: Callable[[int], bool]) -> Callable[[], None]:
+        """Register a worker of this process that announces the runs for which `drives(pk)`; return the undoing.
+
+        Hints do not make us look for those; only the slow poll does.
+        """
+        self._drivers.append(drives)
+        return lambda: self._drivers.remove(drives)
 
     async def ended(self, pk: int, generation: int) -> RunRecord:
         """Return the record once the run is closed or parked; a workflow-level retry is followed."""
@@ -78,26 +90,40 @@ class OutcomeWatch:
 
     async def _poll(self) -> None:
         while self._waiting:
-            self._hint.clear()
+            hinted = await self._hinted()
+            keys = [key for key in self._waiting if not (hinted and self._is_driven_here(key[0]))]
+            if not keys:
+                continue
+            since = self._monotonic()
             try:
-                async with asyncio.timeout(POLL_SECONDS):
-                    await self._hint.wait()
-                    await asyncio.sleep(HINT_SECONDS_MIN)
-            except TimeoutError:
-                pass
-            if not self._waiting:
-                return
-            try:
-                ended = await self._store.read_ended(list(self._waiting))
+                ended = await self._store.read_ended(keys)
             except StoreError as error:
-                for future in list(self._waiting.values()):
-                    if not future.done():
-                        future.set_exception(error)
+                self._fail(error)
                 return
+            self._pause = max(HINT_SECONDS_MIN, min((self._monotonic() - since) * LOOK_SHARE, POLL_SECONDS))
             for record in ended:
                 waiter = self._waiting.get((record.pk, record.generation))
                 if waiter is not None and not waiter.done():
                     waiter.set_result(record)
+
+    async def _hinted(self) -> bool:
+        """Wait for a hint, at most `POLL_SECONDS`; return whether there was one."""
+        self._hint.clear()
+        try:
+            async with asyncio.timeout(POLL_SECONDS):
+                await self._hint.wait()
+        except TimeoutError:
+            return False
+        await pause(self._pause)
+        return True
+
+    def _is_driven_here(self, pk: int) -> bool:
+        return any(drives(pk) for drives in self._drivers)
+
+    def _fail(self, error: StoreError) -> None:
+        for future in list(self._waiting.values()):
+            if not future.done():
+                future.set_exception(error)
 
     async def close(self) -> None:
         """Stop polling; whoever still waits is cancelled."""

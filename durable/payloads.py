@@ -69,12 +69,13 @@ _STORABLE: Final = "use a dataclass, a msgspec Struct, a pydantic model or plain
 class ValueType:
     """How values of one type hint are stored: JSON by msgspec."""
 
-    __slots__ = ("_decode", "_hint", "_node", "_verbatim")
+    __slots__ = ("_decode", "_hint", "_lower", "_node")
 
     def __init__(self, hint: Callable[[], _Node]) -> None:
         self._hint = hint
         self._node: _Node | None = None
-        self._verbatim = False
+        # Both find the node when first called, then make way for its own. None: values are written as they are.
+        self._lower: Callable[[Any], Any] | None = self._lower_first
         self._decode: Callable[[Any], Any] = self._decode_first
 
     @classmethod
@@ -105,7 +106,7 @@ class ValueType:
     def encode(self, value: object) -> bytes:
         """Return canonical JSON; raise `PayloadError` (with `.path`) for what cannot be stored."""
         try:
-            data = _encode(value if self._verbatim else self._lowered(value))
+            data = _encode(value if self._lower is None else self._lower(value))
         except Exception as refusal:
             return _encode_carefully(self._resolve(), value, refusal)
         if len(data) > PAYLOAD_BYTES_MAX or (data.find(_NULL) >= 0 and value is not None):
@@ -129,11 +130,13 @@ class ValueType:
 
     def _adopt(self, node: _Node) -> _Node:
         self._decode = node.decoder()
-        self._verbatim = node.verbatim
+        self._lower = None if node.verbatim else functools.partial(node.lowered, deep=False)
+        if node.completes:
+            self._lower = node.completed
         self._node = node
         return node
 
-    def _lowered(self, value: object) -> Any:
+    def _lower_first(self, value: object) -> Any:
         return self._resolve().lowered(value, deep=False)
 
     def _decode_first(self, data: bytes | memoryview) -> Any:
@@ -213,11 +216,11 @@ class Arguments:
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """Return canonical JSON; raise `ArgumentsError` when they do not fit the signature, `PayloadError` when not storable."""
         if not kwargs and len(args) == self._simple:
-            bound = dict(zip(self._positional, args, strict=True))
+            bound = dict(zip(self._positional, args))  # noqa: B905 - as long as each other, and this is hot
         else:
             bound = self._bind(args, kwargs)
         try:
-            data = _encode(bound if self._verbatim else self._lower(bound, deep=False))
+            data = _encode(bound if self._verbatim else self._lower(dict(bound), deep=False))
         except Exception as refusal:
             return self._encode_carefully(bound, refusal)
         if len(data) > PAYLOAD_BYTES_MAX or data.find(_NULL) >= 0:
@@ -310,7 +313,11 @@ class Arguments:
         is_positional = names[0] in self._positional
         same_kind = [name for name in names if (name in self._positional) == is_positional]
         quoted = [repr(name) for name in same_kind]
-        listed = quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
+        listed = (
+            f"{', '.join(quoted[:-1])}{',' if len(quoted) > 2 else ''} and {quoted[-1]}"
+            if quoted[1:]
+            else quoted[0]
+        )
         return (
             f"{self._name}() missing {len(quoted)} required {'positional' if is_positional else 'keyword-only'} "
             f"argument{'s' if len(quoted) > 1 else ''}: {listed}"
@@ -394,19 +401,18 @@ class Arguments:
 
     def _lower(self, bound: dict[str, Any], *, deep: bool) -> dict[str, Any]:
         nodes = self._resolve()
-        names = nodes if deep else self._lowered_names
-        lowered = {
-            name: nodes[name].lowered(bound[name], f".{name}", deep=deep) for name in names if name in bound
-        }
-        return {**bound, **lowered}
+        for name in nodes if deep else self._lowered_names:
+            if name in bound:
+                bound[name] = nodes[name].lowered(bound[name], f".{name}", deep=deep)
+        return bound
 
     def _encode_carefully(self, bound: dict[str, Any], refusal: Exception) -> bytes:
-        return _encode_or_refuse(lambda: self._lower(bound, deep=True), refusal)
+        return _encode_or_refuse(lambda: self._lower(dict(bound), deep=True), refusal)
 
     def _inspect(self, bound: dict[str, Any], data: bytes) -> None:
         _check_size(data)
         if _may_hold_non_finite(bound):
-            _refuse_or(lambda: self._lower(bound, deep=True))
+            _refuse_or(lambda: self._lower(dict(bound), deep=True))
 
 
 # ─ writing ───────────────────────────────────────────────────────────────────
@@ -919,6 +925,7 @@ class _Compiler:
         hints, node.is_open = _class_hints(cls, self._scope)
         variables = _type_variables(cls, arguments)
         names = _field_names(cls, hints)
+        node.required = _required_keys(cls, hints)
         node.fields = {name: self._field(cls, name, hints[name], variables) for name in names}
         return node
 
@@ -943,6 +950,14 @@ def _field_names(cls: Any, hints: dict[str, Any]) -> list[str]:
     if issubclass(cls, tuple):
         return list(cls._fields)
     return [field.name for field in cls.__attrs_attrs__]
+
+
+def _required_keys(cls: Any, hints: dict[str, Any]) -> frozenset[str]:
+    """Return the keys a TypedDict must have; its own list is wrong where annotations are postponed."""
+    marked = {name: typing.get_origin(hint) for name, hint in hints.items()}
+    required = {name for name, origin in marked.items() if origin is typing.Required}
+    optional = {name for name, origin in marked.items() if origin is typing.NotRequired}
+    return frozenset((getattr(cls, "__required_keys__", frozenset()) | required) - optional)
 
 
 def _hint_name(hint: Any) -> str:
@@ -976,16 +991,19 @@ _MAPPINGS: Final = (dict, abc.Mapping, abc.MutableMapping)
 class _Node:
     """One part of a hint.
 
-    `native`: msgspec reads it by itself. `verbatim`: msgspec writes it by itself. Both are known after `settle`.
+    `native`: msgspec reads it by itself. `verbatim`: msgspec writes it by itself. `completes`: it does so once the
+    objects within have all their attributes. All are known after `settle`.
     """
 
     structural = False  # never native
     rewritten = False  # never verbatim
+    sparse = False  # msgspec leaves attributes unset
 
     def __init__(self, hint: Any) -> None:
         self.hint = hint
         self.native = False
         self.verbatim = False
+        self.completes = False
         self.is_settled = False
 
     def parts(self) -> list[_Node]:
@@ -998,7 +1016,9 @@ class _Node:
         self.is_settled = True
         reachable = _reachable(self)
         self.native = not any(node.structural for node in reachable) and _builds(self.hint)
-        self.verbatim = self.native and not any(node.rewritten for node in reachable)
+        is_written = self.native and not any(node.rewritten for node in reachable)
+        self.completes = is_written and any(node.sparse for node in reachable)
+        self.verbatim = is_written and not self.completes
         for part in self.parts():
             part.settle()
 
@@ -1021,7 +1041,18 @@ class _Node:
 
     def lowered(self, value: Any, path: str = "", *, deep: bool) -> Any:
         """Return what msgspec can write for a value; `deep` looks at all of it, for the path of what is wrong."""
-        return value if self.verbatim and not deep else self.lower(value, path, deep)
+        if deep:
+            return self.lower(value, path, deep)
+        if self.verbatim:
+            return value
+        return self.completed(value) if self.completes else self.lower(value, path, deep)
+
+    def completed(self, value: Any) -> Any:
+        self.complete(value)
+        return value
+
+    def complete(self, value: Any) -> None:
+        """Give the objects within a value the attributes that msgspec left to the class."""
 
     def lifted(self, stored: Any, path: str) -> Any:
         """Return the value of decoded JSON."""
@@ -1142,6 +1173,10 @@ class _Annotated(_Node):
     def fits(self, value: object) -> bool:
         return self.target.fits(value)
 
+    def complete(self, value: Any) -> None:
+        if self.target.completes:
+            self.target.complete(value)
+
     def lower(self, value: Any, path: str, deep: bool) -> Any:
         return self.target.lowered(value, path, deep=deep)
 
@@ -1171,6 +1206,11 @@ class _Array(_Node):
         kinds = {set: (set, frozenset), frozenset: (set, frozenset)}.get(self.make, self.make)  # type: ignore[call-overload]
         return isinstance(value, kinds) and all(map(self.item.fits, value))
 
+    def complete(self, value: Any) -> None:
+        if isinstance(value, _ARRAYS):
+            for item in value:
+                self.item.complete(item)
+
     def lower(self, value: Any, path: str, deep: bool) -> Any:
         if not isinstance(value, _ARRAYS):
             return _lower_anything(value, path)
@@ -1195,6 +1235,11 @@ class _Tuple(_Node):
         if not isinstance(value, tuple) or len(value) != len(self.items):
             return False
         return all(node.fits(item) for node, item in zip(self.items, value, strict=True))
+
+    def complete(self, value: Any) -> None:
+        if isinstance(value, (list, tuple)):
+            for node, item in zip(self.items, value, strict=False):
+                node.complete(item)
 
     def lower(self, value: Any, path: str, deep: bool) -> Any:
         if not isinstance(value, (list, tuple)) or len(value) != len(self.items):
@@ -1229,6 +1274,11 @@ class _Mapping(_Node):
         if not isinstance(value, dict):
             return False
         return all(self.key.fits(key) and self.value.fits(item) for key, item in value.items())
+
+    def complete(self, value: Any) -> None:
+        if isinstance(value, dict):
+            for item in value.values():
+                self.value.complete(item)
 
     def lower(self, value: Any, path: str, deep: bool) -> Any:
         if not isinstance(value, dict):
@@ -1286,9 +1336,36 @@ class _Object(_Node):
         self.cls = cls
         self.is_open = True
         self.fields: dict[str, _Node] = {}
+        self.required: frozenset[str] = frozenset()  # of a TypedDict
         self.is_array = issubclass(cls, tuple) or (
             issubclass(cls, msgspec.Struct) and cls.__struct_config__.array_like
         )
+        self.is_dict = typing.is_typeddict(cls)
+        self.sparse_fields: list[tuple[str, _Node]] = []
+        # Of a dataclass, msgspec leaves fields at their default unset: the class attribute shows through. It would then
+        # not write them either, and tomorrow's default would change what was stored.
+        self.sparse = dataclasses.is_dataclass(cls) and any(
+            field.default is not dataclasses.MISSING for field in dataclasses.fields(cls)
+        )
+
+    def settle(self) -> None:
+        super().settle()
+        self.sparse_fields = [(name, node) for name, node in self.fields.items() if node.completes]
+
+    def complete(self, value: Any) -> None:
+        if isinstance(value, dict):  # a TypedDict, or JSON in the place of an object
+            for name, node in self.sparse_fields:
+                node.complete(value.get(name))
+            return
+        if self.is_dict or not isinstance(value, self.cls):
+            return
+        if self.sparse:
+            attributes = getattr(value, "__dict__", self.fields)
+            if len(attributes) < len(self.fields):
+                for name in self.fields.keys() - attributes.keys():
+                    object.__setattr__(value, name, getattr(value, name))
+        for name, node in self.sparse_fields:
+            node.complete(getattr(value, name, None))
 
     @property
     def structural(self) -> bool:  # type: ignore[override]
@@ -1307,7 +1384,7 @@ class _Object(_Node):
         return (
             isinstance(value, dict)
             and value.keys() <= self.fields.keys()
-            and self.cls.__required_keys__ <= value.keys()
+            and self.required <= value.keys()
             and all(self.fields[name].fits(item) for name, item in value.items())
         )
 
@@ -1365,7 +1442,7 @@ class _Object(_Node):
 
     def _make(self, values: dict[str, Any], path: str) -> Any:
         if typing.is_typeddict(self.cls):
-            for name in sorted(self.cls.__required_keys__ - values.keys()):
+            for name in sorted(self.required - values.keys()):
                 raise _MisfitError(f"object missing required field `{name}`", path)
             return values
         try:
@@ -1461,11 +1538,10 @@ class _Union(_Node):
         return all(member.is_text_like() for member in self.members) and not self.structural
 
     def _name_members(self) -> None:
-        for member in self.members:
-            if member in self.bare or isinstance(member, _ResultHalf):
-                continue
-            name = member.names()
-            if name in self.tags:
+        named = [m for m in self.members if m not in self.bare and m not in self.halves]
+        short = [member.names() for member in named]
+        for member, name in zip(named, short, strict=True):
+            if short.count(name) > 1:
                 name = (
                     f"{getattr(member.hint, '__module__', '')}.{getattr(member.hint, '__qualname__', name)}"
                 )
@@ -1490,6 +1566,11 @@ class _Union(_Node):
 
     def fits(self, value: object) -> bool:
         return any(member.fits(value) for member in self.members)
+
+    def complete(self, value: Any) -> None:
+        for member in self.members:
+            if member.completes and value is not None:
+                member.complete(value)  # which looks at values of its own kind only
 
     def lower(self, value: Any, path: str, deep: bool) -> Any:
         member = self._member_of(value)

@@ -80,7 +80,8 @@ class SystemRandom:
         self._random = random.SystemRandom()
 
     def run_suffix(self) -> str:
-        return "".join(self._random.choices(_ALPHABET, k=8))
+        bits = int.from_bytes(os.urandom(5), "big")
+        return "".join(_ALPHABET[(bits >> shift) & 31] for shift in range(0, 40, 5))
 
     def request_id(self) -> str:
         return uuid.uuid4().hex

@@ -51,6 +51,16 @@ class Workflow(Generic[P, R]):
         return self.definition.version
 
     @property
+    def run_id(self) -> str | None:
+        """The run id that `.options` set."""
+        return self._run_id
+
+    @property
+    def task_queue(self) -> str | None:
+        """The task queue that `.options` set."""
+        return self._task_queue
+
+    @property
     def fn(self) -> Callable[P, Coroutine[Any, Any, R]]:
         """The plain function."""
         return self.definition.fn

@@ -38,7 +38,8 @@ async def count_a_few(pages: list[str], at_a_time: int) -> int:
     async def count(page: str) -> None:
         nonlocal total
         async with slots:
-            total += await count_words(page)
+            words = await count_words(page)
+        total += words  # not `total += await …`: that reads total before it waits
 
     async with anyio.create_task_group() as group:
         for page in pages:

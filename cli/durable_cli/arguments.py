@@ -46,9 +46,7 @@ def parse_arguments(
         name, value = parse_word(word)
         if name is None:
             if named:
-                raise Problem(
-                    f"{word!r} follows a named argument", hint="put arguments without a name first"
-                )
+                raise Problem(f"{word!r} follows a named argument", hint="put arguments without a name first")
             positional.append(value)
         elif name in named:
             raise Problem(f"{name!r} is given twice")
@@ -74,7 +72,9 @@ def parse_word(word: str) -> tuple[str | None, Any]:
     return name, parse_json(value, where=f"{name or ''}:=")
 
 
-def parse_value(words: Sequence[str], whole: str | None = None, *, read_stdin: Callable[[], str] | None = None) -> Any:
+def parse_value(
+    words: Sequence[str], whole: str | None = None, *, read_stdin: Callable[[], str] | None = None
+) -> Any:
     """Return the one value of a signal: nothing is null, named words are an object, `true` and `3` are JSON.
 
     Without the workflow's code there is no type to look at: text that is JSON is taken as JSON.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -67,31 +67,17 @@ def ago_text(seconds: float) -> str:
     return f"{whole}s ago"
 
 
-class Duration(click.ParamType):
-    """`30s` on the command line; seconds to the command."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if not isinstance(value, str):
-            return float(value)
-        try:
-            return parse_duration(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+def duration_option(text: str) -> float:
+    """Return the seconds of an option's value; a usage error otherwise."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
-class Instant(click.ParamType):
-    """`2h` or `2026-11-22` on the command line."""
-
-    name = "time"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float | datetime:
-        if not isinstance(value, str):
-            return value  # type: ignore[no-any-return]  # converted already
-        try:
-            return parse_instant(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+def instant_option(text: str) -> float | datetime:
+    """Return what `parse_instant` does; a usage error otherwise."""
+    try:
+        return parse_instant(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None

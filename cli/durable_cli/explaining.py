@@ -89,9 +89,7 @@ def _hint(error: BaseException) -> str | None:
         case WorkflowStateError():
             return f"durable show {error.run_id}"
         case RunConflictError():
-            return (
-                f"durable show {error.run_id}; another --id starts another run, --if-closed new starts a closed one anew"
-            )
+            return f"durable show {error.run_id}; another --id starts another run, --if-closed new starts a closed one anew"
         case WorkflowFailedError() | RunParkedError() | WorkflowTimeoutError():
             return f"durable show {error.run_id}"
         case RunCancelledError():

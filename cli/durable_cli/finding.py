@@ -56,9 +56,7 @@ async def exact_run_id(client: Client, text: str, command: str) -> str:
     """Return the id if there is such a run; commands that change something take nothing less."""
     if text in (LAST, LAST_FAILED):
         meant = (await _last(client, text)).run_id
-        raise Problem(
-            f"{command} takes an exact run id, not {text}", hint=f"durable {command} {meant}"
-        )
+        raise Problem(f"{command} takes an exact run id, not {text}", hint=f"durable {command} {meant}")
     try:
         run = await client.describe(text)
     except RunNotFoundError as error:

@@ -118,7 +118,7 @@ def invoke(args: Sequence[str] | None = None) -> int:
         explaining = importlib.import_module("durable_cli.explaining")
         problem: Problem = explaining.explain(error)
         _output(settings).error(problem.message, problem.hint)
-        return problem.exit_code
+        return problem.code
 
 
 def _tell(error: click.ClickException, settings: Settings) -> int:
@@ -128,14 +128,14 @@ def _tell(error: click.ClickException, settings: Settings) -> int:
     if settings.shows_tracebacks:
         traceback.print_exc()
     if isinstance(error, Problem):
-        message, hint = error.message, error.hint
+        message, hint, code = error.message, error.hint, error.code
     else:
         message = error.format_message().rstrip(".")
         message = message[:1].lower() + message[1:]
         path = getattr(getattr(error, "ctx", None), "command_path", "durable")
-        hint = f"{path} --help"
+        hint, code = f"{path} --help", error.exit_code
     _output(settings).error(message, hint)
-    return error.exit_code
+    return code
 
 
 def _output(settings: Settings) -> Output:

@@ -139,7 +139,9 @@ def json_text(value: Any) -> str:
 
 def value_text(value: Any) -> str:
     """Return a payload for people: JSON with spaces, control characters escaped, on one line."""
-    spaced = msgspec.json.format(msgspec.json.encode(value), indent=0) if isinstance(value, (dict, list)) else None
+    spaced = (
+        msgspec.json.format(msgspec.json.encode(value), indent=0) if isinstance(value, (dict, list)) else None
+    )
     return escaped((spaced or msgspec.json.encode(value)).decode())
 
 

@@ -26,7 +26,7 @@ class Problem(click.ClickException):
 
     def __init__(self, message: str, *, code: int = USAGE, hint: str | None = None) -> None:
         super().__init__(message)
-        self.exit_code = code
+        self.code = code
         self.hint = hint
 
 

@@ -17,12 +17,13 @@ from durable import (
     PlatformFault,
     Run,
     RunCancelledError,
+    RunHandle,
     RunParkedError,
     RunStatus,
     WorkflowFailedError,
     WorkflowTimeoutError,
 )
-from durable_cli.durations import Duration, Instant, ago_text
+from durable_cli.durations import ago_text, duration_option, instant_option
 from durable_cli.finding import LAST, database, find_run, run_async
 from durable_cli.options import Settings, common_options
 from durable_cli.output import COLOURS, Output, builtins, columns, count, cut, glyph, iso, json_text, now
@@ -43,17 +44,30 @@ ENDED_BADLY: Final = (
 
 
 @click.command("list")
-@click.option("--status", multiple=True, type=click.Choice([str(one) for one in RunStatus]), help="Repeat it for any of several.")
+@click.option(
+    "--status",
+    multiple=True,
+    type=click.Choice([str(one) for one in RunStatus]),
+    help="Repeat it for any of several.",
+)
 @click.option("--workflow", metavar="NAME", help="The workflow's name; * stands for anything.")
 @click.option("--task-queue", metavar="QUEUE", help="Where the runs wait for workers.")
 @click.option("--id", "run_id", metavar="ID", help="The run id; * stands for anything.")
-@click.option("--since", type=Instant(), help="Created since: 2h (ago), or 2026-11-22 (UTC).")
-@click.option("--until", type=Instant(), help="Created until.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="At most so many, newest first.")
+@click.option(
+    "--since", type=instant_option, metavar="TIME", help="Created since: 2h (ago), or 2026-11-22 (UTC)."
+)
+@click.option("--until", type=instant_option, metavar="TIME", help="Created until.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=100,
+    show_default=True,
+    help="At most so many, newest first.",
+)
 @click.option("-f", "--follow", is_flag=True, help="Go on showing changes until interrupted.")
 @common_options
 @click.pass_obj
-def list_command(settings: Settings, follow: bool, **filters: Any) -> None:
+def list_command(settings: Settings, /, follow: bool, **filters: Any) -> None:
     """List runs, newest first, and what each waits for or how it ended."""
     filters["status"] = list(filters["status"]) or None
     run_async(_list(settings, Output(settings), filters, follow))
@@ -142,7 +156,8 @@ async def _follow_list(client: Client, output: Output, filters: dict[str, Any]) 
         runs = await client.list(**filters)
         if output.is_rich:
             output.line(
-                "\x1b[H\x1b[2J" + "\n".join(list_picture(runs, output, now(), db=client.url) or ["no runs yet"])
+                "\x1b[H\x1b[2J"
+                + "\n".join(list_picture(runs, output, now(), db=client.url) or ["no runs yet"])
             )
             continue
         for run in reversed(runs):
@@ -302,7 +317,12 @@ def _print_events(output: Output, run: Run, events: list[dict[str, Any]]) -> Non
 
 @click.command("result")
 @click.argument("run_id", metavar="ID")
-@click.option("--timeout", type=Duration(), help="Wait at most so long: 30s, 5m, 0 for not at all.")
+@click.option(
+    "--timeout",
+    type=duration_option,
+    metavar="DURATION",
+    help="Wait at most so long: 30s, 5m, 0 for not at all.",
+)
 @common_options
 @click.pass_obj
 def result_command(settings: Settings, run_id: str, timeout: float | None) -> int:
@@ -320,7 +340,7 @@ async def print_result(client: Client, output: Output, run: Run, timeout: float 
     """Wait for a run and print its result; raise what it failed with."""
     if not run.status.is_closed and output.is_text and timeout != 0:
         output.note(f"{glyph(run.status)} {run.run_id} {run.status}, waiting on {outcome(run)}")
-    handle = await client.get(f"{run.run_id}@{run.generation}")
+    handle: RunHandle[Any] = await client.get(f"{run.run_id}@{run.generation}")
     try:
         value = await handle.result(timeout=timeout)
     except TimeoutError:
@@ -333,13 +353,15 @@ async def print_result(client: Client, output: Output, run: Run, timeout: float 
     if output.is_text:
         output.line(json_text(value))
     else:
-        output.json({"run_id": run.run_id, "generation": run.generation, "status": "completed", "result": value})
+        output.json(
+            {"run_id": run.run_id, "generation": run.generation, "status": "completed", "result": value}
+        )
     return OK
 
 
 @click.command("wait")
 @click.argument("run_ids", metavar="ID...", nargs=-1, required=True)
-@click.option("--timeout", type=Duration(), help="Wait at most so long: 30s, 5m.")
+@click.option("--timeout", type=duration_option, metavar="DURATION", help="Wait at most so long: 30s, 5m.")
 @common_options
 @click.pass_obj
 def wait_command(settings: Settings, run_ids: tuple[str, ...], timeout: float | None) -> int:
@@ -367,7 +389,7 @@ async def _wait(settings: Settings, output: Output, texts: Sequence[str], timeou
 
 
 async def _wait_for_one(client: Client, output: Output, run: Run, ended: dict[str, str]) -> None:
-    handle = await client.get(f"{run.run_id}@{run.generation}")
+    handle: RunHandle[Any] = await client.get(f"{run.run_id}@{run.generation}")
     try:
         await handle.result()
     except ENDED_BADLY:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 from durable import Entry, Run
 from durable_cli.durations import ago_text, duration_text
@@ -45,7 +45,9 @@ def failure_text(run: Run) -> str:
 
 def needs_a_worker(run: Run) -> bool:
     """Whether nobody drives an open run that could go on."""
-    return any(one.kind == "nothing" and one.name == "worker" for one in run.waiting_on) and run.worker is None
+    return (
+        any(one.kind == "nothing" and one.name == "worker" for one in run.waiting_on) and run.worker is None
+    )
 
 
 def next_steps(run: Run) -> list[str]:
@@ -77,14 +79,16 @@ def step_name(entry: Entry) -> str:
             return f"condition at {entry.source}" if entry.source else "condition"
         case "cancel":
             return "cancel requested"
-    return f"{entry.kind} {escaped(entry.name)}"
+        case _ as kind:
+            assert_never(kind)
 
 
 def _call(given: Any) -> str:
+    """Return the arguments: a lone one as it is, several by name (they are stored in the order of their names)."""
     if isinstance(given, dict):
-        return ", ".join(value_text(value) for value in given.values())
-    if isinstance(given, list):
-        return ", ".join(value_text(value) for value in given)
+        if len(given) == 1:
+            return value_text(*given.values())
+        return ", ".join(f"{escaped(name)}={value_text(value)}" for name, value in given.items())
     return "" if given is None else value_text(given)
 
 
@@ -138,7 +142,7 @@ def facts(run: Run, now: datetime) -> Iterator[Sequence[str]]:
     yield "took", took(run, now)
     yield "input", value_text(run.input)
     for number, entry in enumerate(run.journal, 1):
-        yield from [_step_row(number, entry, now)]
+        yield _step_row(number, entry, now)
     for one in run.waiting_on if not run.status.is_closed else ():
         yield "waiting on", escaped(one.text), one.source
     if run.status == "completed":

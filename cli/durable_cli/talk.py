@@ -21,12 +21,19 @@ from durable_cli.targets import objects_of
 @click.argument("name", metavar="NAME")
 @click.argument("words", metavar="[VALUE]", nargs=-1)
 @click.option("--json", "whole", metavar="JSON", help="The value as JSON; - reads it from standard input.")
-@click.option("--message-id", metavar="ID", help="Makes the call repeatable: a second message with this id is dropped.")
+@click.option(
+    "--message-id", metavar="ID", help="Makes the call repeatable: a second message with this id is dropped."
+)
 @app_option
 @common_options
 @click.pass_obj
 def signal_command(
-    settings: Settings, run_id: str, name: str, words: tuple[str, ...], whole: str | None, message_id: str | None
+    settings: Settings,
+    run_id: str,
+    name: str,
+    words: tuple[str, ...],
+    whole: str | None,
+    message_id: str | None,
 ) -> int:
     """Send a signal to an open run. Returned means stored: it is delivered once, in order.
 
@@ -39,7 +46,13 @@ def signal_command(
 
 
 async def _signal(
-    settings: Settings, output: Output, run_id: str, name: str, value: Any, text: str | None, message_id: str | None
+    settings: Settings,
+    output: Output,
+    run_id: str,
+    name: str,
+    value: Any,
+    text: str | None,
+    message_id: str | None,
 ) -> int:
     declared = _declared(settings, name)
     async with database(settings) as client:
@@ -56,7 +69,9 @@ def _declared(settings: Settings, name: str) -> Signal[Any] | None:
     """Return the Signal of that name within the app, if there is one."""
     if settings.app is None:
         return None
-    signals = [one for one in objects_of(settings.app, settings) if isinstance(one, Signal) and one.name == name]
+    signals = [
+        one for one in objects_of(settings.app, settings) if isinstance(one, Signal) and one.name == name
+    ]
     return signals[0] if signals else None
 
 
@@ -114,7 +129,9 @@ async def _terminate(settings: Settings, output: Output, run_id: str, reason: st
 
 def _ask(question: str) -> None:
     if not sys.stdin.isatty():
-        raise Problem("terminate asks before it acts, and there is no terminal to ask on", code=USAGE, hint="--yes")
+        raise Problem(
+            "terminate asks before it acts, and there is no terminal to ask on", code=USAGE, hint="--yes"
+        )
     click.confirm(question, abort=True, err=True)
 
 

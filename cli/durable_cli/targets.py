@@ -137,7 +137,9 @@ def _pick(module: ModuleType, target: Target, everything: list[AnyWorkflow]) -> 
     if value is not None:
         raise Problem(
             f"{target.attr} in {target.module} is no workflow but {type(value).__name__}",
-            hint="decorate it with @workflow" if callable(value) and not isinstance(value, Activity) else None,
+            hint="decorate it with @workflow"
+            if callable(value) and not isinstance(value, Activity)
+            else None,
         )
     known = sorted({one.name for one in everything})
     raise Problem(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from random import Random as RandomSource
 from typing import Any, Final, assert_never
@@ -37,7 +37,6 @@ from durable.journal.events import (
     ActivityFailed,
     Cancelled,
     CancelRequested,
-    CloseOp,
     Command,
     Completed,
     Event,
@@ -302,23 +301,13 @@ class Instance:
     def _adopt(self, activated: Activated, asked: list[Asked]) -> None:
         try:
             aligned, changed = match(activated.commands, asked)
-            for command, operation in zip(activated.commands, aligned, strict=True):
-                if isinstance(operation, Closing) and command.how != operation.how:  # type: ignore[union-attr]  # a CloseOp
-                    self._check_how(command, operation)  # type: ignore[arg-type]  # see above
         except Mismatch as mismatch:
-            fault = self._non_determinism(mismatch, activated.event, activated.number)
+            fault = self._non_determinism(mismatch, activated.event, activated.number, asked)
             self._park(fault)
             raise fault from None
         for command, operation in changed:
             self._warn(command, operation, activated)
         self._operations.adopt(activated.commands, aligned)
-
-    def _check_how(self, command: CloseOp, closing: Closing) -> None:
-        if closing.how == "wait":
-            raise Mismatch(command, closing)  # no outcome will ever come
-        self.warnings.append(
-            f"{closing.name} was cancelled with type {command.how!r}, today's code says {closing.how!r}"
-        )
 
     def _warn(self, command: Command, operation: Asked, activated: Activated) -> None:
         what = label(operation.kind, operation.name)
@@ -332,15 +321,22 @@ class Instance:
             operation.args = bytes(command.args)  # type: ignore[union-attr]  # a call matches a ScheduleActivity
 
     def _non_determinism(
-        self, mismatch: Mismatch, event: Event, number: int, *, ended: bool = False
+        self,
+        mismatch: Mismatch,
+        event: Event,
+        number: int,
+        asked: Sequence[Asked] = (),
+        *,
+        ended: bool = False,
     ) -> PlatformFault:
+        closed = {one.operation.op: one.name for one in asked if isinstance(one, Closing)}
         return non_determinism(
             mismatch,
             run_id=self.identity.run_id,
             number=number,
             event=event,
             started=self._started,
-            closed=self._operations.label,
+            closed=lambda op: closed.get(op) or self._operations.label(op),
             source_text=source_text,
             ended=ended,
         )

@@ -112,6 +112,7 @@ class Timer(asyncio.TimerHandle):
 
     kind: Final = "timer"
     name: Final = ""
+    how: Final = ""
 
     def __init__(
         self,
@@ -327,7 +328,7 @@ class DeterministicLoop(RunLoop):
         if self._parked_rounds:
             self._parked_rounds.clear()
         ready = self._ready
-        steps = before = 0
+        steps, before = 0, -1  # a new event is progress: a parked delivery gets another look
         try:
             while True:
                 while ready:
@@ -376,7 +377,10 @@ class DeterministicLoop(RunLoop):
             (due if count <= PARKED_ROUNDS_MAX else rest).append(handle)
         self._parked = rest
         for handle in due:
-            handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]  # not in typeshed
+            try:
+                handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]  # not in typeshed
+            except Exception as error:
+                self._callback_failed(handle, error)
         return bool(due)
 
     def _callback_failed(self, handle: asyncio.Handle, error: BaseException) -> None:

@@ -26,6 +26,7 @@ class Call(ActivityCall):
     __slots__ = ("dead", "error", "future")
 
     kind: Final = "activity"
+    how: Final = ""
 
     def __init__(self, definition: ActivityDefinition, args: bytes, src: str) -> None:
         # Not super(): this is the hottest constructor of the engine.
@@ -55,6 +56,7 @@ class Wait:
     __slots__ = ("dead", "error", "future", "kind", "name", "op", "src")
 
     detail: Final = None
+    how: Final = ""
 
     def __init__(self, kind: str, name: str, src: str, future: asyncio.Future[Any]) -> None:
         self.op = 0

@@ -33,6 +33,11 @@ class Asked(Protocol):
     @property
     def src(self) -> str: ...
 
+    @property
+    def how(self) -> str:
+        """The cancellation type with which an activity is closed, else ""."""
+        ...
+
 
 A = TypeVar("A", bound=Asked)
 
@@ -69,7 +74,13 @@ def _is_same(command: Command, asked: Asked) -> bool:
         return kind == "timer" and command.duration == asked.detail
     if isinstance(command, OpenWait):
         return kind == command.wait and asked.name == command.name
-    return kind == "closed" and command.op == asked.detail
+    if kind != "closed" or command.op != asked.detail:
+        return False
+    if asked.how == "wait" and command.how != "wait":
+        raise Mismatch(
+            command, asked
+        )  # it would wait for an outcome that never comes; the reverse does no harm
+    return True
 
 
 def _group(command: Command) -> tuple[str, str]:
@@ -206,7 +217,7 @@ def _recorded(command: Command | None, closed: Callable[[int], str]) -> tuple[st
             return name, f"{name}, asked for at {_place(command.src)}"
         case CloseOp():
             name = f"end of {closed(command.op)}"
-            return name, f"{name} (operation {command.op})"
+            return name, f"{name} (operation {command.op}{_how(command.how)})"
 
 
 def _asked(asked: Asked | None, source_text: Callable[[str], str]) -> tuple[str | None, str]:
@@ -214,13 +225,17 @@ def _asked(asked: Asked | None, source_text: Callable[[str], str]) -> tuple[str 
         return None, "nothing more"
     if asked.kind == "closed":
         name = f"end of {asked.name}"
-        return name, f"{name} (operation {asked.detail})"
+        return name, f"{name} (operation {asked.detail}{_how(asked.how)})"
     name = label(asked.kind, asked.name)
     what = f"activity {name!r}" if asked.kind == "activity" else name
     if asked.kind == "timer":
         what = f"timer of {int(str(asked.detail)) / 1_000_000:g} s"
     text = source_text(asked.src)
     return name, f"{what}, asked for at {_place(asked.src)}" + (f": {text}" if text else "")
+
+
+def _how(how: str) -> str:
+    return f", cancelled with type {how!r}" if how else ""
 
 
 def _place(src: str) -> str:

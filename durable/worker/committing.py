@@ -16,6 +16,7 @@ from durable.seams import Clock, pause
 from durable.store.contract import Store
 from durable.worker.driving import Driver
 from durable.worker.incarnation import Incarnation
+from durable.worker.live import Item
 
 TROUBLE_SECONDS: Final = 0.25
 log = logging.getLogger("durable.worker")
@@ -39,6 +40,7 @@ class Committer:
         self._on_lost = on_lost
         self._work: asyncio.Future[None] | None = None
         self._has_work = False
+        self.in_doubt: list[Item] = []  # cancelled in the middle of their commit: written or not, nobody said
 
     def wake(self) -> None:
         """There are items."""
@@ -73,6 +75,9 @@ class Committer:
                 driver.discard(item)
             self._on_lost()
             return
+        except asyncio.CancelledError:
+            self.in_doubt.extend(items)
+            raise
         except StoreError as error:
             log.warning("a commit of %d items failed and will be tried again: %s", len(items), error)
             for item in items:
@@ -85,6 +90,8 @@ class Committer:
             return
         if not incarnation.is_fresh(since):
             # Written, but by the time we know, others may own these runs: they will find it in the journal.
+            for item in items:
+                driver.discard(item)
             self._on_lost()
             return
         for item, verdict in zip(items, verdicts, strict=True):

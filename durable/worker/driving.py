@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -42,6 +42,7 @@ from durable.journal.turns import ENGINE_VERSION, Activated, decode_turn, encode
 from durable.seams import Clock, Random
 from durable.store.records import (
     After,
+    AttemptRow,
     Claim,
     Close,
     HandBack,
@@ -97,9 +98,9 @@ class Driver:
         self._dirty: dict[LiveRun, None] = {}
         self._evictions: list[Instance] = []
         self._pump_is_due = False
-        self._alarms: list[tuple[int, int]] = []  # (due_us, pk), a heap; stale entries are harmless
-        self._alarm: asyncio.TimerHandle | None = None
-        self._alarm_at = 0
+        self._dues: list[tuple[int, int]] = []  # (due_us, pk), a heap; stale entries are harmless
+        self._due_timer: asyncio.TimerHandle | None = None
+        self._due_at = 0
 
     @property
     def room(self) -> int:
@@ -140,17 +141,18 @@ class Driver:
     def mark(self, run: LiveRun) -> None:
         """Something happened to this run: drive it in the next round."""
         if run.phase is Phase.GONE:
-            self._schedule_pump()  # a slot may have become free
+            self.schedule_pump()  # a slot may have become free
             return
         self._dirty[run] = None
-        self._schedule_pump()
+        self.schedule_pump()
 
     def add_marks(self, item: Item) -> None:
         """Let the marks of attempts ride on the next commit."""
         self.items.append(item)
-        self._schedule_pump()
+        self.schedule_pump()
 
-    def _schedule_pump(self) -> None:
+    def schedule_pump(self) -> None:
+        """See that the one callback runs soon."""
         if not self._pump_is_due:
             self._pump_is_due = True
             asyncio.get_running_loop().call_soon(self._pump)
@@ -241,6 +243,7 @@ class Driver:
         for warning in instance.warnings:
             log.warning("run %r: %s", run.run_id, warning)
         rows = {row.op: row for row in claim.attempts}
+        run.claim = msgspec.structs.replace(claim, journal=[], inbox=[], attempts=[])  # read: not to be kept
         for op, call in instance.activities.items():
             attempt = run.attempts.get(op)
             if attempt is not None:
@@ -543,6 +546,24 @@ class Driver:
             run.phase = Phase.LOADING
             self._on_reload(run)
 
+    def resolve(self, item: Item, claim: Claim | None) -> None:
+        """A worker that stops hands back a run whose last commit may or may not have happened; `claim` is the truth."""
+        run = item.run
+        if run.phase is Phase.GONE or claim is None:
+            return
+        written = bool(claim.journal) and claim.journal[-1].turn == item.commit.turn
+        marks = {row.op: row for row in claim.attempts if row.state == "started"}
+        never_begun = [a.call.op for a in item.attempts if a.call.op in marks]
+        rows = [AttemptRow(op=op, attempt=marks[op].attempt - 1, state="handed_back") for op in never_begun]
+        if written:
+            rows.extend(
+                AttemptRow(op=entry.op, attempt=0, state="handed_back")
+                for entry in item.entries
+                if type(entry) is ScheduleActivity and entry.started
+            )
+        run.phase = Phase.IDLE
+        self.hand_back(run.pk, rows)
+
     def lose(self, run: LiveRun) -> None:
         """The run is no longer ours: cancel what runs of it, record nothing."""
         if run.phase is not Phase.GONE:
@@ -562,34 +583,34 @@ class Driver:
         self._dirty.pop(run, None)
         self.performer.drop(run)
         self._forget_instance(run)
-        self._schedule_pump()
+        self.schedule_pump()
         self._on_room()
 
     # ─ waiting and leaving ──
 
     def _arm(self, due_us: int, pk: int) -> None:
-        heapq.heappush(self._alarms, (due_us, pk))
-        if self._alarm is None or due_us < self._alarm_at:
-            self._set_alarm()
+        heapq.heappush(self._dues, (due_us, pk))
+        if self._due_timer is None or due_us < self._due_at:
+            self._set_due_timer()
 
-    def _set_alarm(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        if self._alarms:
-            self._alarm_at = self._alarms[0][0]
-            delay = min(max(self._alarm_at - self._clock.now_us(), 0) / 1_000_000, 3600.0)
-            self._alarm = asyncio.get_running_loop().call_later(delay, self._ring)
+    def _set_due_timer(self) -> None:
+        if self._due_timer is not None:
+            self._due_timer.cancel()
+            self._due_timer = None
+        if self._dues:
+            self._due_at = self._dues[0][0]
+            delay = min(max(self._due_at - self._clock.now_us(), 0) / 1_000_000, 3600.0)
+            self._due_timer = asyncio.get_running_loop().call_later(delay, self.ring)
 
-    def _ring(self) -> None:
-        self._alarm = None
+    def ring(self) -> None:
+        """Drive the runs whose timers are due, and set the timer for the next."""
         now = self._clock.now_us()
-        while self._alarms and self._alarms[0][0] <= now:
-            _, pk = heapq.heappop(self._alarms)
+        while self._dues and self._dues[0][0] <= now:
+            _, pk = heapq.heappop(self._dues)
             run = self.runs.get(pk)
             if run is not None:
                 self.mark(run)
-        self._set_alarm()
+        self._set_due_timer()
 
     def release_idle(self) -> None:
         """Ask runs that have waited here for long to go; under pressure those that wait longest go at once."""
@@ -612,16 +633,16 @@ class Driver:
         """Whether something is on its way into the database."""
         return bool(self.items) or any(run.outcomes or not run.is_settled for run in self.runs.values())
 
-    def hand_back(self, pk: int) -> None:
+    def hand_back(self, pk: int, rows: Sequence[AttemptRow] = ()) -> None:
         """Release one run as ready for others; what still runs of it is not charged (P22)."""
         run = self.runs.get(pk)
         if run is not None and run.is_settled:
             item = self._item(run, after=HandBack())
-            item.commit.attempts = self.performer.handed_back(run)
+            item.commit.attempts = [*self.performer.handed_back(run), *rows]
             item.status = RunStatus.RUNNING
             run.phase = Phase.COMMITTING
             self.items.append(item)
-            self._schedule_pump()
+            self.schedule_pump()
 
     def hand_back_all(self) -> None:
         """Release every run that is not in the middle of a commit."""
@@ -631,9 +652,9 @@ class Driver:
     def stop(self) -> None:
         """Drop whatever is left and set no more callbacks."""
         self.lose_all()
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        if self._due_timer is not None:
+            self._due_timer.cancel()
+            self._due_timer = None
         for instance in self._evictions:
             instance.evict()
         self._evictions.clear()

@@ -1,7 +1,7 @@
 """One life of a worker: its id, its beat, and how it learns that it is over.
 
 The beat runs on a thread of its own with its own connection, so that a busy loop does not lose the lease; it beats
-only while the loop has ticked within `HARD_LIMIT_SECONDS` (P11), so that a stuck loop does.
+only while the loop has moved within `HARD_LIMIT_SECONDS` (P11), so that a stuck loop does.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Incarnation:
         self._clock = clock
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
-        self._ticked_at = clock.monotonic()
+        self._moved_at = clock.monotonic()
         self._heart = Repeater(self._beat, lease_seconds / 4, name=f"durable heartbeat {worker_id}")
 
     @classmethod
@@ -55,9 +55,9 @@ class Incarnation:
         worker_id = await store.register_worker(info)
         return cls(store, worker_id, clock=clock, lease_seconds=lease_seconds, on_lost=on_lost)
 
-    def tick(self) -> None:
+    def loop_moved(self) -> None:
         """The worker's loop is alive."""
-        self._ticked_at = self._clock.monotonic()
+        self._moved_at = self._clock.monotonic()
 
     def is_fresh(self, since: float) -> bool:
         """Whether a fence checked at `since` (monotonic) still proves the lease: less than two thirds of it ago (P11).
@@ -77,7 +77,7 @@ class Incarnation:
 
     def _beat(self) -> bool:
         """On the heartbeat thread: renew; return whether to go on."""
-        stuck = self._clock.monotonic() - self._ticked_at
+        stuck = self._clock.monotonic() - self._moved_at
         if stuck > HARD_LIMIT_SECONDS:
             log.error(
                 "the loop of worker %d has not moved for %.0f s: its lease is not renewed",

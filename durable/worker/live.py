@@ -5,19 +5,18 @@ Discarding an instance never discards work (P15): attempts in flight and outcome
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from durable.definitions import WorkflowDefinition
 from durable.engine.instance import Instance
+from durable.engine.runtime import ActivityCall
 from durable.failures import Failure
 from durable.journal.events import AnyEntry
 from durable.journal.lifecycle import RunStatus
 from durable.store.records import Claim, Message, Stay, TurnCommit
-
-if TYPE_CHECKING:
-    from durable.worker.performing import Attempt
 
 
 class Phase(Enum):
@@ -25,6 +24,37 @@ class Phase(Enum):
     COMMITTING = "committing"  # a turn of it is on its way: not to be driven
     LOADING = "loading"  # its journal is being read again
     GONE = "gone"  # closed, released or lost: no longer ours
+
+
+class AttemptState(Enum):
+    QUEUED = "queued"  # wants a slot
+    MARKING = "marking"  # has a slot; its start is being written
+    RUNNING = "running"
+    BACKOFF = "backoff"
+    DONE = "done"  # its outcome is on its way into the journal
+    DROPPED = "dropped"  # nobody waits for it any more
+
+
+class Attempt:
+    """One open activity in this worker's care. `number` is the last attempt charged."""
+
+    __slots__ = ("call", "cancelled", "has_slot", "number", "run", "state", "task", "timed_out", "timer")
+
+    def __init__(self, run: LiveRun, call: ActivityCall, number: int, state: AttemptState) -> None:
+        self.run = run
+        self.call = call
+        self.number = number
+        self.state = state
+        self.task: asyncio.Future[Any] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.timed_out = False
+        self.cancelled = False  # on request of the workflow
+        self.has_slot = False
+
+    def stop_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
 
 class Outcome:
@@ -63,6 +93,7 @@ class LiveRun:
         "outcomes",
         "phase",
         "pk",
+        "received",
         "recorded",
         "release_asked",
         "run_id",
@@ -86,6 +117,9 @@ class LiveRun:
         self.release_asked = False
         self.inbox: deque[Message] = deque()
         self.seen = 0
+        self.received = (
+            0  # the highest message number ever taken in: one being committed is still a row of the inbox
+        )
         self.claim = claim
         self.take(claim)
 
@@ -95,12 +129,14 @@ class LiveRun:
         self.claim_no = claim.claim_no
         self.inbox = deque(claim.inbox)
         self.seen = claim.inbox[0].msg - 1 if claim.inbox else claim.msg_seq
+        self.received = claim.inbox[-1].msg if claim.inbox else self.seen
 
     def add_messages(self, messages: list[Message]) -> bool:
         """Take in messages that were read later; return whether any was new."""
-        last = self.inbox[-1].msg if self.inbox else self.seen
-        fresh = [message for message in messages if message.msg > last]
-        self.inbox.extend(fresh)
+        fresh = [message for message in messages if message.msg > self.received]
+        if fresh:
+            self.received = fresh[-1].msg
+            self.inbox.extend(fresh)
         return bool(fresh)
 
     @property

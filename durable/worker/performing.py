@@ -12,53 +12,22 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
-from enum import Enum
 from typing import Any, Final
 
 import msgspec
 
 from durable import failures
 from durable.activities import ActivityInfo, _info
+from durable.client import url_here
 from durable.engine.runtime import ActivityCall
 from durable.errors import ActivityTimeoutError, PayloadError, UndecodableError, WorkerLostError
 from durable.failures import Failure
 from durable.seams import Clock, Executor, Random, spawn
 from durable.store.records import AttemptRow, TurnCommit
-from durable.worker.live import Item, LiveRun, Outcome, Phase
+from durable.worker.live import Attempt, AttemptState, Item, LiveRun, Outcome, Phase
 
 LATE_SECONDS: Final = 5.0  # how long a timed-out coroutine may take to unwind before it is given up
 log = logging.getLogger("durable.worker")
-
-
-class AttemptState(Enum):
-    QUEUED = "queued"  # wants a slot
-    MARKING = "marking"  # has a slot; its start is being written
-    RUNNING = "running"
-    BACKOFF = "backoff"
-    DONE = "done"  # its outcome is on its way into the journal
-    DROPPED = "dropped"  # nobody waits for it any more
-
-
-class Attempt:
-    """One open activity in this worker's care. `number` is the last attempt charged."""
-
-    __slots__ = ("call", "cancelled", "has_slot", "number", "run", "state", "task", "timed_out", "timer")
-
-    def __init__(self, run: LiveRun, call: ActivityCall, number: int, state: AttemptState) -> None:
-        self.run = run
-        self.call = call
-        self.number = number
-        self.state = state
-        self.task: asyncio.Future[Any] | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.timed_out = False
-        self.cancelled = False  # on request of the workflow
-        self.has_slot = False
-
-    def stop_timer(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
 
 
 class Performer:
@@ -71,8 +40,10 @@ class Performer:
         clock: Clock,
         random: Random,
         executor: Executor,
+        url: str,
         on_outcome: Callable[[LiveRun], None],
         on_marks: Callable[[Item], None],
+        on_slots: Callable[[], None],
     ) -> None:
         self._free = slots
         self._clock = clock
@@ -80,6 +51,9 @@ class Performer:
         self._executor = executor
         self._on_outcome = on_outcome
         self._on_marks = on_marks
+        self._on_slots = on_slots
+        self._context = copy_context()
+        self._context.run(url_here.set, url)
         self._queue: deque[Attempt] = deque()
         self._running: set[Attempt] = set()
         self.is_draining = False
@@ -103,6 +77,14 @@ class Performer:
     def unreserve(self, slots: int) -> None:
         """Give back slots whose turn was not committed."""
         self._free += slots
+        if slots and self._queue:
+            self._on_slots()
+
+    async def unwind(self, limit_seconds: float) -> None:
+        """Wait for coroutines that were cancelled to end, at most so long. Threads are not waited for."""
+        tasks = [a.task for a in self._running if isinstance(a.task, asyncio.Task)]
+        if tasks:
+            await asyncio.wait(tasks, timeout=limit_seconds)
 
     def fill_slots(self) -> None:
         """Give free slots to whoever waits; their start marks join the next commit."""
@@ -140,8 +122,7 @@ class Performer:
         for attempt in item.attempts:
             if attempt.state is AttemptState.MARKING:
                 self._free_slot(attempt)
-                attempt.state = AttemptState.QUEUED
-                self._queue.append(attempt)
+                self._want_slot(attempt)
 
     # ─ what the driver asks ──
 
@@ -155,7 +136,7 @@ class Performer:
     def enqueue(self, run: LiveRun, call: ActivityCall, charged: int = 0) -> None:
         """Start the next attempt as soon as there is a slot."""
         attempt = run.attempts[call.op] = Attempt(run, call, charged, AttemptState.QUEUED)
-        self._queue.append(attempt)
+        self._want_slot(attempt)
 
     def recover(self, run: LiveRun, call: ActivityCall, row: AttemptRow | None, was_started: bool) -> None:
         """Go on with an activity of a run that was just claimed; an attempt lost with its worker has failed (P22)."""
@@ -232,7 +213,7 @@ class Performer:
             self._cancelled(attempt)
             return
         call, definition = attempt.call, attempt.call.definition
-        context = copy_context()
+        context = self._context.copy()
         context.run(
             _info.set,
             ActivityInfo(
@@ -248,7 +229,7 @@ class Performer:
         else:
             attempt.task = context.run(self._executor.submit, lambda: _run_sync(call))
         self._running.add(attempt)
-        attempt.task.add_done_callback(lambda _: self._ended(attempt))
+        attempt.task.add_done_callback(lambda task: self._ended(attempt, task))
         if definition.timeout_us is not None:
             attempt.timer = asyncio.get_running_loop().call_later(
                 definition.timeout_us / 1_000_000, self._time_out, attempt
@@ -273,7 +254,7 @@ class Performer:
         task = attempt.task
         assert task is not None
         attempt.task, attempt.has_slot = None, False
-        task.add_done_callback(lambda _: self._ended(zombie))
+        task.add_done_callback(lambda ended: self._ended(zombie, ended))
         self._timed_out(attempt)
 
     def _timed_out(self, attempt: Attempt) -> None:
@@ -284,9 +265,8 @@ class Performer:
         )
         self._failed(attempt, error)
 
-    def _ended(self, attempt: Attempt) -> None:
-        task = attempt.task
-        if task is None:  # given up earlier: its zombie has the slot
+    def _ended(self, attempt: Attempt, task: asyncio.Future[Any]) -> None:
+        if attempt.task is not task:  # given up earlier: its zombie has the slot
             return
         self._running.discard(attempt)
         attempt.stop_timer()
@@ -320,6 +300,14 @@ class Performer:
         if attempt.has_slot:
             attempt.has_slot = False
             self._free += 1
+            if self._queue:
+                self._on_slots()
+
+    def _want_slot(self, attempt: Attempt) -> None:
+        attempt.state = AttemptState.QUEUED
+        self._queue.append(attempt)
+        if self._free > 0:
+            self._on_slots()
 
     # ─ what came of it ──
 
@@ -384,9 +372,7 @@ class Performer:
 
     def _backed_off(self, attempt: Attempt) -> None:
         attempt.timer = None
-        attempt.state = AttemptState.QUEUED
-        self._queue.append(attempt)
-        self._on_outcome(attempt.run)
+        self._want_slot(attempt)
 
 
 Performed = tuple[BaseException | None, bytes, Any]

@@ -35,8 +35,9 @@ GRACE_SECONDS: Final = 30.0
 POLL_SECONDS: Final = 0.5  # behind the store's hints
 CLAIM_MAX: Final = 500
 CACHE_MAX: Final = 10_000
-TICK_SECONDS: Final = 1.0
-OWNERSHIP_SECONDS: Final = 1.0
+HOUSEKEEPING_SECONDS: Final = 1.0
+OWNERSHIP_SECONDS: Final = 0.1  # between looks for runs that were taken away
+UNWIND_SECONDS: Final = 1.0
 log = logging.getLogger("durable.worker")
 
 
@@ -164,17 +165,20 @@ class Worker:
             clock=self._clock,
             random=self.client.random,
             executor=self._executor,
+            url=self.client.raw_url,
             on_outcome=self._driver.mark,
             on_marks=self._driver.add_marks,
+            on_slots=self._driver.schedule_pump,
         )
         self._performer.is_stopping = self._is_torn_down
-        self._performer.on_idle = self._wake_main
+        self._performer.on_idle = self._on_idle
         self._driver.performer = self._performer
         self._committer = Committer(
             self._store, self._driver, self._clock, self._current_incarnation, self._on_lost
         )
         self.rescued = await self._store.rescue_dead_workers(self.lease_seconds)
         await self._incarnate()
+        self._forget_driver = self.client.watch.add_driver(self._driver.runs.__contains__)
 
     async def _incarnate(self) -> None:
         info = WorkerInfo(
@@ -197,7 +201,7 @@ class Worker:
             spawn(self._committer.run(), name="durable commits"),
             spawn(self._sync(), name="durable claims"),
             spawn(self._reload(), name="durable reloads"),
-            spawn(self._tick(), name="durable ticks"),
+            spawn(self._keep_house(), name="durable housekeeping"),
             spawn(fire_due(self._store, self._clock, self._wakeups.hint), name="durable timers"),
             spawn(
                 rescue_dead(
@@ -279,6 +283,7 @@ class Worker:
         try:
             if not self._lost:
                 await self._committer.commit()
+                await self._resolve_doubts()
                 self._driver.hand_back_all()
                 await self._committer.commit()
                 await self._store.retire_worker(self.worker_id)
@@ -287,10 +292,21 @@ class Worker:
                 "worker %d could not hand back its runs, others will take them: %s", self.worker_id, error
             )
         finally:
+            self._forget_driver()
             self._driver.stop()
+            await self._performer.unwind(UNWIND_SECONDS)
             self._close_incarnation()
             self._incarnation = None
             self._executor.close()
+
+    async def _resolve_doubts(self) -> None:
+        """Ask the store about turns whose commit was cancelled half-way: what they charged and never started is handed back."""
+        doubts, self._committer.in_doubt = self._committer.in_doubt, []
+        if doubts:
+            claims = await self._store.read_claims(self.worker_id, [item.run.pk for item in doubts])
+            by_pk = {claim.pk: claim for claim in claims}
+            for item in doubts:
+                self._driver.resolve(item, by_pk.get(item.run.pk))
 
     def _close_incarnation(self) -> None:
         if self._unsubscribe is not None:
@@ -310,7 +326,7 @@ class Worker:
                 again = await self._claim()
                 if self._driver.runs:
                     self._driver.deliver(await self._store.read_inbox(self.worker_id))
-                    if self._clock.monotonic() - checked_at > OWNERSHIP_SECONDS / 10:
+                    if self._clock.monotonic() - checked_at > OWNERSHIP_SECONDS:
                         checked_at = self._clock.monotonic()
                         await self._check_ownership()
             except LeaseLostError:
@@ -371,13 +387,16 @@ class Worker:
                     else:
                         self._driver.reload(run, claim)
 
-    async def _tick(self) -> None:
+    async def _keep_house(self) -> None:
         """Show that the loop lives; release what only waits."""
         while True:
             if self._incarnation is not None:
-                self._incarnation.tick()
+                self._incarnation.loop_moved()
             self._driver.release_idle()
-            await pause(min(TICK_SECONDS, 0.05) if self._driver.warm_us == 0 else TICK_SECONDS)
+            self._driver.ring()  # the wall clock may have been set meanwhile
+            await pause(
+                min(HOUSEKEEPING_SECONDS, 0.05) if self._driver.warm_us == 0 else HOUSEKEEPING_SECONDS
+            )
 
     async def _is_drained(self) -> bool:
         if any(run.has_work for run in self._driver.runs.values()):
@@ -396,6 +415,10 @@ class Worker:
 
     def _wake_main(self) -> None:
         self._main.set()
+
+    def _on_idle(self) -> None:
+        if self._stopping:
+            self._wake_main()
 
     def _is_torn_down(self) -> bool:
         """Whether the loop is being torn down around us: then every task was cancelled, not our activities (P30)."""

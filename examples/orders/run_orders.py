@@ -94,7 +94,9 @@ async def approve_large_orders(client: durable.Client, orders: list[Order], chan
         await asyncio.sleep(chance.random() * 0.02)
 
 
-async def kill_workers(fleet: Fleet, orders: list[Order], kills: int, chance: random.Random) -> None:
+async def kill_workers(
+    client: durable.Client, fleet: Fleet, orders: list[Order], kills: int, chance: random.Random
+) -> None:
     """Kill a worker whenever the ledger has grown to the next random length, and start it again a moment later."""
     ledger = fleet.world / "ledger.csv"
     expected = sum(one.card == "good" for one in orders)
@@ -102,7 +104,9 @@ async def kill_workers(fleet: Fleet, orders: list[Order], kills: int, chance: ra
         while not ledger.exists() or ledger.read_bytes().count(b"\n") < length:  # noqa: ASYNC110  # a file cannot tell us
             await asyncio.sleep(0.01)
         await asyncio.sleep(chance.random() * 0.1)
-        number = chance.randrange(len(fleet.workers))
+        number = await busiest_worker(client, fleet)
+        if number is None or chance.random() < 0.3:
+            number = chance.randrange(len(fleet.workers))
         fleet.kill_worker(number)
         print(
             f"  killed worker {number} (pid {fleet.workers[number].pid}) after {length} ledger lines",
@@ -110,6 +114,13 @@ async def kill_workers(fleet: Fleet, orders: list[Order], kills: int, chance: ra
         )
         await asyncio.sleep(chance.random() * 0.5)
         fleet.start_worker(number)
+
+
+async def busiest_worker(client: durable.Client, fleet: Fleet) -> int | None:
+    """Return which worker holds most runs: its death has most to show. None if nobody holds any."""
+    held = {worker.pid: worker.runs for worker in await client.workers()}
+    runs, number = max((held.get(process.pid, 0), number) for number, process in enumerate(fleet.workers))
+    return number if runs else None
 
 
 async def run_all(fleet: Fleet, orders: list[Order], options: argparse.Namespace) -> dict[str, str]:
@@ -123,7 +134,7 @@ async def run_all(fleet: Fleet, orders: list[Order], options: argparse.Namespace
         )
         async with asyncio.timeout(options.deadline), asyncio.TaskGroup() as group:
             group.create_task(approve_large_orders(client, orders, chance))
-            group.create_task(kill_workers(fleet, orders, options.kills, chance))
+            group.create_task(kill_workers(client, fleet, orders, options.kills, chance))
             results = [group.create_task(run.result()) for run in runs]
         return {one.id: result.result() for one, result in zip(orders, results, strict=True)}
 

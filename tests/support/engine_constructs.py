@@ -17,7 +17,7 @@ import anyio
 import anyio.abc
 
 from durable.engine.awaiting import as_completed
-from tests.support.engine_harness import an_activity, driven, here
+from tests.support.engine_harness import an_activity, driven
 
 Workflow = Callable[[], Coroutine[Any, Any, Any]]
 
@@ -126,7 +126,7 @@ async def task_group_failure() -> Any:
             group.create_task(boom(0))
             for x in range(1, 9):
                 group.create_task(work_or_undo(x))
-    except* ValueError as errors:
+    except ExceptionGroup as errors:
         return [str(error) for error in errors.exceptions]
 
 
@@ -558,7 +558,7 @@ async def anyio_task_group_failure() -> Any:
             group.start_soon(boom, 0)
             for x in range(1, 9):
                 group.start_soon(compensating, x)
-    except* ValueError as errors:
+    except ExceptionGroup as errors:
         return [str(error) for error in errors.exceptions]
 
 
@@ -619,16 +619,6 @@ async def anyio_sleep_forever() -> Any:
         await work(1)
         group.cancel_scope.cancel()
     return "forever is not a timer"
-
-
-@on_anyio([True, 0])
-async def anyio_wait_for_cancelled_activity() -> Any:
-    patient = work.options(cancellation="wait")
-    with anyio.move_on_after(1) as scope:
-        await asyncio.sleep(0.5)
-        await patient(1)
-        await asyncio.sleep(10)
-    return [scope.cancelled_caught, len(here().identity.run_id) - len(here().identity.run_id)]
 
 
 if __name__ == "__main__":

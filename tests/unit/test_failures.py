@@ -16,7 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from durable import failures
-from durable.errors import ActivityError, NonRetryableError, PayloadError, RunNotFoundError, RunTerminatedError
+from durable.errors import (
+    ActivityError,
+    NonRetryableError,
+    PayloadError,
+    RunNotFoundError,
+    RunTerminatedError,
+)
 from durable.failures import Failure, describe, rebuild, record
 
 
@@ -147,15 +153,19 @@ def test_an_error_comes_back_as_its_own_class_with_its_own_text(error: Exception
     assert str(rebuilt) == str(error)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text() | st.floats(), lambda s: st.lists(s) | st.tuples(s, s)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text() | st.floats(),
+        lambda s: st.lists(s) | st.tuples(s, s),
+    )
+)
 def test_an_error_with_any_argument_keeps_its_text(argument: Any) -> None:
     """Whatever JSON makes of the argument."""
-    for error in (ValueError(argument), KeyError(argument), ValueError("first", argument)):
+    for error in (ValueError(argument), KeyError(argument)):
         rebuilt = through_the_journal(error)
 
         assert type(rebuilt) is type(error)
-        if not isinstance(argument, str) or argument.isprintable():
-            assert len(error.args) > 1 or str(rebuilt) == str(error)
+        assert str(rebuilt) == str(error)
 
 
 def test_no_code_of_the_class_runs_when_it_is_rebuilt() -> None:
@@ -370,7 +380,14 @@ def test_a_hostile_error_is_recorded_all_the_same() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [asyncio.CancelledError("c"), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), ValueError("\ud800"), ValueError("x" * 10**6)],
+    [
+        asyncio.CancelledError("c"),
+        SystemExit(3),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        ValueError("\ud800"),
+        ValueError("x" * 10**6),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_every_error_can_be_recorded(error: BaseException) -> None:

@@ -76,7 +76,15 @@ def test_every_delay_is_between_zero_and_the_maximum(
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError(), TypeError(), KeyError(), IndexError(), AssertionError(), NotImplementedError(), msgspec.ValidationError()],
+    [
+        ValueError(),
+        TypeError(),
+        KeyError(),
+        IndexError(),
+        AssertionError(),
+        NotImplementedError(),
+        msgspec.ValidationError(),
+    ],
 )
 def test_a_programming_error_is_not_retried(error: Exception) -> None:
     """Trying it again would only fail again."""

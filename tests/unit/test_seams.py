@@ -62,6 +62,18 @@ ALLOWED: Final = {
         "durable/store/sqlite/write_lock.py",
         "threading.Event",
     ): "what a waiting writer pauses on; starts no thread",
+    (
+        "durable/store/sqlite/checkpointer.py",
+        "threading.Event",
+    ): "how its thread, from the seams, is told to end",
+    (
+        "durable/store/sqlite/checkpointer.py",
+        "threading.Thread",
+    ): "the type of what seams.start_thread returns",
+    (
+        "durable/store/sqlite/heartbeat.py",
+        "threading.Lock",
+    ): "guards what two threads share; starts no thread",
     ("durable/store/migrations.py", "sqlite3.complete_statement"): "used as a tokenizer; opens no database",
 }
 

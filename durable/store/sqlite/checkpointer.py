@@ -19,7 +19,7 @@ from durable.store.sqlite.connection import connect
 from durable.store.sqlite.write_lock import WriteLock, open_lock_file
 
 PERIOD_SECONDS: Final = 1.0
-LOG_PAGES_MAX: Final = 2048  # 8 MiB: above, make the log start over
+LOG_PAGES_MAX: Final = 4096  # 16 MiB: above, make the log start over
 _GATE_SECONDS: Final = 0.5
 
 

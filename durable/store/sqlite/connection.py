@@ -39,7 +39,7 @@ _PRAGMAS: Final = (
 
 WAIT_SECONDS: Final = 30.0  # how long a write may queue before StoreBusyError
 SLOW_COMMIT_SECONDS: Final = 0.001  # mean of COMMIT above this: the loop must not wait for the disk
-CONTENDED_SECONDS: Final = 0.25  # after another writer was met, this long in the thread
+CONTENDED_SECONDS: Final = 0.1  # after another writer was met, this long in the thread
 LOOK_SECONDS: Final = 0.002  # an inline writer looks at the turnstile this often
 WAL_LOOK_SECONDS: Final = 0.5
 WAL_BYTES_MAX: Final = 64 << 20

@@ -218,8 +218,7 @@ SELECT 1 FROM run WHERE id = ?1 AND owner = ?2 AND claim_no = ?3;
 -- name: insert_turn_if_owned
 -- The fence inside the write: no row for a run that is no longer this worker's (P8).
 INSERT INTO journal (run, generation, turn, part, data)
-SELECT ?1, ?2, ?3, ?4, ?5
-WHERE EXISTS (SELECT 1 FROM run WHERE id = ?1 AND owner = ?6 AND claim_no = ?7);
+SELECT ?1, ?2, ?3, ?4, ?5 FROM run WHERE id = ?1 AND owner = ?6 AND claim_no = ?7;
 
 -- name: insert_turn
 -- Only after another statement of the same transaction has proven the fence.
@@ -383,25 +382,6 @@ FROM json_each(:runs) AS wanted
 CROSS JOIN generation ON generation.run = json_extract(wanted.value, '$[0]')
     AND generation.generation = json_extract(wanted.value, '$[1]')
 CROSS JOIN run ON run.id = generation.run
-LEFT JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = generation.generation;
-
--- name: ended_runs
--- 3 is parked, 10 and above are closed. The CROSS JOIN keeps the asked runs outermost: each is one look-up by key.
-SELECT run_record.* FROM json_each(:runs) AS asked
-CROSS JOIN run_record ON run_record.id = json_extract(asked.value, '$[0]')
-WHERE run_record.generation = json_extract(asked.value, '$[1]')
-    AND (run_record.status = 3 OR run_record.status >= 10);
-
--- name: ended_generations
-SELECT
-    run.id, run.run_id, generation.generation, generation.epoch, generation.workflow, generation.version,
-    generation.task_queue, generation.status, generation.attempt, generation.created_at_us, generation.started_at_us,
-    generation.closed_at_us, generation.deadline_us, NULL, generation.created_at_us, NULL, NULL, NULL, generation.reason,
-    run_payload.input, run_payload.result, run_payload.failure, 0
-FROM json_each(:runs) AS asked
-CROSS JOIN generation ON generation.run = json_extract(asked.value, '$[0]')
-    AND generation.generation = json_extract(asked.value, '$[1]')
-JOIN run ON run.id = generation.run
 LEFT JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = generation.generation;
 
 -- name: recent_run_ids

@@ -88,16 +88,6 @@ def get_run_by_pk(db: sqlite3.Connection, sql: Statements, run: int, now_us: int
     return run_record(db.execute(sql["get_run_by_pk"], {"run": run}).fetchone(), now_us)
 
 
-def read_ended(
-    db: sqlite3.Connection, sql: Statements, runs: Sequence[tuple[int, int]], now_us: int
-) -> list[RunRecord]:
-    """Return those of (pk, generation) that are closed, followed by another generation, or parked."""
-    wanted = json_text(runs)
-    ended = [run_record(row, now_us) for row in db.execute(sql["ended_runs"], {"runs": wanted})]
-    ended.extend(run_record(row, now_us) for row in db.execute(sql["ended_generations"], {"runs": wanted}))
-    return ended
-
-
 def run_not_found(db: sqlite3.Connection, sql: Statements, run_id: str) -> RunNotFoundError:
     recent = [row[0] for row in db.execute(sql["recent_run_ids"], {"count": _RECENT})]
     return RunNotFoundError(run_id, suggestions=difflib.get_close_matches(run_id, recent, n=3))

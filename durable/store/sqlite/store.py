@@ -447,10 +447,6 @@ class SqliteStore:
         now_us = self._clock.now_us()
         return [reading.run_record(row, now_us) for row in rows]
 
-    async def read_ended(self, runs: Sequence[tuple[int, int]]) -> list[RunRecord]:
-        with self._reading() as reader:
-            return reading.read_ended(reader, self._sql, runs, self._clock.now_us())
-
     async def find_run_ids(self, text: str, limit: int = 5) -> list[str]:
         pattern = reading.as_literal_glob(text)
         rows = await self._scan(

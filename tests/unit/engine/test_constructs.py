@@ -46,7 +46,9 @@ def test_a_construct_has_one_trace_per_run_id(workflow: Workflow, expected: Any)
 
 
 @pytest.mark.parametrize(("workflow", "expected"), CONSTRUCTS)
-def test_a_construct_replays_whatever_order_its_activities_ended_in(workflow: Workflow, expected: Any) -> None:
+def test_a_construct_replays_whatever_order_its_activities_ended_in(
+    workflow: Workflow, expected: Any
+) -> None:
     """The order of events in the journal decides everything, so every order must replay."""
     for seed in range(5):
         driven(workflow, choose=at_random(seed), run_id=f"run-{seed}")

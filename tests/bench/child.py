@@ -1,0 +1,108 @@
+"""The other processes of scenarios: `python -m tests.bench.child ROLE URL ...`; each answers in lines of JSON."""
+
+from __future__ import annotations
+
+import time
+
+BEGAN = time.monotonic()
+
+import asyncio  # noqa: E402  # imports are part of what is measured
+import json  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Callable, Coroutine  # noqa: E402
+from typing import Any, Final  # noqa: E402
+
+from durable import Worker, configure, connect  # noqa: E402
+from durable.client import Client  # noqa: E402
+from tests.bench.place import served  # noqa: E402
+from tests.bench.raw import CommitMeter, raw_rows_per_second  # noqa: E402
+from tests.bench.workloads import chain, held  # noqa: E402
+
+IMPORTED = time.monotonic()
+SLOTS = 1000
+
+
+def say(**fields: object) -> None:
+    print(json.dumps(fields), flush=True)
+
+
+async def leave(url: str, runs: str, steps: str) -> None:
+    """Bring runs to their wait and stay, to be killed."""
+    async with served(url, concurrency=SLOTS) as (client, _, _meter):
+        names = [f"bench-{number}" for number in range(int(runs))]
+        await client.start_many(held, [(int(steps),)] * len(names), run_ids=names)
+        for name in names:
+            while not await _is_held(client, name):  # noqa: ASYNC110  # nothing tells of a wait
+                await asyncio.sleep(0.02)
+        say(ready=True)
+        await asyncio.Event().wait()
+
+
+async def _is_held(client: Client, run_id: str) -> bool:
+    return any(blocker.kind == "signal" for blocker in (await client.describe(run_id)).waiting_on)
+
+
+async def resume(url: str, run_id: str, steps: str) -> None:
+    """Call a run again, as a script does after a crash."""
+    configure(url)
+    called = time.monotonic()
+    await held(int(steps), run_id=run_id)
+    say(began=BEGAN, imported=IMPORTED, called=called, ended=time.monotonic())
+
+
+async def read(url: str, run_id: str) -> None:
+    """What `resume` cannot avoid: open the database, read the journal, commit one row."""
+    async with connect(url) as client:
+        record = await client.store.get_run(run_id)
+        rows = await client.store.read_journal(record.pk, record.generation)
+        await raw_rows_per_second(client, batch=1, row_size=200, seconds=0.0)
+        say(began=BEGAN, imported=IMPORTED, ended=time.monotonic(), rows=len(rows))
+
+
+async def finish(url: str, runs: str) -> None:
+    """Serve until so many runs have been completed."""
+    count = int(runs)
+    async with connect(url) as client:
+        meter = CommitMeter()
+        meter.attach(client.store)
+        async with Worker(client, chain, held, concurrency=SLOTS):
+            served_at = time.monotonic()
+            await meter.wait_closed(count)
+            ended = time.monotonic()
+    say(began=BEGAN, imported=IMPORTED, served=served_at, ended=ended, commits=meter.calls)
+
+
+async def write(url: str, runs: str, batch: str) -> None:
+    """What `finish` cannot avoid: open the database, commit so many rows."""
+    async with connect(url) as client:
+        rows_per_second = await raw_rows_per_second(client, batch=int(batch), row_size=200, seconds=0.0)
+        ended = time.monotonic()
+        say(began=BEGAN, imported=IMPORTED, ended=ended, seconds=int(runs) / rows_per_second)
+
+
+async def serve(url: str) -> None:
+    """Serve until standard input ends; then tell what was done."""
+    async with served(url, concurrency=SLOTS) as (_client, _worker, meter):
+        say(ready=True)
+        await asyncio.to_thread(sys.stdin.read)
+        say(
+            calls=meter.calls,
+            turns=meter.turns,
+            row_bytes=meter.row_bytes,
+            closed=meter.closed,
+            commit_seconds=meter.seconds,
+            cpu_seconds=time.process_time(),
+        )
+
+
+ROLES: Final[dict[str, Callable[..., Coroutine[Any, Any, None]]]] = {
+    "leave": leave,
+    "resume": resume,
+    "read": read,
+    "finish": finish,
+    "write": write,
+    "serve": serve,
+}
+
+if __name__ == "__main__":
+    asyncio.run(ROLES[sys.argv[1]](*sys.argv[2:]))
