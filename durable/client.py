@@ -41,6 +41,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 RUN_ID_LENGTH_MAX = 200
+LIST_PAGE_MAX = 1000
 # The database of the worker whose activity is running: what the activity starts goes there, not to the default.
 url_here: ContextVar[str | None] = ContextVar("durable_url", default=None)
 _any = ValueType.of(Any)
@@ -266,18 +267,32 @@ class Client:
             wanted = tuple(RunStatus(one) for one in statuses)
         except ValueError as error:
             raise ArgumentsError(f"{error}; statuses: {', '.join(RunStatus)}") from None
-        records = await self.store.list_runs(
-            RunFilter(
-                status=wanted,
-                workflow=workflow,
-                task_queue=task_queue,
-                run_id=run_id,
-                created_since_us=self._instant_us(since),
-                created_until_us=self._instant_us(until),
-                limit=limit,
+        asked = wanted
+        if RunStatus.WAITING in wanted or RunStatus.RUNNING in wanted:
+            # A run that waits in its worker's memory is shown as waiting, but its row says running: look at both.
+            asked = tuple({*wanted, RunStatus.WAITING, RunStatus.RUNNING})
+        found: builtins.list[Run] = []
+        before: tuple[int, int] | None = None
+        while len(found) < limit:
+            page = min(limit, LIST_PAGE_MAX)
+            records = await self.store.list_runs(
+                RunFilter(
+                    status=asked,
+                    workflow=workflow,
+                    task_queue=task_queue,
+                    run_id=run_id,
+                    created_since_us=self._instant_us(since),
+                    created_until_us=self._instant_us(until),
+                    limit=page,
+                    before=before,
+                )
             )
-        )
-        return [await self._describe(record) for record in records]
+            described = [await self._describe(record) for record in records]
+            found.extend(run for run in described if not wanted or run.status in wanted)
+            if len(records) < page:
+                break
+            before = (records[-1].created_at_us, records[-1].pk)
+        return found[:limit]
 
     async def complete_run_id(self, text: str) -> builtins.list[str]:
         """Return run ids that begin or end with `text`, newest first."""

@@ -10,6 +10,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -23,11 +24,13 @@ from durable.retry import Seconds
 from durable.run_handle import Run, RunHandle
 from durable.seams import pause, spawn
 from durable.store.opening import Durability
+from durable.store.records import RunFilter
 from durable.worker.worker import Worker, definitions_in, lease_from
 from durable.workflows import Signal
 
 DEFAULT_URL: Final = "sqlite:///durable.db"
 RETRY_SECONDS: Final = 0.05
+RECOVER_MAX: Final = 100_000  # runs that one recover() takes over
 
 
 class _Settings:
@@ -192,21 +195,17 @@ async def recover(wait: bool = False) -> list[Run]:
     engine = await engine_here()
     worker = await engine.worker()
     client = engine.client
-    known = Registry(definitions_in([module for module in list(sys.modules.values()) if module is not None]))
+    known = Registry(definitions_in([one for one in list(sys.modules.values()) if isinstance(one, ModuleType)]))
     await client.store.rescue_dead_workers(worker.lease_seconds, observer=worker.worker_id)
-    found: list[Run] = []
+    found: list[str] = []
     open_runs = (RunStatus.PENDING, RunStatus.RUNNING, RunStatus.WAITING)
-    for run in await client.list(status=open_runs, limit=100_000):
-        definition = known.find(run.workflow, run.version)
-        if definition is not None and run.worker is None:
+    for record in await client.store.list_runs(RunFilter(status=open_runs, limit=RECOVER_MAX)):
+        definition = known.find(record.workflow, record.version)
+        if definition is not None and record.owner is None:
             worker.registry.add(definition)
-            record = await client.store.get_run(run.run_id)
             worker.ask_for(record.pk)
-            found.append(run)
-    if wait:
-        for position, run in enumerate(found):
-            found[position] = await _settled(client, run.run_id)
-    return found
+            found.append(record.run_id)
+    return [await (_settled(client, run_id) if wait else client.describe(run_id)) for run_id in found]
 
 
 async def _settled(client: Client, run_id: str) -> Run:

@@ -174,6 +174,14 @@ AnyEntry = (
     | Terminated
     | TimedOut
 )
-EVENT_TYPES = (Started, Retried, ActivityCompleted, ActivityFailed, TimerFired, SignalReceived, CancelRequested)
+EVENT_TYPES = (
+    Started,
+    Retried,
+    ActivityCompleted,
+    ActivityFailed,
+    TimerFired,
+    SignalReceived,
+    CancelRequested,
+)
 COMMAND_TYPES = (ScheduleActivity, StartTimer, OpenWait, CloseOp)
 END_TYPES = (Completed, Failed, Cancelled, Terminated, TimedOut)

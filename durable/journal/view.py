@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from durable.errors import UndecodableError
 from durable.failures import Failure, describe
 from durable.journal import events
 from durable.journal.events import AnyEntry
@@ -138,15 +139,15 @@ def tell(entries: Iterable[AnyEntry], attempts: dict[int, AttemptView] | None = 
                     closed.finished_at = now
                     closed.status = "completed" if closed.kind in ("signal", "condition") else "cancelled"
             case events.ActivityCompleted():
-                line = by_op[entry.op]
+                line = _line(by_op, entry.op, number)
                 line.status, line.finished_at = "completed", now
                 line.attempts, line.result = entry.attempts, plain(entry.result)
             case events.ActivityFailed():
-                line = by_op[entry.op]
+                line = _line(by_op, entry.op, number)
                 line.status, line.finished_at, line.attempts = "failed", now, entry.attempts
                 line.error, line.failure = describe(entry.failure), entry.failure
             case events.TimerFired():
-                line = by_op[entry.op]
+                line = _line(by_op, entry.op, number)
                 line.status, line.finished_at = "fired", now
             case events.SignalReceived():
                 deliveries += 1
@@ -210,6 +211,15 @@ def tell(entries: Iterable[AnyEntry], attempts: dict[int, AttemptView] | None = 
         last_at=now,
         deliveries=deliveries,
     )
+
+
+def _line(by_op: dict[int, Entry], op: int, number: int) -> Entry:
+    line = by_op.get(op)
+    if line is None:
+        raise UndecodableError(
+            f"the journal is damaged: entry {number} tells of operation {op}, which nobody asked for"
+        )
+    return line
 
 
 def blockers(story: Story, now: datetime) -> list[Blocker]:

@@ -103,9 +103,7 @@ class Store(Protocol):
         """Return what driving needs for runs this worker still owns (after a discarded turn). Others are left out."""
         ...
 
-    async def commit_turns(
-        self, worker_id: int, commits: Sequence[TurnCommit], now_us: int
-    ) -> list[Verdict]:
+    async def commit_turns(self, worker_id: int, commits: Sequence[TurnCommit], now_us: int) -> list[Verdict]:
         """Write a batch of turns in one transaction; return one verdict per commit, in order.
 
         All or nothing per item. The incarnation's fence is checked first (`LeaseLostError`: nothing written), then

@@ -24,7 +24,9 @@ def normalised(url: str) -> str:
         return "postgresql://" + url.split("://", 1)[1]
     if url.startswith("sqlite:"):
         if not url.startswith("sqlite:///"):
-            raise DefinitionError(f"a SQLite URL is sqlite:///relative.db or sqlite:////absolute.db, not {masked(url)!r}")
+            raise DefinitionError(
+                f"a SQLite URL is sqlite:///relative.db or sqlite:////absolute.db, not {masked(url)!r}"
+            )
         return url
     if "://" in url:
         raise DefinitionError(f"no store for {masked(url)!r}: use sqlite:///file.db or a path")
@@ -39,10 +41,17 @@ async def open_store(
     if url.startswith("sqlite:///"):
         path = url.removeprefix("sqlite:///")
         if path in ("", ":memory:"):
-            raise DefinitionError("an in-memory database cannot be shared by threads and processes: name a file")
+            raise DefinitionError(
+                "an in-memory database cannot be shared by threads and processes: name a file"
+            )
         from durable.store.sqlite.store import SqliteStore
 
         return await SqliteStore.open(
-            Path(path).absolute(), durability=durability, clock=clock or SystemClock(), create=create
+            _file(path), durability=durability, clock=clock or SystemClock(), create=create
         )
     raise StoreError(f"{masked(url)}: this version stores runs in SQLite only; use sqlite:///file.db")
+
+
+def _file(path: str) -> Path:
+    """Return the path made absolute: a store outlives changes of the working directory."""
+    return Path(path).absolute()

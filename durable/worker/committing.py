@@ -31,7 +31,7 @@ class Committer:
         driver: Driver,
         clock: Clock,
         incarnation: Callable[[], Incarnation],
-        on_lost: Callable[[], None],
+        on_lost: Callable[[int], None],
     ) -> None:
         self._store = store
         self._driver = driver
@@ -73,7 +73,7 @@ class Committer:
         except LeaseLostError:
             for item in items:
                 driver.discard(item)
-            self._on_lost()
+            self._on_lost(incarnation.worker_id)
             return
         except asyncio.CancelledError:
             self.in_doubt.extend(items)
@@ -92,7 +92,7 @@ class Committer:
             # Written, but by the time we know, others may own these runs: they will find it in the journal.
             for item in items:
                 driver.discard(item)
-            self._on_lost()
+            self._on_lost(incarnation.worker_id)
             return
         for item, verdict in zip(items, verdicts, strict=True):
             driver.settle(item, verdict)

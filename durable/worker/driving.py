@@ -127,6 +127,8 @@ class Driver:
             run.take(claim)
             run.phase = Phase.IDLE
             self.mark(run)
+            if run.leave_asked:
+                self._release(run)
 
     def deliver(self, messages: Iterable[Message]) -> None:
         """Take in unread messages of runs driven here."""
@@ -205,6 +207,7 @@ class Driver:
 
     def _park(self, run: LiveRun, fault: Exception) -> Item:
         item = self._item(run, after=Park(reason=f"{type(fault).__name__}: {fault}"))
+        item.commit.attempts = self.performer.handed_back(run)
         item.fault = fault
         item.status = RunStatus.PARKED
         return item
@@ -244,10 +247,13 @@ class Driver:
             log.warning("run %r: %s", run.run_id, warning)
         rows = {row.op: row for row in claim.attempts}
         run.claim = msgspec.structs.replace(claim, journal=[], inbox=[], attempts=[])  # read: not to be kept
+        is_first, run.is_recovered = not run.is_recovered, True
         for op, call in instance.activities.items():
             attempt = run.attempts.get(op)
             if attempt is not None:
                 attempt.call = call
+            elif not is_first:
+                self.performer.enqueue(run, call)  # its turn was written, but its first attempt never begun
             else:
                 self.performer.recover(run, call, rows.get(op), op in started)
         for op in [op for op in run.attempts if op not in instance.activities]:
@@ -511,7 +517,9 @@ class Driver:
             run.recorded.append((run.turn, item.entries))
         run.phase = Phase.IDLE
         self._rest(run, instance)
-        if run.inbox or run.outcomes:
+        if run.leave_asked:
+            self._release(run)
+        elif run.inbox or run.outcomes:
             self.mark(run)
 
     def discard(self, item: Item) -> None:
@@ -561,8 +569,7 @@ class Driver:
                 for entry in item.entries
                 if type(entry) is ScheduleActivity and entry.started
             )
-        run.phase = Phase.IDLE
-        self.hand_back(run.pk, rows)
+        self._release(run, rows)
 
     def lose(self, run: LiveRun) -> None:
         """The run is no longer ours: cancel what runs of it, record nothing."""
@@ -633,21 +640,30 @@ class Driver:
         """Whether something is on its way into the database."""
         return bool(self.items) or any(run.outcomes or not run.is_settled for run in self.runs.values())
 
-    def hand_back(self, pk: int, rows: Sequence[AttemptRow] = ()) -> None:
-        """Release one run as ready for others; what still runs of it is not charged (P22)."""
+    def hand_back(self, pk: int) -> None:
+        """Release one run as ready for others, at once or when what is on its way has arrived."""
         run = self.runs.get(pk)
-        if run is not None and run.is_settled:
-            item = self._item(run, after=HandBack())
-            item.commit.attempts = [*self.performer.handed_back(run), *rows]
-            item.status = RunStatus.RUNNING
-            run.phase = Phase.COMMITTING
-            self.items.append(item)
-            self.schedule_pump()
+        if run is None:
+            return
+        if run.phase is Phase.IDLE:
+            self._release(run)
+        else:
+            run.leave_asked = True
 
     def hand_back_all(self) -> None:
         """Release every run that is not in the middle of a commit."""
-        for pk in list(self.runs):
-            self.hand_back(pk)
+        for run in list(self.runs.values()):
+            if run.is_settled:
+                self._release(run)
+
+    def _release(self, run: LiveRun, rows: Sequence[AttemptRow] = ()) -> None:
+        """Hand the run back; what still runs of it is not charged (P22)."""
+        item = self._item(run, after=HandBack())
+        item.commit.attempts = [*self.performer.handed_back(run), *rows]
+        item.status = RunStatus.RUNNING
+        run.phase = Phase.COMMITTING
+        self.items.append(item)
+        self.schedule_pump()
 
     def stop(self) -> None:
         """Drop whatever is left and set no more callbacks."""

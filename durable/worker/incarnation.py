@@ -21,7 +21,7 @@ log = logging.getLogger("durable.worker")
 
 
 class Incarnation:
-    """A registered worker. `on_lost` is called on the loop when it was declared dead."""
+    """A registered worker. `on_lost` is called on the loop, with its id, when it was declared dead."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Incarnation:
         *,
         clock: Clock,
         lease_seconds: float,
-        on_lost: Callable[[], None],
+        on_lost: Callable[[int], None],
     ) -> None:
         self.worker_id = worker_id
         self.lease_seconds = lease_seconds
@@ -49,7 +49,7 @@ class Incarnation:
         *,
         clock: Clock,
         lease_seconds: float,
-        on_lost: Callable[[], None],
+        on_lost: Callable[[int], None],
     ) -> Incarnation:
         """Register a new incarnation and start its heartbeat."""
         worker_id = await store.register_worker(info)
@@ -92,7 +92,7 @@ class Incarnation:
             return True
         if not alive:
             try:
-                self._loop.call_soon_threadsafe(self._on_lost)
+                self._loop.call_soon_threadsafe(self._on_lost, self.worker_id)
             except RuntimeError:  # the loop is closed: nobody is left to tell
                 pass
             return False

@@ -90,6 +90,8 @@ class LiveRun:
         "idle_since",
         "inbox",
         "instance",
+        "is_recovered",
+        "leave_asked",
         "outcomes",
         "phase",
         "pk",
@@ -114,7 +116,9 @@ class LiveRun:
         self.outcomes: deque[Outcome] = deque()
         self.phase = Phase.IDLE
         self.idle_since = 0.0
-        self.release_asked = False
+        self.release_asked = False  # it has waited here for long
+        self.leave_asked = False  # hand it back as soon as nothing of it is on its way
+        self.is_recovered = False  # what its last owner left was seen to: all later attempts began here
         self.inbox: deque[Message] = deque()
         self.seen = 0
         self.received = (

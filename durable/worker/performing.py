@@ -186,11 +186,15 @@ class Performer:
         run.outcomes.clear()
 
     def handed_back(self, run: LiveRun) -> list[AttemptRow]:
-        """Return the rows that uncharge attempts which a stopping worker gives up."""
+        """Return the rows that uncharge attempts which this worker gives up, though nothing was wrong with them.
+
+        Also one that succeeded, if its run stops before the result could be recorded. A failure stays charged.
+        """
+        succeeded = {outcome.op for outcome in run.outcomes if outcome.failure is None}
         return [
             AttemptRow(op=op, attempt=attempt.number - 1, state="handed_back")
             for op, attempt in run.attempts.items()
-            if attempt.state is AttemptState.RUNNING
+            if attempt.state is AttemptState.RUNNING or op in succeeded
         ]
 
     def _drop(self, attempt: Attempt) -> None:

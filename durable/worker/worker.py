@@ -244,11 +244,13 @@ class Worker:
     async def _reincarnate(self) -> None:
         """This incarnation was declared dead: forget everything it held and begin another life (P8)."""
         log.warning("worker %d was declared dead; its runs belong to others; it begins anew", self.worker_id)
+        former = self.worker_id
         self._close_incarnation()
         self._driver.lose_all()
         self._lost = False
         while True:
             try:
+                await self._store.retire_worker(former)  # its lock and socket; its runs, if we gave up too early
                 await self._incarnate()
                 return
             except StoreError as error:
@@ -322,6 +324,7 @@ class Worker:
         checked_at = self._clock.monotonic()
         while True:
             again = False
+            worker_id = self.worker_id
             try:
                 again = await self._claim()
                 if self._driver.runs:
@@ -330,7 +333,7 @@ class Worker:
                         checked_at = self._clock.monotonic()
                         await self._check_ownership()
             except LeaseLostError:
-                self._on_lost()
+                self._on_lost(worker_id)
             except StoreError as error:
                 log.warning("claims wait for the database: %s", error)
             if again:
@@ -369,15 +372,16 @@ class Worker:
             await self._reload_wakeups.wait(POLL_SECONDS)
             while self._reloads and not self._lost:
                 runs, self._reloads = self._reloads, []
+                worker_id = self.worker_id
                 try:
-                    claims = await self._store.read_claims(self.worker_id, [run.pk for run in runs])
+                    claims = await self._store.read_claims(worker_id, [run.pk for run in runs])
                 except StoreError as error:
                     log.warning("%d runs wait for the database: %s", len(runs), error)
                     self._reloads.extend(runs)
                     await pause(POLL_SECONDS)
                     continue
                 except LeaseLostError:
-                    self._on_lost()
+                    self._on_lost(worker_id)
                     break
                 found = {claim.pk: claim for claim in claims}
                 for run in runs:
@@ -425,9 +429,10 @@ class Worker:
         task = self._background if self._background is not None else self._task
         return self._torn_down or (task is not None and (task.done() or task.cancelling() > 0))
 
-    def _on_lost(self) -> None:
-        self._lost = True
-        self._wake_main()
+    def _on_lost(self, worker_id: int) -> None:
+        if worker_id == self.worker_id:  # else: late news of an earlier life
+            self._lost = True
+            self._wake_main()
 
     def _on_rescued(self, rescued: Sequence[Rescue]) -> None:
         for one in rescued:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ async def a_worker(store: Store, name: str = "worker", definitions: tuple[tuple[
 def request(run_id: str, **changes: Any) -> StartRequest:
     values: dict[str, Any] = {
         "run_id": run_id,
-        "request_id": f"request-{next(_numbers)}",
+        "request_id": f"request-{os.getpid()}-{next(_numbers)}",
         "workflow": "w",
         "version": 1,
         "task_queue": "default",

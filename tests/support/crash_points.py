@@ -105,7 +105,7 @@ class CrashConnection(sqlite3.Connection):
             name = transaction_name()
             cursor = super().execute(sql, *args)
             self._name, self._writes = name, True
-            self._doomed = points.begin(name) and points.plan.kind != "stop"
+            self._doomed = points.plan.kind != "stop" and points.begin(name)
             return cursor
         if sql == "ROLLBACK":
             self._writes = self._doomed = False

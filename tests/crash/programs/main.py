@@ -1,0 +1,145 @@
+"""The processes of the crash suite: what a forked child, or `python -m tests.crash.programs.main`, does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+import durable
+from durable import Client, RunHandle, Worker, Workflow, WorkflowStateError
+from durable.default import engine_here
+from durable.store.opening import Durability
+from tests.crash.programs import demands, workflows
+from tests.support import crash_ledger, crash_points
+from tests.support.crash_points import Plan
+
+GRACE_SECONDS: Final = 0.1
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What one process is to do."""
+
+    program: Literal["embedded", "worker", "client", "starter", "embedded_run"]
+    directory: str
+    plan: Plan = Plan()
+    warm_us: int | None = None
+    spill: bool = False
+    durability: Durability = "process"
+    lease_seconds: float = 10.0
+    concurrency: int = 100
+    with_demands: bool = False
+    runs: int = 0
+    length: int = 3
+    signals: int = 0
+    workflow: str = ""
+    argument: Any = None
+    run_id: str = ""
+
+
+def main(options: Options) -> int:
+    directory = Path(options.directory)
+    os.environ["CRASH_DIRECTORY"] = options.directory
+    os.environ[crash_ledger.VARIABLE] = str(directory / "ledger.jsonl")
+    logging.basicConfig(
+        level=logging.WARNING, format="%(created)f %(process)d %(levelname)s %(name)s %(message)s"
+    )
+    crash_points.install(
+        options.plan, directory / "deaths.jsonl", warm_us=options.warm_us, spill=options.spill
+    )
+    asyncio.run(globals()[options.program](options))
+    print("write transactions:", *crash_points.points.names)
+    return 0
+
+
+def url(options: Options) -> str:
+    return f"sqlite:///{Path(options.directory) / 'runs.db'}"
+
+
+def acknowledge(options: Options, what: str, *details: object) -> None:
+    """Note that a call has returned: from now on it must hold, whatever dies."""
+    crash_ledger.append(Path(options.directory) / "acknowledged.jsonl", [what, *details])
+
+
+async def embedded(options: Options) -> None:
+    """A plain script: the engine lives in this process."""
+    durable.configure(url(options), durability=options.durability)
+
+    async def start(workflow: Workflow[..., Any], argument: Any, *, run_id: str) -> RunHandle[Any]:
+        return await workflow.start(argument, run_id=run_id)
+
+    await demands.make((await engine_here()).client, start)
+
+
+async def embedded_run(options: Options) -> None:
+    """A plain script that runs one workflow and prints its result."""
+    durable.configure(url(options), durability=options.durability)
+    workflow: Workflow[..., Any] = getattr(workflows, options.workflow)
+    run = await workflow.start(options.argument, run_id=options.run_id)
+    if options.signals:  # the script has a mistake
+        await demands.is_waiting((await engine_here()).client, run.run_id, workflows.never)
+        raise RuntimeError("a mistake in the script")
+    print(msgspec.json.encode(await run.result()).decode())
+
+
+async def worker(options: Options) -> None:
+    """A worker; SIGTERM drains it."""
+    async with durable.connect(url(options), durability=options.durability) as client:
+        serving = Worker(
+            client, workflows, lease_seconds=options.lease_seconds, concurrency=options.concurrency
+        )
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.stop, GRACE_SECONDS)
+        if not options.with_demands:
+            await serving.run()
+            return
+        async with serving:
+            await demands.make(client, client.start)
+
+
+async def client(options: Options) -> None:
+    """Somebody who asks for everything, and waits."""
+    async with durable.connect(url(options), durability=options.durability) as opened:
+        await demands.make(opened, opened.start)
+
+
+async def starter(options: Options) -> None:
+    """Somebody who starts many runs, signals and cancels some, and notes each call that returned."""
+    async with durable.connect(url(options), durability=options.durability) as opened:
+        if options.length:
+            for first in range(0, options.runs, 10):
+                ids = [f"chain-{number:03}" for number in range(first, min(first + 10, options.runs))]
+                await start_many_once(opened, options, ids)
+        if options.signals:
+            await signal_and_cancel(opened, options)
+
+
+async def start_many_once(opened: Client, options: Options, ids: list[str]) -> None:
+    await opened.start_many(workflows.chain, [(options.length,)] * len(ids), run_ids=ids)
+    for run_id in ids:
+        acknowledge(options, "started", run_id)
+
+
+async def signal_and_cancel(opened: Client, options: Options) -> None:
+    run = await opened.start(workflows.listener, options.signals, run_id="listener")
+    acknowledge(options, "started", "listener")
+    waiting = await opened.start(workflows.cancellable, "c", run_id="cancelled")
+    acknowledge(options, "started", "cancelled")
+    for number in range(1, options.signals + 1):
+        await run.signal(workflows.told, number, id=f"told-{number}")
+        acknowledge(options, "told", number)
+    if not await demands.is_cancel_known(opened, "cancelled"):
+        try:
+            await waiting.cancel("enough")
+        except WorkflowStateError:
+            return
+        acknowledge(options, "cancelled")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(msgspec.json.decode(sys.argv[1], type=Options)))

@@ -1,0 +1,499 @@
+"""What is special to a file: opening, damage, full disks, forks, other processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Opener
+from store_steps import NOW, Process, a_worker, claim, commit, journal, start, started_by, status, turn
+
+from durable.errors import (
+    DefinitionError,
+    NotADatabaseError,
+    SchemaVersionError,
+    StoreBusyError,
+    StoreError,
+)
+from durable.journal.lifecycle import RunStatus
+from durable.store.contract import Store
+from durable.store.migrations import load_migrations
+from durable.store.opening import open_store
+from durable.store.records import RunFilter
+from durable.store.sqlite import location
+from durable.store.sqlite.schema import APPLICATION_ID
+from durable.store.sqlite.store import SqliteStore
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody without rights")
+
+
+def content(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def files_in(path: Path) -> list[str]:
+    return sorted(os.listdir(path))
+
+
+def let_others_in(tmp_path: Path, mode: int) -> None:
+    """Let other users reach `tmp_path`, and set its own rights."""
+    for path in tmp_path.parents:
+        if path.is_relative_to("/tmp") and path != Path("/tmp"):
+            path.chmod(path.stat().st_mode | 0o055)
+    tmp_path.chmod(mode)
+
+
+def forked(in_child: Callable[[], bytes]) -> bytes:
+    """Return what `in_child` returns in a forked child."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(write, in_child())
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    answer = os.read(read, 1000)
+    os.close(read)
+    return answer
+
+
+def sql(database: Path, statement: str) -> list[tuple[object, ...]]:
+    """Run one statement as another program would."""
+    connection = sqlite3.connect(database, isolation_level=None)
+    try:
+        return connection.execute(statement).fetchall()
+    finally:
+        connection.close()
+
+
+# ─ opening ──
+
+
+async def test_a_fresh_file_is_migrated_and_marked_as_ours(store: Store, database: Path) -> None:
+    """WAL, the newest schema, our application id, and what the database remembers of itself."""
+    assert await store.schema_version() == len(load_migrations("durable.store.sqlite"))
+    assert sql(database, "PRAGMA application_id") == [(APPLICATION_ID,)]
+    assert sql(database, "PRAGMA journal_mode") == [("wal",)]
+    assert isinstance(store, SqliteStore)
+    assert 0 <= int(await store.read_meta("hash_seed") or -1) < 1 << 32
+    assert len(await store.read_meta("database_id") or "") == 32
+    assert await store.read_meta("?") is None
+
+
+async def test_what_was_written_is_there_after_opening_again(opener: Opener) -> None:
+    """Also what the database remembers of itself stays."""
+    first = await opener()
+    await start(first, "x")
+    assert isinstance(first, SqliteStore)
+    seed = await first.read_meta("hash_seed")
+    await first.close()
+
+    second = await opener()
+
+    assert await status(second, "x") is RunStatus.PENDING
+    assert isinstance(second, SqliteStore)
+    assert await second.read_meta("hash_seed") == seed
+
+
+async def test_a_closed_store_says_so(store: Store) -> None:
+    """Closing is idempotent; every verb afterwards is a clear error."""
+    await store.close()
+    await store.close()
+
+    for verb in (lambda: start(store, "x"), lambda: store.get_run("x"), lambda: store.list_runs(RunFilter())):
+        with pytest.raises(StoreError, match="closed"):
+            await verb()
+    with pytest.raises(StoreError, match="closed"):
+        store.subscribe(None, lambda: None)
+
+
+async def test_a_file_of_something_else_is_refused_untouched(database: Path) -> None:
+    """Neither text nor another program's database is changed."""
+    write(database, b"Dear diary, " * 1000)
+    with pytest.raises(NotADatabaseError, match="not an SQLite database"):
+        await open_store(str(database))
+    assert content(database) == b"Dear diary, " * 1000
+
+    remove(database)
+    sql(database, "CREATE TABLE journal (page TEXT)")
+    before = content(database)
+    with pytest.raises(NotADatabaseError, match="another program"):
+        await open_store(str(database))
+    assert content(database) == before
+    assert not location.side_directory(database).exists()
+
+
+async def test_places_where_no_database_can_be(tmp_path: Path) -> None:
+    """A directory, a missing directory, a missing file that must exist, memory."""
+    with pytest.raises(StoreError, match="is a directory"):
+        await open_store(str(tmp_path))
+    with pytest.raises(StoreError, match="no directory"):
+        await open_store(str(tmp_path / "missing" / "a.db"))
+    with pytest.raises(StoreError, match="no database at"):
+        await open_store(str(tmp_path / "a.db"), create=False)
+    assert files_in(tmp_path) == []
+    with pytest.raises(DefinitionError):
+        await open_store(":memory:")
+
+
+async def test_a_newer_schema_is_refused(opener: Opener, url: str, database: Path) -> None:
+    """Old code does not guess what new columns mean."""
+    await (await opener()).close()
+    sql(database, "INSERT INTO migration VALUES (999, 'future', 0)")
+
+    with pytest.raises(SchemaVersionError, match="upgrade"):
+        await open_store(url)
+
+
+async def test_a_damaged_file_is_a_clear_error(opener: Opener, url: str, database: Path) -> None:
+    """A malformed database stops the verb that meets the damage, with what to do."""
+    one = await opener()
+    await one.start_runs([], NOW)
+    for n in range(50):
+        await start(one, f"run-{n}", input=b"x" * 2000)
+    await one.close()
+    pages = content(database)
+    write(database, pages[: 4096 * 3] + os.urandom(len(pages) - 4096 * 3))
+
+    async def look() -> None:
+        other = await open_store(url)
+        try:
+            await other.list_runs(RunFilter())
+            await other.list_workers()
+        finally:
+            await other.close()
+
+    with pytest.raises(StoreError, match="damaged"):
+        await look()
+
+
+async def test_a_network_file_system_is_recognised(tmp_path: Path) -> None:
+    """The longest mount point decides; spaces in it are escaped by the kernel."""
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        "/dev/a / ext4 rw 0 0\nhost:/x /mnt/my\\040share nfs4 rw 0 0\n/dev/b /mnt/my ext4 rw 0 0\n"
+    )
+
+    assert location.file_system(Path("/mnt/my share/deep"), mounts) == "nfs4"
+    assert location.file_system(Path("/mnt/my"), mounts) == "ext4"
+    assert location.file_system(Path("/home"), mounts) == "ext4"
+    assert location.file_system(Path("/home"), tmp_path / "none") is None
+
+
+async def test_a_database_on_a_network_file_system_is_refused(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """WAL needs shared memory on one host."""
+    monkeypatch.setattr(location, "file_system", lambda directory: "nfs4")
+    with pytest.raises(StoreError, match="network"):
+        await open_store(url)
+
+
+async def test_a_worker_of_another_machine_is_refused(opener: Opener, url: str) -> None:
+    """A held lock under another boot id means a file shared between machines (P10)."""
+    script = """
+import asyncio, sys
+from store_steps import *
+from durable.store.opening import open_store
+from durable.store.sqlite import store as module
+module.boot_id = lambda: "another-machine"
+async def main():
+    store = await open_store(sys.argv[1], durability="off")
+    await a_worker(store)
+    print("alive", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+asyncio.run(main())
+"""
+    async with await Process.run(script, url) as child:
+        assert await child.line() == "alive"
+        with pytest.raises(StoreError, match="another machine"):
+            await open_store(url, durability="off")
+        child.process.kill()
+        await child.process.wait()
+    await opener()  # dead, its lock is free: nothing stands in the way
+
+
+@as_root
+@pytest.mark.parametrize("locked", ["file", "directory"])
+async def test_what_cannot_be_written_can_still_be_read(opener: Opener, tmp_path: Path, locked: str) -> None:
+    """`show` and `list` work on a read-only file or directory; every write is refused clearly."""
+    one = await opener()
+    await start(one, "x")
+    await one.close()
+    database = tmp_path / "durable.db"
+    database.chmod(0o444 if locked == "file" else 0o666)
+    let_others_in(tmp_path, 0o777 if locked == "file" else 0o555)
+    script = """
+import asyncio, sys, os
+from store_steps import *
+from durable.errors import StoreError
+from durable.store.opening import open_store
+from durable.store.records import RunFilter
+import durable.store.sqlite.store
+os.setuid(65534)
+async def main():
+    store = await open_store(sys.argv[1])
+    print(await status(store, "x"), len(await store.list_runs(RunFilter())))
+    for verb in (lambda: start(store, "y"), lambda: a_worker(store)):
+        try:
+            await verb()
+        except StoreError as error:
+            print("read-only" in str(error))
+    await store.close()
+asyncio.run(main())
+"""
+    async with await Process.run(script, str(database)) as child:
+        assert [await child.line() for _ in range(3)] == ["pending 1", "True", "True"]
+
+
+@as_root
+async def test_a_directory_without_rights_is_a_clear_error(tmp_path: Path) -> None:
+    """Nothing can be made there: say so, with the path."""
+    let_others_in(tmp_path, 0o755)
+    script = """
+import asyncio, sys, os
+from durable.errors import StoreError
+from durable.store.opening import open_store
+import durable.store.sqlite.store
+os.setuid(65534)
+async def main():
+    try:
+        await open_store(sys.argv[1])
+    except StoreError as error:
+        print(sys.argv[1] in str(error), "permission" in str(error))
+asyncio.run(main())
+"""
+    async with await Process.run(script, str(tmp_path / "durable.db")) as child:
+        assert await child.line() == "True True"
+
+
+# ─ the journal ──
+
+
+async def test_the_journal_refuses_updates_and_deletes(store: Store, database: Path) -> None:
+    """Append-only in the database itself, whoever writes."""
+    worker = await a_worker(store)
+    held = await started_by(store, worker, "x")
+    await commit(store, worker, turn(held))
+
+    for statement in ("UPDATE journal SET data = x''", "DELETE FROM journal"):
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            sql(database, statement)
+    assert await journal(store, held) == [(1, b"{}")]
+
+
+# ─ trouble while writing ──
+
+
+async def test_a_full_disk_refuses_the_write_and_loses_nothing(store: Store) -> None:
+    """Nothing half-written, a clear error, and work goes on once there is room."""
+    worker = await a_worker(store)
+    held = await started_by(store, worker, "x")
+    assert isinstance(store, SqliteStore)
+    assert store._writer is not None
+    connection = store._writer._connection
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    with pytest.raises(StoreError, match="disk is full"):
+        await commit(store, worker, turn(held, 1, b"x" * 1_000_000))
+
+    assert await journal(store, held) == []
+    connection.execute("PRAGMA max_page_count = 1000000")
+    assert await commit(store, worker, turn(held, 1, b"x" * 1_000_000)) == ["committed"]
+
+
+async def test_a_foreign_lock_is_waited_for(store: Store, database: Path) -> None:
+    """A program that knows nothing of us holds the write lock: the write waits in a thread, the loop goes on."""
+    worker = await a_worker(store)
+    held = await started_by(store, worker, "x")
+    other = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+
+    writing = asyncio.ensure_future(commit(store, worker, turn(held)))
+    for _ in range(10):
+        await asyncio.sleep(0.005)
+    assert not writing.done()
+    other.execute("COMMIT")
+    other.close()
+
+    assert await asyncio.wait_for(writing, 10) == ["committed"]
+
+
+async def test_a_lock_that_is_never_given_back_is_a_busy_error(store: Store, database: Path) -> None:
+    """Past the deadline the caller is told, and nothing was written."""
+    assert isinstance(store, SqliteStore)
+    assert store._writer is not None
+    store._writer.wait_seconds = 0.1
+    other = sqlite3.connect(database, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    with pytest.raises(StoreBusyError):
+        await start(store, "x")
+
+    other.execute("ROLLBACK")
+    other.close()
+    assert (await start(store, "x")).how == "started"
+
+
+async def test_a_cancelled_caller_leaves_no_transaction_behind(store: Store, database: Path) -> None:
+    """The write may happen or not; the next one is not in its way."""
+    other = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    writing = asyncio.ensure_future(start(store, "x"))
+    await asyncio.sleep(0.02)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    other.execute("ROLLBACK")
+    other.close()
+
+    assert (await start(store, "y")).how == "started"
+    assert (await start(store, "x")).how in ("started", "attached")
+
+
+async def test_a_commit_that_runs_inline_does_not_suspend(store: Store) -> None:
+    """No hop: the coroutine is done in its first step."""
+    worker = await a_worker(store)
+    held = await started_by(store, worker, "x")
+
+    coroutine = store.commit_turns(worker, [turn(held)], NOW)
+
+    with pytest.raises(StopIteration) as stopped:
+        coroutine.send(None)
+    assert stopped.value.value == ["committed"]
+
+
+# ─ other processes ──
+
+
+OPEN_AND_START = """
+import asyncio, sys
+from store_steps import *
+from durable.store.opening import open_store
+async def main():
+    sys.stdin.readline()
+    store = await open_store(sys.argv[1], durability="off")
+    await start(store, sys.argv[2])
+    print(await store.schema_version(), flush=True)
+    await store.close()
+asyncio.run(main())
+"""
+
+
+async def test_processes_that_open_a_fresh_file_at_once(url: str, database: Path) -> None:
+    """Migrations are applied once, whoever comes first."""
+    children = [await Process.run(OPEN_AND_START, url, f"run-{n}") for n in range(4)]
+    for child in children:
+        child.tell()
+    versions = [await child.line() for child in children]
+    for child in children:
+        await child.__aexit__()
+
+    newest = len(load_migrations("durable.store.sqlite"))
+    assert versions == [str(newest)] * 4
+    assert sql(database, "SELECT count(*) FROM migration") == [(newest,)]
+    assert sql(database, "SELECT count(*) FROM run") == [(4,)]
+    assert sql(database, "SELECT count(*) FROM meta WHERE key = 'hash_seed'") == [(1,)]
+
+
+HAMMER = """
+import asyncio, sys, time
+from store_steps import *
+from durable.store.opening import open_store
+async def main():
+    store = await open_store(sys.argv[1], durability="off")
+    worker = await a_worker(store)
+    held = await started_by(store, worker, sys.argv[2])
+    print("ready", flush=True)
+    sys.stdin.readline()
+    longest = 0.0
+    for number in range(1, int(sys.argv[3]) + 1):
+        before = time.monotonic()
+        assert await commit(store, worker, turn(held, number)) == ["committed"]
+        longest = max(longest, time.monotonic() - before)
+    print(longest, flush=True)
+    await store.close()
+asyncio.run(main())
+"""
+
+
+async def test_writing_processes_do_not_starve_each_other(url: str, database: Path) -> None:
+    """In tight loops from several processes every write gets its turn, far below the seconds SQLite alone would take."""
+    names = ["a", "b", "c"]
+    children = [await Process.run(HAMMER, url, name, "300") for name in names]
+    for child in children:
+        assert await child.line() == "ready"
+    for child in children:
+        child.tell()
+    longest = [float(await child.line()) for child in children]
+    for child in children:
+        await child.__aexit__()
+
+    counts = Counter(row[0] for row in sql(database, "SELECT run FROM journal"))
+    assert sorted(counts.values()) == [300, 300, 300]
+    assert max(longest) < 1.0
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+async def test_a_forked_child_cannot_use_an_inherited_store(opener: Opener, database: Path) -> None:
+    """Using it is a clear error; the parent's locks, connections and liveness are untouched (P30)."""
+    store = await opener()
+    worker = await a_worker(store)
+    held = await started_by(store, worker, "x")
+    await commit(store, worker, turn(held, 1))
+    store.beat(worker)
+    script_of_child = """
+import asyncio, sys
+from store_steps import *
+from durable.store.opening import open_store
+async def main():
+    store = await open_store(sys.argv[1], durability="off")
+    print(await store.rescue_dead_workers(3600.0), flush=True)
+    await store.close()
+asyncio.run(main())
+"""
+
+    def use_it() -> bytes:
+        try:
+            store.subscribe(None, lambda: None)
+        except StoreError as error:
+            return str(error).encode()
+        return b"no error"
+
+    assert b"before a fork" in forked(use_it)
+    assert await commit(store, worker, turn(held, 2)) == ["committed"]
+    async with await Process.run(script_of_child, str(database)) as other:
+        assert await other.line() == "[]"
+    assert await claim(store, worker) == []
+
+
+async def test_the_log_starts_over_under_load(opener: Opener, database: Path) -> None:
+    """The checkpointer keeps the write-ahead log from growing for ever."""
+    store = await opener()
+    worker = await a_worker(store)
+    held = await started_by(store, worker, "x")
+    log = database.with_name(database.name + "-wal")
+    number, largest = 0, 0
+    while number < 600:
+        number += 1
+        assert await commit(store, worker, turn(held, number, b"x" * 200_000)) == ["committed"]
+        largest = max(largest, log.stat().st_size)
+
+    assert number * 200_000 > 100 << 20
+    assert largest < 100 << 20
