@@ -74,6 +74,10 @@ class OutcomeWatch:
         if future is not None and not future.done():
             future.set_result(record)
 
+    def look(self) -> None:
+        """Look at the store soon: a run that was driven here was closed by somebody else."""
+        self._hint.set()
+
     def is_awaited(self, pk: int, generation: int) -> bool:
         """Whether somebody in this process waits for that run's end."""
         return (pk, generation) in self._waiting

@@ -110,15 +110,23 @@ def invoke(args: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         _output(settings).note("interrupted")
         return INTERRUPTED
-    except click.ClickException as error:
-        return _tell(error, settings)
-    except Exception as error:
+    except Exception as raised:
+        error = _alone(raised)
+        if isinstance(error, click.ClickException):
+            return _tell(error, settings)
         if settings.shows_tracebacks:
             traceback.print_exc()
         explaining = importlib.import_module("durable_cli.explaining")
         problem: Problem = explaining.explain(error)
         _output(settings).error(problem.message, problem.hint)
         return problem.code
+
+
+def _alone(error: Exception) -> Exception:
+    """Return the one error of a task group; its group says nothing to people."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _tell(error: click.ClickException, settings: Settings) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NamedTuple
@@ -130,17 +131,18 @@ async def _run(
     run_id: str | None,
     started: list[str],
 ) -> int:
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # both stop the loop in order
     durable.configure(settings.db)
     handle = await workflow.options(run_id=run_id).start(*call.args, **call.kwargs)
     started.append(handle.run_id)
+    both_stop_in_order = _Handlers(signal.getsignal(signal.SIGINT), signal.SIGTERM)
     async with database(settings) as client:
         progress = _Progress(client, output, handle.run_id)
         await progress.begin(workflow.name)
-        async with asyncio.TaskGroup() as group:
-            watching = group.create_task(progress.watch())
-            outcome = await _settled(handle)
-            watching.cancel()
+        with both_stop_in_order:
+            async with asyncio.TaskGroup() as group:
+                watching = group.create_task(progress.watch())
+                outcome = await _settled(handle)
+                watching.cancel()
         run = await progress.end()
     if isinstance(outcome, BaseException):
         raise outcome
@@ -278,6 +280,7 @@ async def serve(
     if not workflows:
         names = ", ".join(each.name for each in found)
         raise Problem(f"no workflow in {names}", hint="decorate an async function with @workflow")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")  # unless users' code has
     served = list(dict.fromkeys(queues)) or sorted({one.definition.task_queue for one in workflows})
     async with database(settings, create=True) as client:
         workers = [Worker(client, *workflows, task_queue=queue, concurrency=concurrency) for queue in served]
@@ -346,7 +349,7 @@ class _Crew:
             self._is_stopping = True
             loop.call_soon_threadsafe(self._begin_to_stop)
 
-        return _Handlers(on_signal)
+        return _Handlers(on_signal, signal.SIGINT, signal.SIGTERM)
 
     def _begin_to_stop(self) -> None:
         self._output.note(f"draining ({self._grace:g}s), again stops now")
@@ -354,14 +357,15 @@ class _Crew:
 
 
 class _Handlers:
-    """SIGINT and SIGTERM handlers, put back at the end."""
+    """Signal handlers, put back at the end."""
 
-    def __init__(self, handler: Callable[[int, FrameType | None], None]) -> None:
+    def __init__(self, handler: Any, *numbers: signal.Signals) -> None:
         self._handler = handler
+        self._numbers = numbers
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in self._numbers:
             self._before[number] = signal.signal(number, self._handler)
 
     def __exit__(self, *unused: object) -> None:

@@ -266,7 +266,7 @@ async def _raw_events(client: Client, run: Run) -> list[dict[str, Any]]:
 
 def event_json(number: int, data: Mapping[str, Any]) -> dict[str, Any]:
     """Return one journal entry for programs: numbered, its instants in ISO 8601, durations named by their unit."""
-    event: dict[str, Any] = {"n": number, "event": data["e"]}
+    event: dict[str, Any] = {"number": number, "event": data["e"]}
     for key, value in data.items():
         if key in ("at", "due"):
             event[key] = _iso_us(value)
@@ -293,13 +293,13 @@ def _print_events(output: Output, run: Run, events: list[dict[str, Any]]) -> Non
         return
     rows = [
         [
-            str(event["n"]),
+            str(event["number"]),
             event.get("at", ""),
             event["event"],
             " ".join(
                 f"{key}={value if isinstance(value, str) and re.fullmatch(r'[!-~]+', value) else json_text(value)}"
                 for key, value in event.items()
-                if key not in ("n", "at", "event")
+                if key not in ("number", "at", "event")
             ),
         ]
         for event in events
@@ -372,6 +372,9 @@ def wait_command(settings: Settings, run_ids: tuple[str, ...], timeout: float | 
 async def _wait(settings: Settings, output: Output, texts: Sequence[str], timeout: float | None) -> int:
     async with database(settings) as client:
         runs = [await find_run(client, text) for text in texts]
+        for run in runs:
+            if not run.status.is_closed and output.is_text:
+                output.note(f"{glyph(run.status)} {run.run_id} {run.status}, waiting on {outcome(run)}")
         ended: dict[str, str] = {}
         try:
             async with asyncio.timeout(timeout), asyncio.TaskGroup() as group:

@@ -37,10 +37,16 @@ def outcome(run: Run) -> str:
 
 def failure_text(run: Run) -> str:
     """Return `ship: RuntimeError: no stock  (5 attempts)`."""
-    failure = run.failure
-    where = f"{failure.activity}: " if failure is not None and failure.activity else ""
-    attempts = f"  ({failure.attempts} attempts)" if failure is not None and failure.attempts > 1 else ""
+    culprit = failed_entry(run)
+    where = f"{culprit.name}: " if culprit is not None else ""
+    attempts = f"  ({culprit.attempts} attempts)" if culprit is not None and culprit.attempts > 1 else ""
     return escaped(f"{where}{run.error}") + attempts
+
+
+def failed_entry(run: Run) -> Entry | None:
+    """Return the failed activity whose error became the run's, if there is one."""
+    failed = [one for one in run.journal if one.status == "failed" and one.error == run.error]
+    return failed[-1] if failed else None
 
 
 def needs_a_worker(run: Run) -> bool:
@@ -254,17 +260,18 @@ def _ending(run: Run, terminal: Terminal) -> Iterator[str]:
 
 
 def _error(run: Run, terminal: Terminal) -> Iterator[str]:
-    failure = run.failure
-    if failure is None:
-        yield terminal.paint(f"error  {escaped(run.error or '')}", "red")
-        return
-    where = f" in {escaped(failure.activity)}" if failure.activity else ""
-    attempts = f", after {count(failure.attempts, 'attempt')}" if failure.attempts > 1 else ""
-    yield terminal.paint(f"error{where}{attempts}", "red", bold=True)
-    if failure.traceback:
-        for line in failure.traceback.rstrip().splitlines():
-            yield f"  {escaped(line)}"
+    culprit = failed_entry(run)
+    failure = run.failure if culprit is None else culprit.failure or run.failure
+    title = "error"
+    if culprit is not None:
+        tried = f", after {count(culprit.attempts, 'attempt')}" if culprit.attempts > 1 else ""
+        title = f"error in {escaped(culprit.name)}{tried}"
+    yield terminal.paint(title, "red", bold=True)
+    for line in failure.traceback.rstrip().splitlines() if failure is not None else ():
+        yield f"  {escaped(line)}"
     yield terminal.paint(escaped(run.error or ""), "red")
-    if failure.cause is not None:
-        name = failure.cause.type.rpartition(":")[2]
-        yield f"caused by {escaped(name)}: {escaped(failure.cause.message)}"
+    if culprit is not None and culprit.source:
+        yield f"raised through workflow line  {culprit.source}"
+    cause = None if failure is None else failure.cause
+    if cause is not None:
+        yield f"caused by {escaped(cause.type.rpartition(':')[2])}: {escaped(cause.message)}"

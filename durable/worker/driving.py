@@ -79,6 +79,7 @@ class Driver:
         on_ended: Callable[[LiveRun, Item], None],
         on_reload: Callable[[LiveRun], None],
         on_room: Callable[[], None],
+        on_lost_run: Callable[[], None],
         capacity: int,
     ) -> None:
         self.runs: dict[int, LiveRun] = {}
@@ -94,6 +95,7 @@ class Driver:
         self._on_ended = on_ended
         self._on_reload = on_reload
         self._on_room = on_room
+        self._on_lost_run = on_lost_run
         self._capacity = capacity
         self._dirty: dict[LiveRun, None] = {}
         self._evictions: list[Instance] = []
@@ -495,6 +497,9 @@ class Driver:
             run.attempts.pop(outcome.op, None)
         if type(commit.after) is not Stay and not stayed:
             self.performer.unreserve(item.slots)
+            for entry in item.entries:
+                if type(entry) is CloseOp and entry.how == "abandon":
+                    self.performer.close(run, entry.op, entry.how)  # it was let go before the end
             self._on_ended(run, item)
             self._leave(run)
             return
@@ -575,6 +580,7 @@ class Driver:
         """The run is no longer ours: cancel what runs of it, record nothing."""
         if run.phase is not Phase.GONE:
             self._leave(run)
+            self._on_lost_run()
 
     def lose_all(self) -> None:
         """This incarnation was fenced out: nothing it holds is its own any more."""

@@ -158,6 +158,7 @@ class Worker:
             on_ended=self._on_ended,
             on_reload=self._on_reload,
             on_room=self._on_room,
+            on_lost_run=self.client.watch.look,
             capacity=CACHE_MAX,
         )
         self._performer = Performer(
@@ -250,7 +251,9 @@ class Worker:
         self._lost = False
         while True:
             try:
-                await self._store.retire_worker(former)  # its lock and socket; its runs, if we gave up too early
+                await self._store.retire_worker(
+                    former
+                )  # its lock and socket; its runs, if we gave up too early
                 await self._incarnate()
                 return
             except StoreError as error:
@@ -460,9 +463,7 @@ class Worker:
         if item.status is RunStatus.PARKED:
             self._interest.discard(run.pk)
             log.error("run %r is parked: %s", run.run_id, item.fault)
-        if item.status is not RunStatus.CONTINUED and (
-            item.fault is not None or watch.is_awaited(run.pk, run.generation)
-        ):
+        if item.fault is not None or watch.is_awaited(run.pk, run.generation):
             watch.announce(_record(run, item, self._clock.now_us()), _fault(item))
 
 

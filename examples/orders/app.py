@@ -33,20 +33,21 @@ class CardDeclinedError(NonRetryableError):
     """The bank said no, and will say no again."""
 
 
-@activity
+# An attempt that died with its worker counts as failed, and workers get killed for sport here. For the payment there is a
+# better reason: not knowing whether we charged is the one state we cannot leave an order in. So no limit (max_attempts=0).
+# It is safe, because every attempt carries the same idempotency key.
+PERSISTENT = Retry(max_attempts=0, initial=0.1, maximum=2.0, jitter=0.5)
+
+
+@activity(retry=PERSISTENT)
 def reserve_stock(order_id: str, item: str) -> None:
     (WORLD / "stock").mkdir(exist_ok=True)
     (WORLD / "stock" / order_id).write_text(item)  # one file per order: reserving twice reserves once
 
 
-@activity
+@activity(retry=PERSISTENT)
 def release_stock(order_id: str) -> None:
     (WORLD / "stock" / order_id).unlink(missing_ok=True)
-
-
-# Not knowing whether we charged is the one state we cannot leave an order in: keep asking (max_attempts=0). It is safe,
-# because every attempt carries the same idempotency key.
-PERSISTENT = Retry(max_attempts=0, initial=0.1, maximum=2.0, jitter=0.5)
 
 
 @activity(retry=PERSISTENT, timeout=5)
@@ -77,7 +78,7 @@ def ask_payments(path: str, order_id: str, cents: int, card: str) -> str:
             raise  # 500 and 503: tried again
 
 
-@activity
+@activity(retry=PERSISTENT)
 async def print_label(order_id: str) -> str:
     """Not idempotent on purpose: after a crash there may be two labels for one parcel, and labels.txt shows it."""
     await asyncio.sleep(0.05)
@@ -86,7 +87,7 @@ async def print_label(order_id: str) -> str:
     return f"parcel-{order_id}"
 
 
-@activity
+@activity(retry=PERSISTENT)
 def write_receipt(order_id: str, payment: str, parcel: str) -> None:
     (WORLD / "receipts").mkdir(exist_ok=True)
     receipt = WORLD / "receipts" / f"{order_id}.json"

@@ -25,7 +25,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from app import LARGE_CENTS, approved, order
+from app import LARGE_CENTS, Outcome, approved, order
 from make_orders import Order, make_orders, read_orders, write_orders
 
 import durable
@@ -123,6 +123,14 @@ async def busiest_worker(client: durable.Client, fleet: Fleet) -> int | None:
     return number if runs else None
 
 
+async def outcome_of(run: durable.RunHandle[Outcome]) -> str:
+    """Wait for the run's end; an end that is no result is one of the differences."""
+    try:
+        return await run.result()
+    except durable.DurableError as error:
+        return repr(error)
+
+
 async def run_all(fleet: Fleet, orders: list[Order], options: argparse.Namespace) -> dict[str, str]:
     """Enqueue, approve, kill, wait; return each order's outcome."""
     chance = random.Random(options.seed)
@@ -135,7 +143,7 @@ async def run_all(fleet: Fleet, orders: list[Order], options: argparse.Namespace
         async with asyncio.timeout(options.deadline), asyncio.TaskGroup() as group:
             group.create_task(approve_large_orders(client, orders, chance))
             group.create_task(kill_workers(client, fleet, orders, options.kills, chance))
-            results = [group.create_task(run.result()) for run in runs]
+            results = [group.create_task(outcome_of(run)) for run in runs]
         return {one.id: result.result() for one, result in zip(orders, results, strict=True)}
 
 

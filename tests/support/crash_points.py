@@ -8,6 +8,8 @@ between them; the store itself runs unchanged. A plan says what happens at the N
 - "within": killed in the middle of its first statement that writes several rows, else like "before";
 - "stop": stopped (SIGSTOP) just before it begins, holding no lock of the database.
 
+"answered" counts something else: killed when the N-th call of a client has returned and was noted down.
+
 Transactions in which an observer merely proves that it can write come and go with time: they are not counted.
 """
 
@@ -38,12 +40,14 @@ SPILL_PAGES: Final = 2
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to do at the `n`-th write transaction of the process (0: only count)."""
 
-    kind: Literal["before", "after", "within", "stop"] = "before"
+    kind: Literal["before", "after", "within", "stop", "answered"] = "before"
     n: int = 0
     rows_least: int = 2  # "within": how many rows a statement must write to be cut in half
     only: str = ""  # count only transactions of this name
 
     def __str__(self) -> str:
+        if self.kind == "answered":
+            return f"after {self.n} answers"
         return f"{self.kind} write transaction {self.n}" + (f" of {self.only}" if self.only else "")
 
 
@@ -62,6 +66,7 @@ class _Points:
         self.plan = Plan()
         self.deaths = Path(os.devnull)
         self.begun = 0
+        self.answered = 0
         self.stoppable: list[threading.Lock] = []
         self.names: list[str] = []
 
@@ -72,6 +77,12 @@ class _Points:
         self.begun += 1
         self.names.append(name)
         return self.begun == self.plan.n
+
+    def answer(self) -> None:
+        """A call of a client has returned."""
+        self.answered += 1
+        if self.plan.kind == "answered" and self.answered == self.plan.n:
+            self.die(str(self.plan))
 
     def die(self, where: str) -> None:
         append(self.deaths, Death(pid=os.getpid(), at_us=time.time_ns() // 1000, where=where))
@@ -105,7 +116,7 @@ class CrashConnection(sqlite3.Connection):
             name = transaction_name()
             cursor = super().execute(sql, *args)
             self._name, self._writes = name, True
-            self._doomed = points.plan.kind != "stop" and points.begin(name)
+            self._doomed = points.plan.kind in ("before", "after", "within") and points.begin(name)
             return cursor
         if sql == "ROLLBACK":
             self._writes = self._doomed = False

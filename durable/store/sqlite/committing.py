@@ -63,7 +63,7 @@ class TurnWriter:
     ) -> list[Verdict]:
         """Write items of different runs. Raises IntegrityError on a journal-key conflict, with a part written."""
         verdicts: list[Verdict] = ["committed"] * len(commits)
-        rows: list[tuple[int, int, int, int, bytes, int, int]] = []  # fenced by the insert itself
+        rows: list[tuple[int, int, int, bytes, int, int, int]] = []  # fenced by the insert itself
         staying: list[int] = []  # positions of the items behind `rows`
         proven: list[tuple[int, int, int, int, bytes]] = []  # fenced already
         marked: list[int] = []  # positions of items that do more than add a journal row
@@ -87,7 +87,7 @@ class TurnWriter:
                 part = FIRST_PART
                 for data in commit.parts:
                     rows.append(
-                        (commit.pk, commit.generation, commit.turn, part, data, worker, commit.claim_no)
+                        (commit.generation, commit.turn, part, data, commit.pk, worker, commit.claim_no)
                     )
                     part += 1
             if commit.consumed or commit.attempts or commit.attempts_done:
@@ -127,35 +127,61 @@ class TurnWriter:
     def _change_hands(self, db: sqlite3.Connection, worker: int, commit: TurnCommit, now_us: int) -> Verdict:
         """Do what follows the turn on the run row, if the fence and the message count allow."""
         sql, after = self._sql, commit.after
-        fence = (commit.pk, worker, commit.claim_no)
+        fence = {"run": commit.pk, "worker": worker, "claim_no": commit.claim_no}
         match after:
             case Stay():
                 raise InternalError("a run that stays does not change hands")
             case Wait():
-                if db.execute(sql["wait_run"], (*fence, commit.seen, after.due_at_us)).rowcount:
-                    return "committed"
-                return "stayed"  # or lost: the fenced insert will tell
+                wait = {**fence, "seen": commit.seen, "due_at_us": after.due_at_us}
+                # If nothing changed, the run stays, or is lost: the fenced insert will tell.
+                return "committed" if db.execute(sql["wait_run"], wait).rowcount else "stayed"
             case HandBack():
-                return "committed" if db.execute(sql["hand_back_run"], (*fence, now_us)).rowcount else "lost"
+                freed = db.execute(sql["hand_back_run"], {**fence, "now_us": now_us})
+                return "committed" if freed.rowcount else "lost"
             case Park():
-                return "committed" if db.execute(sql["park_run"], (*fence, after.reason)).rowcount else "lost"
+                parked = db.execute(sql["park_run"], {**fence, "reason": after.reason})
+                return "committed" if parked.rowcount else "lost"
             case Close():
-                code = CODES[after.status]
-                if not db.execute(
-                    sql["close_run"], (*fence, commit.seen, code, now_us, after.reason)
-                ).rowcount:
-                    return self._refused(db, fence)
-                key = (commit.pk, commit.generation)
-                db.execute(sql["write_outcome"], (*key, after.result, after.failure))
-                db.execute(sql["delete_attempts"], key)
-                return "committed"
+                return self._close(db, worker, commit, after, now_us)
             case NextGeneration():
                 return self._open_next(db, worker, commit, after, now_us)
             case _:
                 assert_never(after)
 
-    def _refused(self, db: sqlite3.Connection, fence: tuple[int, int, int]) -> Verdict:
-        return "lost" if db.execute(self._is_owned, fence).fetchone() is None else "messages"
+    def _close(
+        self, db: sqlite3.Connection, worker: int, commit: TurnCommit, after: Close, now_us: int
+    ) -> Verdict:
+        closed = db.execute(
+            self._sql["close_run"],
+            {
+                "run": commit.pk,
+                "worker": worker,
+                "claim_no": commit.claim_no,
+                "seen": commit.seen,
+                "status": CODES[after.status],
+                "now_us": now_us,
+                "reason": after.reason,
+            },
+        )
+        if not closed.rowcount:
+            return self._refused(db, worker, commit)
+        self._write_outcome(db, commit, after.result, after.failure)
+        return "committed"
+
+    def _write_outcome(
+        self, db: sqlite3.Connection, commit: TurnCommit, result: bytes | None, failure: bytes | None
+    ) -> None:
+        """Write how a generation ended; its attempts end with it."""
+        db.execute(
+            self._sql["write_outcome"],
+            {"run": commit.pk, "generation": commit.generation, "result": result, "failure": failure},
+        )
+        db.execute(self._sql["delete_attempts"], (commit.pk, commit.generation))
+
+    def _refused(self, db: sqlite3.Connection, worker: int, commit: TurnCommit) -> Verdict:
+        """Say why a close changed nothing."""
+        owned = db.execute(self._is_owned, (commit.pk, worker, commit.claim_no)).fetchone()
+        return "lost" if owned is None else "messages"
 
     def _open_next(
         self, db: sqlite3.Connection, worker: int, commit: TurnCommit, after: NextGeneration, now_us: int
@@ -165,7 +191,7 @@ class TurnWriter:
         run, generation = commit.pk, commit.generation
         fence = {"run": run, "worker": worker, "claim_no": commit.claim_no, "seen": commit.seen}
         if not db.execute(sql["archive_continued"], {**fence, "now_us": now_us}).rowcount:
-            return self._refused(db, (run, worker, commit.claim_no))
+            return self._refused(db, worker, commit)
         delayed = int(after.ready_at_us > now_us)
         db.execute(
             sql["next_generation"],
@@ -179,8 +205,7 @@ class TurnWriter:
         ).fetchall()
         if commit.turn is not None:
             db.executemany(self._insert, _journal_rows(commit))
-        db.execute(sql["write_outcome"], (run, generation, None, after.failure))
-        db.execute(sql["delete_attempts"], (run, generation))
+        self._write_outcome(db, commit, None, after.failure)
         db.execute(sql["copy_input"], {"run": run, "generation": generation})
         db.execute(sql["copy_turns"], {"run": run, "generation": generation, "copy_turns": after.copy_turns})
         turn = after.copy_turns + 1
@@ -202,7 +227,10 @@ class TurnWriter:
             (verdict,) = self._write_together(db, worker, [commit], now_us)
         except sqlite3.IntegrityError:
             db.execute("ROLLBACK TO item")
-            db.execute(self._sql["hand_back_run"], (commit.pk, worker, commit.claim_no, now_us))
+            db.execute(
+                self._sql["hand_back_run"],
+                {"run": commit.pk, "worker": worker, "claim_no": commit.claim_no, "now_us": now_us},
+            )
             verdict = "lost"
         db.execute("RELEASE item")
         return verdict

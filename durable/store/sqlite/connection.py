@@ -37,11 +37,12 @@ _PRAGMAS: Final = (
     "PRAGMA journal_size_limit = 67108864",
 )
 
+OPEN_SECONDS: Final = 10.0
 WAIT_SECONDS: Final = 30.0  # how long a write may queue before StoreBusyError
 SLOW_COMMIT_SECONDS: Final = 0.001  # mean of COMMIT above this: the loop must not wait for the disk
 CONTENDED_SECONDS: Final = 0.1  # after another writer was met, this long in the thread
 LOOK_SECONDS: Final = 0.002  # an inline writer looks at the turnstile this often
-WAL_LOOK_SECONDS: Final = 0.5
+WAL_LOOK_SECONDS: Final = 0.1
 WAL_BYTES_MAX: Final = 64 << 20
 
 
@@ -57,7 +58,7 @@ def connect(database: Path, *, mode: Mode, durability: str) -> sqlite3.Connectio
         connection = sqlite3.connect(
             database_uri(database, mode),
             uri=True,
-            timeout=0,
+            timeout=OPEN_SECONDS,  # others may be opening, recovering or closing it at this moment
             isolation_level=None,
             check_same_thread=False,  # the writer thread and the loop take turns, never at once
             cached_statements=256,
@@ -69,6 +70,7 @@ def connect(database: Path, *, mode: Mode, durability: str) -> sqlite3.Connectio
             connection.execute(_SYNCHRONOUS[durability])
             for pragma in _PRAGMAS:
                 connection.execute(pragma)
+            connection.execute("PRAGMA busy_timeout = 0")
         except BaseException:
             connection.close()
             raise
@@ -139,7 +141,7 @@ class Writer:
                     if now - self._wal_checked_at >= WAL_LOOK_SECONDS:
                         self._look_at_wal(now)
             self._contended_until = now + CONTENDED_SECONDS
-        return await self._submit(lambda: self._run_waiting(work))
+        return await asyncio.shield(self._submit(lambda: self._run_waiting(work)))
 
     async def settle(self) -> None:
         """Wait until nothing of this writer runs in the thread."""
@@ -172,11 +174,11 @@ class Writer:
             except sqlite3.Error:
                 pass  # SQLite rolled back on its own; the first error is the one to tell
 
-    async def _submit(self, job: Callable[[], T]) -> T:
-        future = self._executor.submit(job)
+    def _submit(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        future = self._executor.submit(call)
         self._in_thread.add(future)  # type: ignore[arg-type]  # a set of futures of anything
         future.add_done_callback(self._in_thread.discard)
-        return await asyncio.shield(future)
+        return future
 
     def _run_waiting(self, work: Callable[[sqlite3.Connection], T]) -> T:
         deadline = self._monotonic() + self.wait_seconds
@@ -205,9 +207,7 @@ class Writer:
         except OSError:
             return
         if size > WAL_BYTES_MAX and not self._in_thread:
-            future = self._executor.submit(self._checkpoint)
-            self._in_thread.add(future)  # type: ignore[arg-type]  # a set of futures of anything
-            future.add_done_callback(self._in_thread.discard)
+            self._submit(self._checkpoint)
 
     def _checkpoint(self) -> None:
         """Copy the log into the database while no other of our writers can append, so that the log starts over."""

@@ -26,7 +26,7 @@ GRACE_SECONDS: Final = 0.1
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What one process is to do."""
 
-    program: Literal["embedded", "worker", "client", "starter", "embedded_run"]
+    program: Literal["embedded", "embedded_one", "worker", "client", "starter", "asker"]
     directory: str
     plan: Plan = Plan()
     warm_us: int | None = None
@@ -41,6 +41,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     workflow: str = ""
     argument: Any = None
     run_id: str = ""
+    until: Literal["result", "mistake", "return"] = "result"
 
 
 def main(options: Options) -> int:
@@ -65,6 +66,7 @@ def url(options: Options) -> str:
 def acknowledge(options: Options, what: str, *details: object) -> None:
     """Note that a call has returned: from now on it must hold, whatever dies."""
     crash_ledger.append(Path(options.directory) / "acknowledged.jsonl", [what, *details])
+    crash_points.points.answer()
 
 
 async def embedded(options: Options) -> None:
@@ -77,15 +79,27 @@ async def embedded(options: Options) -> None:
     await demands.make((await engine_here()).client, start)
 
 
-async def embedded_run(options: Options) -> None:
-    """A plain script that runs one workflow and prints its result."""
+async def embedded_one(options: Options) -> None:
+    """A plain script that runs one workflow; it prints the result, makes a mistake, or does not wait for the end."""
     durable.configure(url(options), durability=options.durability)
     workflow: Workflow[..., Any] = getattr(workflows, options.workflow)
     run = await workflow.start(options.argument, run_id=options.run_id)
-    if options.signals:  # the script has a mistake
-        await demands.is_waiting((await engine_here()).client, run.run_id, workflows.never)
+    if options.until == "result":
+        print(msgspec.json.encode(await run.result()).decode())
+        return
+    ledger = Path(os.environ[crash_ledger.VARIABLE])
+    while not any("/held" in line.key for line in crash_ledger.read(ledger)):
+        await asyncio.sleep(0.005)
+    if options.until == "mistake":
         raise RuntimeError("a mistake in the script")
-    print(msgspec.json.encode(await run.result()).decode())
+
+
+async def asker(options: Options) -> None:
+    """Somebody who starts one run and goes."""
+    async with durable.connect(url(options), durability=options.durability) as opened:
+        workflow: Workflow[..., Any] = getattr(workflows, options.workflow)
+        await opened.start(workflow, options.argument, run_id=options.run_id)
+        acknowledge(options, "started", options.run_id)
 
 
 async def worker(options: Options) -> None:

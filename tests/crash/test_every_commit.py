@@ -1,0 +1,224 @@
+"""Killed before and after every commit of runs that use every feature, and in the middle of group commits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+import pytest
+
+from durable import RunStatus
+from tests.support.crash_checks import Outcome
+from tests.support.crash_points import Plan
+from tests.support.crashes import Scene, Zygote, until_untouched
+
+OUTCOMES: Final = {
+    "everything": Outcome(
+        status=RunStatus.COMPLETED,
+        result={
+            "reserved": "reserved a",
+            "packed": "packed a",
+            "tried": "at last a",
+            "gathered": [0, 1, 4],
+            "failures": ["declined a", "exhausted"],
+            "grouped": [100, 121, 400, 441],
+            "late": ["slow a", "slow thread a"],
+            "waits": [True, True, [900], "gave up"],
+            "heard": [1, 2, 3],
+            "silence": "silence",
+            "fragile": "after all a",
+        },
+    ),
+    "cancelled": Outcome(status=RunStatus.CANCELLED, reason="enough"),
+    "terminated": Outcome(status=RunStatus.TERMINATED, reason="no more"),
+    "overdue": Outcome(status=RunStatus.TIMED_OUT),
+}
+SIDES: Final[tuple[Literal["before", "after"], ...]] = ("before", "after")
+TAKEOVER_SECONDS_MAX: Final = 5.0  # half the lease: so it was the lock that told, not the silence
+CHAINS: Final = 60
+CHAIN_OUTCOMES: Final = {
+    f"chain-{number:03}": Outcome(status=RunStatus.COMPLETED, result=[0, 1, 4]) for number in range(CHAINS)
+}
+
+
+def side_and_number(point: int) -> Plan:
+    """Number the points of death: before the first commit, after it, before the second, ..."""
+    return Plan(kind=SIDES[(point - 1) % 2], n=(point + 1) // 2)
+
+
+def killed_script(scene: Scene, plan: Plan) -> bool:
+    """The script dies and is started again, with the same ids."""
+    was_killed = scene.has_died(scene.launch("embedded", plan=plan))
+    if was_killed:
+        assert not scene.has_died(scene.launch("embedded"))
+    scene.check(OUTCOMES)
+    return was_killed
+
+
+def killed_worker(scene: Scene, plan: Plan, *, warm_us: int) -> bool:
+    """The only worker dies, with the program that asked for the runs; both are started again."""
+    options = {"with_demands": True, "warm_us": warm_us}
+    was_killed = scene.has_died(scene.launch("worker", plan=plan, **options))
+    if was_killed:
+        assert not scene.has_died(scene.launch("worker", **options))
+    scene.check(OUTCOMES)
+    return was_killed
+
+
+def killed_neighbour(scene: Scene, plan: Plan) -> bool:
+    """One of two workers dies; nobody starts it again, the other one takes over."""
+    first, second = scene.launch("worker", plan=plan), scene.launch("worker")
+    client = scene.launch("client")
+    scene.wait_until("the worker has died or all is done", lambda: first.is_over or client.is_over)
+    scene.read()
+    assert client.wait() == 0, scene.story()
+    if not first.is_over:
+        scene.send_term(first)
+    was_killed = scene.has_died(first)
+    scene.stop(second)
+    final = scene.check(OUTCOMES)
+    for death in scene.deaths():
+        for _, pid, _, stopped_at_us in final.workers:
+            if pid == death.pid:
+                assert stopped_at_us is not None, f"nobody noticed the death of {pid}\n{scene.story()}"
+                took = (stopped_at_us - death.at_us) / 1e6
+                assert took < TAKEOVER_SECONDS_MAX, f"taken over after {took:.2f} s\n{scene.story()}"
+    return was_killed
+
+
+def every_point(
+    mode: str, directory: Path, zygotes: Sequence[Zygote], points: Sequence[int] | None = None
+) -> int:
+    def die_at(point: int) -> bool:
+        with Scene(directory / f"{mode}-{point}", zygotes) as scene:
+            plan = side_and_number(point)
+            match mode:
+                case "script":
+                    return killed_script(scene, plan)
+                case "worker":
+                    return killed_worker(scene, plan, warm_us=0 if point % 4 < 2 else 5_000_000)
+                case _:
+                    return killed_neighbour(scene, plan)
+
+    return until_untouched(die_at, points)
+
+
+@pytest.mark.parametrize(
+    ("mode", "points"),
+    [
+        ("script", [1, 4, 9, 22, 39, 56, 67, 82]),
+        ("worker", [2, 5, 14, 21, 36, 49, 60, 77]),
+        ("neighbour", [4, 7, 12, 21, 30, 43]),
+    ],
+)
+def test_a_death_at_some_commits_changes_no_outcome(
+    mode: str, points: list[int], tmp_path: Path, zygotes: list[Zygote]
+) -> None:
+    """A few of the points of the next test, so that what breaks often breaks early."""
+    assert every_point(mode, tmp_path, zygotes, points) >= len(points) // 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["script", "worker", "neighbour"])
+def test_a_death_at_any_commit_changes_no_outcome(
+    mode: str, tmp_path: Path, zygotes: list[Zygote]
+) -> None:
+    """Killed before and after the first commit, the second, ... until all is done before it comes to that."""
+    died = every_point(mode, tmp_path, zygotes)
+
+    print(f"{mode}: killed at {died} points")
+    assert died >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("commits", [15, 19, 26])
+def test_a_process_that_dies_again_and_again_gets_there(
+    commits: int, tmp_path: Path, zygotes: list[Zygote]
+) -> None:
+    """Every life ends at its own n-th commit; as long as each gets somewhere, the outcome is that of a single life."""
+    for mode in ("embedded", "worker"):
+        with Scene(tmp_path / mode, zygotes) as scene:
+            for life in range(60):
+                plan = Plan(kind=SIDES[life % 2], n=commits)
+                if not scene.has_died(scene.launch(mode, plan=plan, with_demands=True)):
+                    break
+            else:
+                pytest.fail(f"60 lives of {commits} commits were not enough\n{scene.story()}")
+            scene.check(OUTCOMES)
+
+
+# ─ group commits ──
+
+
+def killed_in_group_commit(scene: Scene, plan: Plan) -> bool:
+    """A worker with many runs dies in a transaction that is half written, a part of it in SQLite's log already."""
+    assert scene.launch("starter", runs=CHAINS).wait() == 0, scene.story()
+    first = scene.launch("worker", plan=plan, spill=True)
+    scene.wait_until(
+        "the worker has died or all is done",
+        lambda: first.is_over or all_closed(scene),
+    )
+    if not first.is_over:
+        scene.send_term(first)
+    was_killed = scene.has_died(first)
+    if was_killed:
+        second = scene.launch("worker")
+        scene.wait_until_closed(list(CHAIN_OUTCOMES))
+        scene.stop(second)
+    scene.check(CHAIN_OUTCOMES)
+    return was_killed
+
+
+def all_closed(scene: Scene) -> bool:
+    runs = scene.peek().runs
+    return len(runs) == CHAINS and all(run.status.is_closed for run in runs.values())
+
+
+def every_group_commit(
+    directory: Path, zygotes: Sequence[Zygote], numbers: Sequence[int] | None = None
+) -> tuple[int, int]:
+    """Return how many died, and how many of those with rows of several runs half written."""
+    torn = []
+
+    def die_at(number: int) -> bool:
+        with Scene(directory / f"group-{number}", zygotes) as scene:
+            was_killed = killed_in_group_commit(scene, Plan(kind="within", n=number, only="commit_turns"))
+            torn.extend(death for death in scene.deaths() if "after row" in death.where)
+            return was_killed
+
+    return until_untouched(die_at, numbers), len(torn)
+
+
+def test_a_death_in_some_group_commits_loses_and_doubles_nothing(
+    tmp_path: Path, zygotes: list[Zygote]
+) -> None:
+    """Half of the rows are written when the process dies: none of them counts, none of the runs suffers."""
+    died, torn = every_group_commit(tmp_path, zygotes, [1, 2, 4, 7])
+
+    assert died >= 2
+    assert torn >= 2
+
+
+@pytest.mark.slow
+def test_a_death_in_any_group_commit_loses_and_doubles_nothing(tmp_path: Path, zygotes: list[Zygote]) -> None:
+    """The same for each group commit until sixty runs get through untouched."""
+    died, torn = every_group_commit(tmp_path, zygotes)
+
+    print(f"killed in {died} group commits, {torn} of them half written")
+    assert torn >= 5
+
+
+def test_a_start_of_many_runs_is_all_or_nothing(tmp_path: Path, zygotes: list[Zygote]) -> None:
+    """Killed in the middle of starting ten runs, a client has started none of them; asked again, each once."""
+
+    def die_at(number: int) -> bool:
+        with Scene(tmp_path / f"start-{number}", zygotes) as scene:
+            plan = Plan(kind="within", n=number, only="start_runs")
+            was_killed = scene.has_died(scene.launch("starter", runs=CHAINS, plan=plan, spill=True))
+            assert len(scene.peek().runs) % 10 == 0, scene.story()
+            assert not scene.has_died(scene.launch("starter", runs=CHAINS))
+            assert len(scene.check({}).runs) == CHAINS
+            return was_killed
+
+    assert until_untouched(die_at) >= CHAINS // 10
