@@ -142,6 +142,10 @@ def _tell(error: click.ClickException, settings: Settings) -> int:
         message = message[:1].lower() + message[1:]
         path = getattr(getattr(error, "ctx", None), "command_path", "durable")
         hint, code = f"{path} --help", error.exit_code
+        if isinstance(error, click.exceptions.NoSuchOption) and "ARGS" in (
+            error.ctx.command.get_usage(error.ctx) if error.ctx else ""
+        ):
+            hint += "; arguments that begin with - follow after --"
     _output(settings).error(message, hint)
     return code
 

@@ -16,7 +16,7 @@ from durable_cli.problems import OK, USAGE, Problem
 from durable_cli.targets import objects_of
 
 
-@click.command("signal", context_settings={"ignore_unknown_options": True})
+@click.command("signal")
 @click.argument("run_id", metavar="ID")
 @click.argument("name", metavar="NAME")
 @click.argument("words", metavar="[VALUE]", nargs=-1)
@@ -54,7 +54,7 @@ async def _signal(
     text: str | None,
     message_id: str | None,
 ) -> int:
-    declared = _declared(settings, name)
+    declared = _declared(settings, output, name)
     async with database(settings) as client:
         await exact_run_id(client, run_id, "signal")
         if declared is None:
@@ -65,13 +65,21 @@ async def _signal(
     return OK
 
 
-def _declared(settings: Settings, name: str) -> Signal[Any] | None:
-    """Return the Signal of that name within the app, if there is one."""
+def _declared(settings: Settings, output: Output, name: str) -> Signal[Any] | None:
+    """Return the Signal of that name within the app, if there is one.
+
+    Whoever must signal a run now can do it without the code; only an app that was asked for by --app must be there.
+    """
     if settings.app is None:
         return None
-    signals = [
-        one for one in objects_of(settings.app, settings) if isinstance(one, Signal) and one.name == name
-    ]
+    try:
+        values = objects_of(settings.app, settings)
+    except Problem as problem:
+        if settings.given_app:
+            raise
+        output.note(f"note: the value is not checked: {problem.message}")
+        return None
+    signals = [one for one in values if isinstance(one, Signal) and one.name == name]
     return signals[0] if signals else None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from durable.errors import LeaseLostError, StoreError
@@ -71,9 +72,7 @@ class Committer:
                 incarnation.worker_id, [item.commit for item in items], self._clock.now_us()
             )
         except LeaseLostError:
-            for item in items:
-                driver.discard(item)
-            self._on_lost(incarnation.worker_id)
+            self._give_up(items, incarnation)
             return
         except asyncio.CancelledError:
             self.in_doubt.extend(items)
@@ -90,9 +89,15 @@ class Committer:
             return
         if not incarnation.is_fresh(since):
             # Written, but by the time we know, others may own these runs: they will find it in the journal.
-            for item in items:
-                driver.discard(item)
-            self._on_lost(incarnation.worker_id)
+            self._give_up(items, incarnation)
             return
+        driver.performer.fence = partial(incarnation.is_fresh, since)
         for item, verdict in zip(items, verdicts, strict=True):
             driver.settle(item, verdict)
+
+    def _give_up(self, items: list[Item], incarnation: Incarnation) -> None:
+        """The incarnation is over: drop everything now, before any body that was released can take its first step."""
+        for item in items:
+            self._driver.discard(item)
+        self._driver.lose_all()
+        self._on_lost(incarnation.worker_id)

@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -27,6 +28,7 @@ from durable.store.records import AttemptRow, TurnCommit
 from durable.worker.live import Attempt, AttemptState, Item, LiveRun, Outcome, Phase
 
 LATE_SECONDS: Final = 5.0  # how long a timed-out coroutine may take to unwind before it is given up
+Performed = tuple[BaseException | None, bytes, Any]
 log = logging.getLogger("durable.worker")
 
 
@@ -44,6 +46,7 @@ class Performer:
         on_outcome: Callable[[LiveRun], None],
         on_marks: Callable[[Item], None],
         on_slots: Callable[[], None],
+        on_stale: Callable[[], None],
     ) -> None:
         self._free = slots
         self._clock = clock
@@ -52,6 +55,9 @@ class Performer:
         self._on_outcome = on_outcome
         self._on_marks = on_marks
         self._on_slots = on_slots
+        self._on_stale = on_stale
+        # Whether the commit whose effects are being released still proves the lease; set before they are (P11).
+        self.fence: Callable[[], bool] = lambda: True
         self._context = copy_context()
         self._context.run(url_here.set, url)
         self._queue: deque[Attempt] = deque()
@@ -229,15 +235,41 @@ class Performer:
             ),
         )
         if definition.is_async:
-            attempt.task = spawn(_run_async(call), name=call.key, context=context)
+            attempt.task = spawn(self._run_async(call, self.fence), name=call.key, context=context)
         else:
-            attempt.task = context.run(self._executor.submit, lambda: _run_sync(call))
+            attempt.task = context.run(self._executor.submit, partial(self._run_sync, call, self.fence))
         self._running.add(attempt)
         attempt.task.add_done_callback(lambda task: self._ended(attempt, task))
         if definition.timeout_us is not None:
             attempt.timer = asyncio.get_running_loop().call_later(
                 definition.timeout_us / 1_000_000, self._time_out, attempt
             )
+
+    async def _run_async(self, call: ActivityCall, fence: Callable[[], bool]) -> Performed:
+        definition = call.definition
+        try:
+            if not fence():
+                raise _StaleError
+            args, kwargs = definition.arguments.decode(call.args)
+            value = await definition.fn(*args, **kwargs)
+            data = definition.result.encode(value)
+            return None, data, definition.result.decode(data)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            return error, b"", None
+
+    def _run_sync(self, call: ActivityCall, fence: Callable[[], bool]) -> Performed:
+        definition = call.definition
+        try:
+            if not fence():
+                raise _StaleError
+            args, kwargs = definition.arguments.decode(call.args)
+            value = definition.fn(*args, **kwargs)
+            data = definition.result.encode(value)
+            return None, data, definition.result.decode(data)
+        except BaseException as error:
+            return error, b"", None
 
     def _time_out(self, attempt: Attempt) -> None:
         attempt.timed_out = True
@@ -291,7 +323,11 @@ class Performer:
             self._failed(attempt, broken)
         else:
             error, data, value = task.result()
-            if error is not None:
+            if isinstance(error, _StaleError):
+                attempt.state = AttemptState.DROPPED
+                self._free_slot(attempt)
+                self._on_stale()
+            elif error is not None:
                 self._failed(attempt, error)
             elif attempt.timed_out:
                 self._timed_out(attempt)
@@ -379,28 +415,5 @@ class Performer:
         self._want_slot(attempt)
 
 
-Performed = tuple[BaseException | None, bytes, Any]
-
-
-async def _run_async(call: ActivityCall) -> Performed:
-    definition = call.definition
-    try:
-        args, kwargs = definition.arguments.decode(call.args)
-        value = await definition.fn(*args, **kwargs)
-        data = definition.result.encode(value)
-        return None, data, definition.result.decode(data)
-    except asyncio.CancelledError:
-        raise
-    except BaseException as error:  # the boundary of user code: SystemExit must not stop the worker
-        return error, b"", None
-
-
-def _run_sync(call: ActivityCall) -> Performed:
-    definition = call.definition
-    try:
-        args, kwargs = definition.arguments.decode(call.args)
-        value = definition.fn(*args, **kwargs)
-        data = definition.result.encode(value)
-        return None, data, definition.result.decode(data)
-    except BaseException as error:  # the boundary of user code
-        return error, b"", None
+class _StaleError(Exception):
+    """The process slept between the commit that charged an attempt and its first step, and lost its lease meanwhile."""

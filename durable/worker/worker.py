@@ -170,6 +170,7 @@ class Worker:
             on_outcome=self._driver.mark,
             on_marks=self._driver.add_marks,
             on_slots=self._driver.schedule_pump,
+            on_stale=self._on_stale,
         )
         self._performer.is_stopping = self._is_torn_down
         self._performer.on_idle = self._on_idle
@@ -431,6 +432,10 @@ class Worker:
         """Whether the loop is being torn down around us: then every task was cancelled, not our activities (P30)."""
         task = self._background if self._background is not None else self._task
         return self._torn_down or (task is not None and (task.done() or task.cancelling() > 0))
+
+    def _on_stale(self) -> None:
+        self._driver.lose_all()
+        self._on_lost(self.worker_id)
 
     def _on_lost(self, worker_id: int) -> None:
         if worker_id == self.worker_id:  # else: late news of an earlier life

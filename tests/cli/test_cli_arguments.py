@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from durable_cli.arguments import parse_arguments, parse_value, parse_word
+from durable_cli.problems import Problem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durable_cli.arguments import parse_arguments, parse_value, parse_word
-from durable_cli.problems import Problem
-
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=10,
 )

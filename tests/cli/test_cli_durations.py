@@ -5,15 +5,24 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from durable_cli.durations import ago_text, duration_text, parse_duration, parse_instant
 from hypothesis import given
 from hypothesis import strategies as st
-
-from durable_cli.durations import ago_text, duration_text, parse_duration, parse_instant
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("30s", 30), ("5m", 300), ("1h30m", 5400), ("2d", 172_800), ("250ms", 0.25), ("1.5h", 5400), ("7", 7), ("0", 0), ("1w", 604_800)],
+    [
+        ("30s", 30),
+        ("5m", 300),
+        ("1h30m", 5400),
+        ("2d", 172_800),
+        ("250ms", 0.25),
+        ("1.5h", 5400),
+        ("7", 7),
+        ("0", 0),
+        ("1w", 604_800),
+    ],
 )
 def test_durations(text: str, seconds: float) -> None:
     """A number without unit is seconds."""
@@ -63,4 +72,11 @@ def test_durations_are_told_in_two_units_at_most(seconds: float, text: str) -> N
 
 def test_how_long_ago_needs_one_unit() -> None:
     """In a list."""
-    assert [ago_text(s) for s in (0.5, 59, 60, 3599, 3600, 90_000)] == ["0s ago", "59s ago", "1m ago", "59m ago", "1h ago", "1d ago"]
+    assert [ago_text(s) for s in (0.5, 59, 60, 3599, 3600, 90_000)] == [
+        "0s ago",
+        "59s ago",
+        "1m ago",
+        "59m ago",
+        "1h ago",
+        "1d ago",
+    ]

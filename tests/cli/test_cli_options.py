@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from durable_cli.options import DEFAULT_DB, Settings
 from durable_cli.output import Terminal, escaped, wants_colour
 from durable_cli.problems import Problem
-from tests.cli.conftest import Cli, environment
+
+from tests.cli.cli_harness import Cli, environment
 
 
 def test_the_database_is_named_by_option_environment_project_default(here: Path) -> None:
@@ -109,7 +109,8 @@ def test_nothing_of_a_run_reaches_the_terminal_unescaped() -> None:
 def test_without_utf8_there_are_no_glyphs(encoding: str) -> None:
     """And what cannot be written is escaped, rather than an error."""
     raw = io.BytesIO()
-    Terminal(io.TextIOWrapper(raw, encoding=encoding), Settings({})).write("✓ done · 日本")
+    stream = io.TextIOWrapper(raw, encoding=encoding)
+    Terminal(stream, Settings({})).write("✓ done · 日本")
 
     assert raw.getvalue() == b"+ done - \\u65e5\\u672c\n"
 
@@ -120,7 +121,11 @@ def test_a_reader_that_goes_away_ends_it_quietly(here: Path) -> None:
     os.close(read)
     with os.fdopen(write, "wb") as closed:
         done = subprocess.run(
-            [sys.executable, "-m", "durable_cli", "version"], stdout=closed, stderr=subprocess.PIPE, env=environment(), check=False
+            [sys.executable, "-m", "durable_cli", "version"],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            env=environment(),
+            check=False,
         )
 
     assert b"Traceback" not in done.stderr

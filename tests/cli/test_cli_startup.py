@@ -7,15 +7,17 @@ import sys
 from typing import Final
 
 import pytest
-
 from durable_cli.main import COMMANDS
-from tests.cli.conftest import environment
+
+from tests.cli.cli_harness import environment
 
 HEAVY: Final = ("aiosqlite", "anyio", "asyncio", "asyncpg", "durable", "msgspec", "sqlite3")
 
 
 def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+    )
     return done.stdout
 
 
@@ -39,7 +41,13 @@ def test_nothing_heavy_is_imported_to_say_what_there_is(words: str) -> None:
 @pytest.mark.parametrize("module", ["durable", "durable_cli"])
 def test_both_modules_are_the_command_line(module: str) -> None:
     """`python -m durable` and `python -m durable_cli`."""
-    done = subprocess.run([sys.executable, "-m", module, "version"], env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", module, "version"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
     assert (done.returncode, done.stdout) == (0, "durable 0.1.0\n")
 

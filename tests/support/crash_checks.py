@@ -11,6 +11,7 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -112,7 +113,9 @@ def _read(db: sqlite3.Connection) -> Reading:
         inbox=db.execute(
             "SELECT run_id, kind, data FROM inbox JOIN run ON run.id = inbox.run ORDER BY run.id, msg"
         ).fetchall(),
-        owned=[row[0] for row in db.execute("SELECT run_id FROM run WHERE owner IS NOT NULL AND status >= 10")],
+        owned=[
+            row[0] for row in db.execute("SELECT run_id FROM run WHERE owner IS NOT NULL AND status >= 10")
+        ],
         attempts=db.execute(
             "SELECT run_id, op FROM attempt JOIN run ON run.id = attempt.run WHERE status >= 10"
         ).fetchall(),
@@ -189,7 +192,9 @@ class Checks:
             if self.reading.runs[run_id].status.is_closed:
                 yield f"closed run {run_id} has an unread {kind}: {data!r}"
         yield from (f"closed run {run_id} has an owner" for run_id in self.reading.owned)
-        yield from (f"closed run {run_id} has an open attempt of {op}" for run_id, op in self.reading.attempts)
+        yield from (
+            f"closed run {run_id} has an open attempt of {op}" for run_id, op in self.reading.attempts
+        )
 
     def _journals(self) -> Iterator[str]:
         turns: defaultdict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
@@ -261,7 +266,7 @@ class Checks:
     def _rising(self, key: str, starts: Sequence[Line], lives: int) -> Iterator[str]:
         """Attempt numbers rise; only a workflow-level retry starts over, and only a drain gives one back."""
         resets = 0
-        for before, after in zip(starts, starts[1:], strict=False):
+        for before, after in pairwise(starts):
             if after.attempt > before.attempt:
                 continue
             if after.attempt == before.attempt and before.pid in self.drained:
@@ -277,7 +282,9 @@ class Checks:
             if numbers != sorted(set(numbers)):
                 yield f"{run_id}@{generation} received its messages in the order {numbers}"
             ids = Counter(entry.id for entry in received)
-            yield from (f"{run_id} received signal {id!r} {times} times" for id, times in ids.items() if times > 1)
+            yield from (
+                f"{run_id} received signal {id!r} {times} times" for id, times in ids.items() if times > 1
+            )
 
     def _timers(self) -> Iterator[str]:
         for where, entries in self.entries.items():

@@ -31,9 +31,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durable import payloads
 from durable.errors import ArgumentsError, DefinitionError, PayloadError, UndecodableError
-from durable.payloads import Arguments, ValueType
+from durable.payloads import PAYLOAD_BYTES_MAX, Arguments, ValueType
 from durable.result import Err, Ok, Result
 
 
@@ -521,15 +520,15 @@ def test_none_is_no_nan() -> None:
     assert through(Any, [None, 2**70]) == [None, 2**70]
 
 
-def test_a_value_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_beyond_the_limit_is_refused() -> None:
     """With its size and the limit."""
-    monkeypatch.setattr(payloads, "PAYLOAD_BYTES_MAX", 100)
+    largest = "x" * (PAYLOAD_BYTES_MAX - 2)  # and its quotes
 
-    assert through(str, "x" * 98) == "x" * 98
-    with pytest.raises(PayloadError, match="takes 101 bytes, more than the limit of 100"):
-        ValueType.of(str).encode("x" * 99)
+    assert len(ValueType.of(str).encode(largest)) == PAYLOAD_BYTES_MAX
+    with pytest.raises(PayloadError, match="takes 67,108,865 bytes, more than the limit of 67,108,864"):
+        ValueType.of(str).encode(largest + "x")
     with pytest.raises(PayloadError, match="limit"):
-        Arguments.of(lambda x: x).encode(("x" * 99,), {})
+        Arguments.of(lambda x: x).encode((largest,), {})
 
 
 def test_numbers_of_other_libraries_are_stored_as_plain_numbers() -> None:

@@ -94,7 +94,14 @@ async def test_the_last_attempts_failure_reaches_the_workflow(client: Client) ->
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("v"), TypeError("t"), KeyError("k"), AssertionError("a"), NotImplementedError("n"), Final("f")],
+    [
+        ValueError("v"),
+        TypeError("t"),
+        KeyError("k"),
+        AssertionError("a"),
+        NotImplementedError("n"),
+        Final("f"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 async def test_a_programming_error_is_not_retried(client: Client, error: Exception) -> None:
@@ -160,7 +167,11 @@ async def test_options_apply_to_one_call_site(client: Client) -> None:
     @workflow
     async def asks() -> list[str]:
         seen: list[str] = []
-        for one in (fails, fails.options(retry=Retry(max_attempts=3, initial=0.001)), fails.options(name="other")):
+        for one in (
+            fails,
+            fails.options(retry=Retry(max_attempts=3, initial=0.001)),
+            fails.options(name="other"),
+        ):
             try:
                 await one(one.name)
             except Flaky as error:
@@ -226,7 +237,9 @@ async def test_an_attempt_number_survives_the_worker(client: Client) -> None:
 # ─ keys ──
 
 
-async def test_an_idempotency_key_is_the_same_for_every_attempt_and_differs_between_calls(client: Client) -> None:
+async def test_an_idempotency_key_is_the_same_for_every_attempt_and_differs_between_calls(
+    client: Client,
+) -> None:
     """`run@epoch/name#n`: what a payment provider needs to drop the second charge."""
     keys: list[tuple[str, int]] = []
 
@@ -508,7 +521,10 @@ async def test_an_activity_that_waits_for_a_slot_is_not_charged(client: Client) 
         run = await client.start(two)
         await until(lambda: _has_line(run, "waiting for a free slot"))
         seen = await run.describe()
-        assert [(entry.status, entry.attempts) for entry in seen.journal] == [("running", 1), ("scheduled", 0)]
+        assert [(entry.status, entry.attempts) for entry in seen.journal] == [
+            ("running", 1),
+            ("scheduled", 0),
+        ]
         gate.set()
 
         assert await run.result(10) == [1, 1]

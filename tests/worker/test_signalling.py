@@ -21,7 +21,15 @@ from durable import (
     wait_signal,
     workflow,
 )
-from tests.support.workers import AT_ONCE, is_released, is_waiting, no_durability, running_worker, status_is, until
+from tests.support.workers import (
+    AT_ONCE,
+    is_released,
+    is_waiting,
+    no_durability,
+    running_worker,
+    status_is,
+    until,
+)
 
 number = Signal("number", int)
 
@@ -56,7 +64,9 @@ async def test_a_storm_of_signals_to_a_warm_run_is_seen_once_and_in_order(client
         assert await run.result(10) == list(range(200))
 
 
-async def test_a_thousand_signals_of_another_client_all_wake_a_run_that_sleeps(client: Client, url: str) -> None:
+async def test_a_thousand_signals_of_another_client_all_wake_a_run_that_sleeps(
+    client: Client, url: str
+) -> None:
     """No wake-up is lost between "nothing there" and "released", however often that happens (P2)."""
     chance = random.Random(4711)
     async with running_worker(client, collect, warm_us=0), no_durability(url) as other:
@@ -293,7 +303,9 @@ async def test_many_runs_that_close_while_signals_arrive_lose_none(client: Clien
             await run.result(10)
 
     for run_id, values in accepted.items():
-        received = [entry.result for entry in (await client.describe(run_id)).journal if entry.kind == "signal"]
+        received = [
+            entry.result for entry in (await client.describe(run_id)).journal if entry.kind == "signal"
+        ]
         assert received == values
 
 

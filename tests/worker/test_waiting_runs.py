@@ -232,7 +232,7 @@ async def test_a_crowded_cache_releases_runs_that_wait_for_signals_alone(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Warm runs give way to ready ones long before their warm time is over."""
-    monkeypatch.setattr(worker_module, "CACHE_MAX", 4)
+    monkeypatch.setattr(worker_module, "CACHE_MAX", 10)
     monkeypatch.setattr(worker_module, "HOUSEKEEPING_SECONDS", 0.01)
 
     @workflow
@@ -244,7 +244,7 @@ async def test_a_crowded_cache_releases_runs_that_wait_for_signals_alone(
         return 1
 
     async with running_worker(client, waits, passes):
-        await client.start_many(waits, [()] * 8)
+        await client.start_many(waits, [()] * 20)
 
         assert await (await client.start(passes)).result(10) == 1
 

@@ -121,7 +121,9 @@ async def test_a_group_of_activity_failures_keeps_what_was_before_the_earliest(c
     assert calls.of("fails") == 2
 
 
-async def test_signals_after_the_failure_are_delivered_again_and_those_before_are_kept(client: Client) -> None:
+async def test_signals_after_the_failure_are_delivered_again_and_those_before_are_kept(
+    client: Client,
+) -> None:
     """Nothing that was sent is lost or seen twice by an attempt that goes on."""
     gate = asyncio.Event()
     calls = Calls()

@@ -88,7 +88,7 @@ async def embedded_one(options: Options) -> None:
         print(msgspec.json.encode(await run.result()).decode())
         return
     ledger = Path(os.environ[crash_ledger.VARIABLE])
-    while not any("/held" in line.key for line in crash_ledger.read(ledger)):
+    while not any("/held" in line.key for line in crash_ledger.read(ledger)):  # noqa: ASYNC110  # events in a file
         await asyncio.sleep(0.005)
     if options.until == "mistake":
         raise RuntimeError("a mistake in the script")

@@ -1,0 +1,74 @@
+"""The machine goes down, again and again, with everything on it: many runs, two workers, their callers."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from durable import RunStatus
+from tests.crash.test_every_commit import OUTCOMES
+from tests.support.crash_checks import Outcome
+from tests.support.crashes import Child, Scene, Zygote
+
+RUNS: Final = 50
+SIGNALS: Final = 20
+EXPECTED: Final = {
+    **{
+        f"chain-{number:03}": Outcome(status=RunStatus.COMPLETED, result=[n * n for n in range(6)])
+        for number in range(RUNS)
+    },
+    "listener": Outcome(status=RunStatus.COMPLETED, result=list(range(1, SIGNALS + 1))),
+    **OUTCOMES,
+}
+
+
+def whole_machine(scene: Scene, chance: random.Random) -> list[Child]:
+    """Everybody who is not done yet."""
+    options = {"warm_us": chance.choice([0, 5_000_000]), "concurrency": chance.choice([5, 100])}
+    return [
+        scene.launch("worker", **options),
+        scene.launch("worker", **options),
+        scene.launch("starter", runs=RUNS, length=6, signals=SIGNALS),
+        scene.launch("client"),
+    ]
+
+
+def restarted(scene: Scene, seed: int, deaths: int) -> None:
+    chance = random.Random(seed)
+    for _ in range(deaths):
+        machine = whole_machine(scene, chance)
+        effects = len(scene.ledger()) + chance.randrange(1, 150)
+        scene.wait_until(
+            "some more has happened",
+            lambda machine=machine, effects=effects: (
+                len(scene.ledger()) >= effects or all(child.is_over for child in machine[2:])
+            ),
+        )
+        failed = [child for child in machine if child.is_over and child.status != 0]
+        assert not failed, scene.story()
+        scene.kill(*machine)
+    first, second, starter, client = whole_machine(scene, chance)
+    assert (starter.wait(), client.wait()) == (0, 0), scene.story()
+    scene.wait_until_closed(list(EXPECTED))
+    scene.stop(first, second)
+    scene.check(EXPECTED)
+    told = {tuple(answer) for answer in scene.acknowledged()}
+    assert told >= {("started", run_id) for run_id in EXPECTED if run_id.startswith(("chain", "listener"))}
+
+
+def test_a_machine_that_goes_down_three_times_loses_and_doubles_nothing(scene: Scene) -> None:
+    """All processes killed at once, at moments that a seed decides; fifty runs and those of every feature."""
+    restarted(scene, seed=1, deaths=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2, 12))
+def test_a_machine_that_goes_down_again_and_again_loses_and_doubles_nothing(
+    seed: int, tmp_path: Path, zygotes: list[Zygote]
+) -> None:
+    """The same with more seeds, and more often. A failure names its seed."""
+    with Scene(tmp_path / f"seed-{seed}", zygotes) as scene:
+        restarted(scene, seed, deaths=6)

@@ -1,0 +1,27 @@
+"""The types of the public API, as mypy sees them: `check_calls.py` must pass under strict, unused ignores included."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_calls_starts_results_and_signals_have_exact_types(tmp_path: Path) -> None:
+    """A wrong argument is found by the type checker, and every result has its own type."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path), "tests/typing/check_calls.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr

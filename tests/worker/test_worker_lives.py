@@ -1,0 +1,554 @@
+"""The life of a worker: what it claims, how it stops, drains, dies and begins anew, and who takes over."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from durable import (
+    Client,
+    DefinitionError,
+    RunStatus,
+    Signal,
+    Worker,
+    activity,
+    activity_info,
+    info,
+    sleep,
+    workflow,
+)
+from durable.worker import incarnation as incarnation_module
+from tests.support.workers import (
+    AT_ONCE,
+    Calls,
+    declare_dead,
+    is_released,
+    is_waiting,
+    no_durability,
+    running_worker,
+    until,
+)
+
+number = Signal("number", int)
+
+
+@workflow
+async def waits() -> int:
+    return await number.wait()
+
+
+# ─ what it claims ──
+
+
+async def test_a_run_of_an_unknown_workflow_stays_pending_and_says_why(client: Client) -> None:
+    """A worker claims only what it has (P13): the run is not parked, not failed, and names what it waits for."""
+
+    @workflow
+    async def strange() -> int:
+        return 1
+
+    async with running_worker(client, waits):
+        stranger = await client.start(strange)
+        done = await client.start(waits)
+        await done.signal(number, 1)
+        await done.result(10)
+        seen = await stranger.describe()
+
+    assert seen.status is RunStatus.PENDING
+    assert seen.journal == []
+    (blocker,) = seen.waiting_on
+    assert blocker.text == 'a worker for strange version 1 on queue "default"'
+    async with running_worker(client, strange):
+        assert await stranger.result(10) == 1
+
+
+async def test_a_run_of_another_version_waits_for_a_worker_that_has_it(client: Client) -> None:
+    """Versions are never mixed; several may be served at once."""
+
+    def version_of(number_: int) -> Any:
+        @workflow(name="versioned", version=number_)
+        async def versioned() -> int:
+            return number_
+
+        return versioned
+
+    one, two = version_of(1), version_of(2)
+    old = await client.start(one)
+    async with running_worker(client, two):
+        new = await client.start(two)
+        assert await new.result(10) == 2
+        assert (await old.describe()).waiting_on[0].text.startswith("a worker for versioned version 1")
+    async with running_worker(client, one, two):
+        assert await old.result(10) == 1
+
+
+async def test_two_workers_serve_their_own_queues(client: Client) -> None:
+    """A run goes to a worker of its task queue and to no other."""
+
+    @workflow
+    async def where() -> str:
+        return info().task_queue
+
+    async with running_worker(client, where, task_queue="left", name="l"):
+        left = await client.start(where, task_queue="left")
+        right = await client.start(where, task_queue="right")
+        assert await left.result(10) == "left"
+        assert (await right.describe()).status is RunStatus.PENDING
+        async with running_worker(client, where, task_queue="right", name="r"):
+            assert await right.result(10) == "right"
+
+
+async def test_two_workers_of_one_process_share_the_runs_of_a_queue(client: Client, url: str) -> None:
+    """Every run is driven by one of them, each activity once."""
+    calls = Calls()
+
+    @activity
+    async def note(value: int) -> None:
+        calls(str(value))
+        await asyncio.sleep(0.001)
+
+    @workflow
+    async def works(value: int) -> int:
+        await note(value)
+        await sleep(0.001)
+        return value
+
+    async with AsyncExitStack() as stack:
+        other = await stack.enter_async_context(no_durability(url))
+        await stack.enter_async_context(running_worker(client, works, name="a", warm_us=0))
+        await stack.enter_async_context(running_worker(other, works, name="b", warm_us=0))
+        assert {worker.name for worker in await client.workers()} == {"a", "b"}
+        runs = await client.start_many(works, [(value,) for value in range(100)])
+
+        assert [await run.result(20) for run in runs] == list(range(100))
+    assert sorted(calls.names) == sorted(map(str, range(100)))
+
+
+async def test_a_worker_takes_workflows_from_modules(client: Client) -> None:
+    """A module stands for all workflows in it; anything else is refused when the worker is made."""
+    module = ModuleType("orders")
+    vars(module)["waits"] = waits
+
+    assert Worker(client, module).workflows == ["waits"]
+    for wrong in (activity(lambda: None), "waits", None):
+        with pytest.raises(DefinitionError):
+            Worker(client, wrong)  # type: ignore[arg-type]  # the mistake under test
+    with pytest.raises(DefinitionError, match="concurrency"):
+        Worker(client, waits, concurrency=0)
+    with pytest.raises(DefinitionError, match="lease"):
+        Worker(client, waits, lease_seconds=0.01)
+
+
+# ─ stopping ──
+
+
+async def test_stopping_lets_activities_end_within_the_grace(client: Client) -> None:
+    """What is nearly done is finished and recorded; nothing new is begun."""
+    gate, begun = asyncio.Event(), asyncio.Event()
+    calls = Calls()
+
+    @activity
+    async def first() -> int:
+        calls("first")
+        begun.set()
+        await gate.wait()
+        return 1
+
+    @activity
+    async def second() -> int:
+        calls("second")
+        return 2
+
+    @workflow
+    async def works() -> int:
+        return await first() + await second()
+
+    async with running_worker(client, works) as worker:
+        run = await client.start(works)
+        await begun.wait()
+        worker.stop(grace_seconds=10)
+        pending = await client.start(waits)
+        gate.set()
+    assert calls.names == ["first"]
+    seen = await run.describe()
+    assert seen.journal[0].status == "completed"
+    assert seen.worker is None
+    assert (await pending.describe()).status is RunStatus.PENDING
+    async with running_worker(client, works):
+        assert await run.result(10) == 3
+    assert calls.names == ["first", "second"]
+
+
+async def test_what_outlasts_the_grace_is_handed_back_uncharged(client: Client) -> None:
+    """A deploy must not use up attempts (P22): with no retries left, the activity still runs again."""
+    attempts: list[int] = []
+    stopped = asyncio.Event()
+
+    @activity(retries=0)
+    async def long() -> int:
+        attempts.append(activity_info().attempt)
+        if len(attempts) == 1:
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                stopped.set()
+        return 5
+
+    @workflow
+    async def works() -> int:
+        return await long()
+
+    async with running_worker(client, works) as worker:
+        run = await client.start(works)
+        await until(lambda: attempts)
+        worker.stop(grace_seconds=0)
+        await until(stopped.is_set)
+    async with running_worker(client, works):
+        assert await run.result(10) == 5
+    assert attempts == [1, 1]
+
+
+async def test_a_stopped_worker_leaves_nothing_owned(client: Client) -> None:
+    """Another one can go on at once, without waiting for a lease."""
+    async with running_worker(client, waits):
+        run = await client.start(waits)
+        await is_waiting(run, "signal")
+        assert (await run.describe()).worker is not None
+    assert (await run.describe()).worker is None
+    assert await client.workers() == []
+    await run.signal(number, 1)
+    async with running_worker(client, waits):
+        assert await run.result(10) == 1
+
+
+async def test_a_cancelled_worker_cancels_no_run(client: Client) -> None:
+    """Being shut down is not a cancellation of what it drives (P30)."""
+    begun = asyncio.Event()
+    seen: list[int] = []
+
+    @activity(retries=0)
+    async def long() -> int:
+        seen.append(activity_info().attempt)
+        begun.set()
+        if len(seen) == 1:
+            await asyncio.sleep(3600)
+        return 1
+
+    @workflow
+    async def works() -> int:
+        return await long()
+
+    worker = Worker(client, works)
+    task = asyncio.ensure_future(worker.run())
+    run = await client.start(works)
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await run.describe()).worker is None
+    async with running_worker(client, works):
+        assert await run.result(10) == 1
+    assert seen == [1, 1]
+
+
+async def test_a_worker_can_be_run_again(client: Client) -> None:
+    """After it has stopped; not while it runs."""
+    worker = Worker(client, waits)
+    for value in range(2):
+        async with worker:
+            with pytest.raises(DefinitionError, match="running already"):
+                await worker.run()
+            run = await client.start(waits)
+            await run.signal(number, value)
+            assert await run.result(10) == value
+
+
+# ─ draining ──
+
+
+async def drained(client: Client, *workflows: Any) -> None:
+    async with asyncio.timeout(15):
+        await Worker(client, *workflows).run(drain=True)
+
+
+async def test_draining_ends_when_only_signals_are_waited_for(client: Client) -> None:
+    """What can go on without outside input has; what cannot is left released."""
+
+    @workflow
+    async def ends() -> int:
+        return 1
+
+    done, waiting = await client.start(ends), await client.start(waits)
+    await drained(client, ends, waits)
+
+    assert await done.result(1) == 1
+    seen = await waiting.describe()
+    assert (seen.status, seen.worker) == (RunStatus.WAITING, None)
+
+
+async def test_draining_waits_for_timers_retries_and_delayed_starts(client: Client) -> None:
+    """They need nobody from outside."""
+    calls = Calls()
+
+    @activity(retry=AT_ONCE.__class__(initial=0.3))
+    async def flaky() -> None:
+        if calls("flaky") == 1:
+            raise OSError
+
+    @workflow
+    async def naps() -> int:
+        await sleep(0.4)
+        return 1
+
+    @workflow
+    async def retries() -> int:
+        await flaky()
+        return 2
+
+    @workflow
+    async def ends() -> int:
+        return 3
+
+    runs = [await client.start(naps), await client.start(retries), await client.start(ends, delay=0.3)]
+    await drained(client, naps, retries, ends)
+
+    assert [await run.result(1) for run in runs] == [1, 2, 3]
+
+
+async def test_draining_does_not_wait_for_what_it_does_not_serve(client: Client) -> None:
+    """Runs of other workflows and of other queues are somebody else's."""
+
+    @workflow
+    async def strange() -> int:
+        return 1
+
+    @workflow
+    async def ends() -> int:
+        return 1
+
+    await client.start(strange)
+    await client.start(ends, task_queue="elsewhere")
+    done = await client.start(ends)
+    await drained(client, ends)
+
+    assert await done.result(1) == 1
+
+
+# ─ dying and beginning anew ──
+
+
+async def test_a_worker_that_was_declared_dead_begins_anew_and_goes_on(client: Client) -> None:
+    """The old incarnation writes nothing more; the new one claims and finishes the runs."""
+    async with running_worker(client, waits) as worker:
+        run = await client.start(waits)
+        await is_waiting(run, "signal")
+        dead = await declare_dead(client, worker)
+        await until(lambda: worker.worker_id not in (0, dead))
+        await run.signal(number, 7)
+
+        assert await run.result(10) == 7
+        assert [one.worker_id for one in await client.workers()] == [worker.worker_id]
+
+
+async def test_an_attempt_lost_with_its_incarnation_counts_and_is_followed_by_the_next(
+    client: Client,
+) -> None:
+    """The attempt may have had its effect: it is charged (I5), and its late result goes nowhere."""
+    attempts: list[int] = []
+    begun = asyncio.Event()
+
+    @activity(retry=AT_ONCE)
+    async def works() -> int:
+        attempts.append(activity_info().attempt)
+        begun.set()
+        if len(attempts) == 1:
+            await asyncio.sleep(3600)
+        return activity_info().attempt
+
+    @workflow
+    async def asks() -> int:
+        return await works()
+
+    async with running_worker(client, asks) as worker:
+        run = await client.start(asks)
+        await begun.wait()
+        await declare_dead(client, worker)
+
+        assert await run.result(10) == 2
+    assert attempts == [1, 2]
+
+
+async def test_a_commit_of_a_dead_incarnation_writes_nothing(client: Client) -> None:
+    """The fence is checked within the write (P8): the outcome of its activity is not recorded."""
+    gate, begun = asyncio.Event(), asyncio.Event()
+    attempts: list[int] = []
+
+    @activity(retries=1)
+    async def works() -> int:
+        attempts.append(activity_info().attempt)
+        begun.set()
+        await gate.wait()
+        return activity_info().attempt
+
+    @workflow
+    async def asks() -> int:
+        return await works.options(retry=AT_ONCE)()
+
+    async with running_worker(client, asks) as worker:
+        run = await client.start(asks)
+        await begun.wait()
+        await declare_dead(client, worker)
+        gate.set()
+
+        assert await run.result(10) == 2
+    assert attempts == [1, 2]
+
+
+async def test_late_news_of_an_old_incarnation_leave_the_new_one_alone(client: Client) -> None:
+    """The heartbeat thread may report a loss that the loop has dealt with already."""
+    async with running_worker(client, waits) as worker:
+        run = await client.start(waits)
+        await is_waiting(run, "signal")
+        old = worker._incarnation
+        assert old is not None
+        dead = await declare_dead(client, worker)
+        await until(lambda: worker.worker_id not in (0, dead))
+        new = worker.worker_id
+        threading.Thread(target=old._beat).start()
+        await is_waiting(run, "signal")
+        await asyncio.sleep(0.05)
+
+        assert worker.worker_id == new
+        await run.signal(number, 3)
+        assert await run.result(3) == 3
+
+
+async def test_a_worker_whose_loop_hangs_stops_renewing(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renewing means that the loop lives (P11): past the hard limit no beat is written."""
+    monkeypatch.setattr(incarnation_module, "HARD_LIMIT_SECONDS", 0.2)
+    async with running_worker(client, waits, lease_seconds=10) as worker:
+        incarnation = worker._incarnation
+        assert incarnation is not None
+        beats = 0
+        real: Callable[[int], bool] = worker._store.beat
+
+        def beat(worker_id: int) -> bool:
+            nonlocal beats
+            beats += 1
+            return real(worker_id)
+
+        monkeypatch.setattr(worker._store, "beat", beat)
+        incarnation._beat()
+        assert beats == 1
+        incarnation._moved_at -= 1
+        incarnation._beat()
+        assert beats == 1
+
+
+async def test_a_silent_worker_of_the_same_process_is_taken_over_after_a_lease(
+    client: Client, url: str
+) -> None:
+    """Somebody who hangs keeps its runs for a lease and no longer (P10)."""
+    async with AsyncExitStack() as stack:
+        other = await stack.enter_async_context(no_durability(url))
+        worker = await stack.enter_async_context(
+            running_worker(client, waits, lease_seconds=0.4, name="hangs")
+        )
+        run = await client.start(waits)
+        await is_waiting(run, "signal")
+        silent = worker.worker_id
+        assert worker._incarnation is not None
+        worker._incarnation._heart.stop()
+        async with running_worker(other, waits, lease_seconds=0.4, name="lives"):
+            await until(lambda: worker.worker_id not in (0, silent))
+            await run.signal(number, 4)
+            assert await run.result(10) == 4
+
+
+async def test_a_run_terminated_while_its_turn_is_written_stays_terminated(client: Client) -> None:
+    """One terminal state per run (I15): the owner's close is refused."""
+
+    @activity
+    async def work() -> int:
+        return 1
+
+    @workflow
+    async def works() -> int:
+        return await work()
+
+    async with running_worker(client, works) as worker:
+        real = worker._store.commit_turns
+
+        async def commit(worker_id: int, commits: Any, now_us: int) -> Any:
+            if any(type(one.after).__name__ == "Close" for one in commits):
+                await client.terminate("t", "first")
+            return await real(worker_id, commits, now_us)
+
+        worker._store.commit_turns = commit  # type: ignore[method-assign]  # a fault injected
+        run = await client.start(works, run_id="t")
+        await until(lambda: _closed(run))
+        worker._store.commit_turns = real  # type: ignore[method-assign]  # as it was
+        await until(lambda: not worker._driver.runs)
+        assert (await run.describe()).status is RunStatus.TERMINATED
+
+
+async def _closed(run: Any) -> bool:
+    return (await run.describe()).status.is_closed  # type: ignore[no-any-return]  # a bool
+
+
+async def test_many_runs_survive_one_lost_incarnation_after_another(client: Client) -> None:
+    """However often the worker is declared dead: every run ends, and no activity starts more often than it may."""
+    calls = Calls()
+
+    @activity(retry=AT_ONCE.__class__(max_attempts=0, initial=0.01, maximum=0.01))
+    async def note(value: int) -> int:
+        calls(str(value))
+        await asyncio.sleep(0.01)
+        return value
+
+    @workflow
+    async def works(value: int) -> int:
+        total = 0
+        for _ in range(5):
+            total += await note(value)
+            await sleep(0.005)
+        return total
+
+    async with running_worker(client, works, concurrency=10) as worker:
+        runs = await client.start_many(works, [(value,) for value in range(30)])
+        for _ in range(4):
+            await asyncio.sleep(0.05)
+            dead = await declare_dead(client, worker)
+            await until(lambda dead=dead: worker.worker_id not in (0, dead))
+
+        assert [await run.result(20) for run in runs] == [5 * value for value in range(30)]
+    assert all([await _is_gapless(client, run.run_id) for run in runs])
+    assert await is_released_or_closed(client)
+
+
+async def _is_gapless(client: Client, run_id: str) -> bool:
+    record = await client.store.get_run(run_id)
+    turns = [row.turn for row in await client.store.read_journal(record.pk, record.generation)]
+    return turns == list(range(1, len(turns) + 1))
+
+
+async def is_released_or_closed(client: Client) -> bool:
+    return all(run.worker is None for run in await client.list(limit=1000))
+
+
+async def test_a_released_run_is_found_by_whoever_comes_first(client: Client, url: str) -> None:
+    """A waiting run belongs to nobody: the next worker of its queue goes on with it."""
+    async with running_worker(client, waits, name="first", warm_us=0):
+        run = await client.start(waits)
+        await is_released(run)
+    async with no_durability(url) as other, running_worker(other, waits, name="second"):
+        await run.signal(number, 9)
+        assert await run.result(10) == 9
