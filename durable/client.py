@@ -147,8 +147,8 @@ class Client:
             definition,
             args,
             kwargs,
-            run_id=run_id or workflow.run_id,
-            task_queue=task_queue or workflow.task_queue,
+            run_id=workflow.run_id if run_id is None else run_id,
+            task_queue=workflow.task_queue if task_queue is None else task_queue,
             delay=delay,
             if_open=if_open,
             if_closed=if_closed,
@@ -174,7 +174,7 @@ class Client:
                 args,
                 {},
                 run_id=run_ids[i] if run_ids is not None else None,
-                task_queue=task_queue or workflow.task_queue,
+                task_queue=workflow.task_queue if task_queue is None else task_queue,
             )
             for i, args in enumerate(inputs)
         ]
@@ -201,6 +201,16 @@ class Client:
             raise ArgumentsError(
                 f"if_closed is 'return', 'fail', 'new' or 'new_if_failed', not {if_closed!r}"
             )
+        queue = definition.task_queue if task_queue is None else task_queue
+        if (
+            not isinstance(queue, str)
+            or not queue
+            or len(queue) > RUN_ID_LENGTH_MAX
+            or not queue.isprintable()
+        ):
+            raise ArgumentsError(
+                f"a task queue is printable text of 1 to {RUN_ID_LENGTH_MAX} characters, not {queue!r}"
+            )
         data = definition.arguments.encode(args, kwargs)
         definition.arguments.check(data)
         now = self.clock.now_us()
@@ -212,7 +222,7 @@ class Client:
             request_id=self.random.request_id(),
             workflow=definition.name,
             version=definition.version,
-            task_queue=task_queue or definition.task_queue,
+            task_queue=queue,
             input=data,
             deadline_us=None if definition.timeout_us is None else now + definition.timeout_us,
             ready_at_us=ready,

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from durable.client import Client, connect, url_here
-from durable.definitions import Registry, WorkflowDefinition
+from durable.definitions import WorkflowDefinition
 from durable.errors import DefinitionError, LeaseLostError, WorkflowVersionMismatchError
 from durable.journal.lifecycle import RunStatus
 from durable.retry import Seconds
@@ -195,17 +195,31 @@ async def recover(wait: bool = False) -> list[Run]:
     engine = await engine_here()
     worker = await engine.worker()
     client = engine.client
-    known = Registry(definitions_in([one for one in list(sys.modules.values()) if isinstance(one, ModuleType)]))
+    known = _imported_workflows()
     await client.store.rescue_dead_workers(worker.lease_seconds, observer=worker.worker_id)
     found: list[str] = []
     open_runs = (RunStatus.PENDING, RunStatus.RUNNING, RunStatus.WAITING)
     for record in await client.store.list_runs(RunFilter(status=open_runs, limit=RECOVER_MAX)):
-        definition = known.find(record.workflow, record.version)
-        if definition is not None and record.owner is None:
-            worker.registry.add(definition)
+        definitions = known.get((record.workflow, record.version), [])
+        if definitions and record.owner is None:
+            if len(definitions) > 1:
+                raise DefinitionError(
+                    f"run {record.run_id!r} could belong to {' or to '.join(d.origin for d in definitions)}: two imported "
+                    f"workflows are called {record.workflow!r} (version {record.version}); rename one"
+                )
+            worker.registry.add(definitions[0])
             worker.ask_for(record.pk)
             found.append(record.run_id)
     return [await (_settled(client, run_id) if wait else client.describe(run_id)) for run_id in found]
+
+
+def _imported_workflows() -> dict[tuple[str, int], list[WorkflowDefinition]]:
+    """Return the workflows of all imported modules by name and version; one defined twice counts once."""
+    modules = [one for one in list(sys.modules.values()) if isinstance(one, ModuleType)]
+    by_origin: dict[tuple[str, int], dict[str, WorkflowDefinition]] = {}
+    for definition in definitions_in(modules):
+        by_origin.setdefault((definition.name, definition.version), {})[definition.origin] = definition
+    return {key: list(definitions.values()) for key, definitions in by_origin.items()}
 
 
 async def _settled(client: Client, run_id: str) -> Run:

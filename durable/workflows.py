@@ -239,7 +239,13 @@ class Signal(Generic[T]):
 
     __slots__ = ("name", "value_type")
 
-    def __init__(self, name: str, type: type[T] | Any = Any) -> None:
+    @overload
+    def __init__(self, name: str, type: type[T]) -> None: ...
+
+    @overload
+    def __init__(self: Signal[Any], name: str, type: object = Any) -> None: ...
+
+    def __init__(self, name: str, type: Any = Any) -> None:
         check_name(name, "a signal")
         self.name = name
         self.value_type = ValueType.of(type)

@@ -48,6 +48,8 @@ def _without_content(error: msgspec.ValidationError, text: str) -> str:
 
 def build(hint: Any, stored: Any) -> Any:
     """Return an instance of a class msgspec does not know (its `dec_hook`)."""
+    if hint is object:  # within a container msgspec asks us for it
+        return stored
     if is_pydantic(hint):
         return _build_pydantic(hint, stored)
     if issubclass(hint, BaseException):

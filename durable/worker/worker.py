@@ -516,7 +516,7 @@ def definitions_in(sources: Iterable[Workflow[..., Any] | ModuleType]) -> list[W
         if isinstance(source, Workflow):
             found[id(source.definition)] = source.definition
         elif isinstance(source, ModuleType):
-            for value in vars(source).values():
+            for value in list(vars(source).values()):
                 if isinstance(value, Workflow):
                     found[id(value.definition)] = value.definition
         else:

@@ -93,13 +93,27 @@ def frozen_before(scene: Scene, number: int) -> bool:
         "the worker has stopped itself or is done",
         lambda: scene.deaths() or all(run.status.is_closed for run in scene.peek().runs.values()),
     )
-    was_stopped = bool(scene.deaths())
-    if was_stopped:
+    if scene.deaths():
         takes_over_and_shuts_out(scene, zombie, run_ids)
     else:
-        scene.stop(zombie)
+        drained_and_perhaps_frozen(scene, zombie)
     scene.check(dict.fromkeys(run_ids, completed([0, 1, 4])))
-    return was_stopped
+    return bool(scene.deaths())
+
+
+def drained_and_perhaps_frozen(scene: Scene, zombie: Child) -> None:
+    """A worker that freezes while it drains is declared dead like any other; continued, it ends in order."""
+    scene.send_term(zombie)
+    scene.wait_until("the worker has ended or stopped itself", lambda: zombie.is_over or scene.deaths())
+    if scene.deaths():
+        other = scene.launch("worker", lease_seconds=LEASE_SECONDS)
+        scene.wait_until(
+            "it is declared dead",
+            lambda: not any(alive for _, pid, alive, _ in scene.peek().workers if pid == zombie.pid),
+        )
+        zombie.send(signal.SIGCONT)
+        scene.stop(other)
+    assert zombie.wait() == 0, scene.story()
 
 
 def frozen_before_each(directory: Path, zygotes: Sequence[Zygote], numbers: Sequence[int] | None) -> int:

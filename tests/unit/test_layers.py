@@ -143,7 +143,7 @@ def complaint(one: Import) -> str | None:
         return f"{arrow}: not in the table of floors"
     if below > above:
         return f"{arrow}: upward, from floor {above} to floor {below}"
-    if below == above and package(importer) != package(imported):
+    if below == above and package(imported) not in ("", package(importer)):
         return f"{arrow}: both are on floor {above}, but not in the same package"
     return None
 

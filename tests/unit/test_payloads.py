@@ -886,3 +886,14 @@ def test_parameters_are_listed_with_the_hints_of_their_stored_form() -> None:
     assert dict(Arguments.of(everything).parameters)["rest"] == list[int]
     assert dict(Arguments.of(everything).parameters)["more"] == dict[str, Point]
     assert Arguments.of(untyped).parameters == [("a", Any), ("b", Any)]
+
+
+@pytest.mark.parametrize("hint", [object, list[object], dict[str, object], tuple[object, ...]])
+def test_object_within_a_container_is_plain_json(hint: Any) -> None:
+    """What a strict type checker makes authors write for "anything" reads back as it was written."""
+    value: Any = {"a": [None, 1]} if hint == dict[str, object] else [None, "x", 1, {"b": []}]
+    kind = ValueType.of(hint)
+
+    read = kind.decode(kind.encode(value))
+
+    assert (list(read) if isinstance(read, tuple) else read) == value
