@@ -7,6 +7,7 @@ runs (P30): what is still driven is handed back. The one place of module-level s
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -24,12 +25,13 @@ from durable.retry import Seconds
 from durable.run_handle import Run, RunHandle
 from durable.seams import pause, spawn
 from durable.store.opening import Durability
-from durable.store.records import RunFilter
+from durable.store.records import RunFilter, StartRequest
 from durable.worker.worker import Worker, definitions_in, lease_from
 from durable.workflows import Signal
 
 DEFAULT_URL: Final = "sqlite:///durable.db"
 RETRY_SECONDS: Final = 0.05
+log = logging.getLogger("durable.engine")
 RECOVER_MAX: Final = 100_000  # runs that one recover() takes over
 
 
@@ -111,11 +113,15 @@ class EmbeddedEngine:
     ) -> RunHandle[Any]:
         """Start or attach to a run; with `drive`, see that it goes on in this process unless it does elsewhere."""
         client = self.client
+        request = client.start_request(definition, args, kwargs, run_id=run_id, task_queue=task_queue)
         if not drive:
-            request = client.start_request(definition, args, kwargs, run_id=run_id, task_queue=task_queue)
             (outcome,) = await client.store.start_runs([request], client.clock.now_us())
             return client.handle_of(outcome.run, definition.result)
-        request = client.start_request(definition, args, kwargs, run_id=run_id, task_queue=task_queue)
+        # A caller that is cancelled between the insert and the adoption must not leave a run that is ours, undriven.
+        return await asyncio.shield(spawn(self._start(definition, request), name="durable start"))
+
+    async def _start(self, definition: WorkflowDefinition, request: StartRequest) -> RunHandle[Any]:
+        client = self.client
         while True:
             worker = await self.worker()
             worker.registry.add(definition)
@@ -189,7 +195,7 @@ async def cancel(run_id: str, reason: str | None = None) -> None:
 async def recover(wait: bool = False) -> list[Run]:
     """Take over open runs of this process's workflows that nobody drives, and drive them here.
 
-    Workflows are found in the imported modules. With `wait`, return once each of them is closed, parked or waits for
+    Workflows are found in the imported modules; a run whose name two of them claim is left alone, with a warning. With `wait`, return once each of them is closed, parked or waits for
     something from outside; the runs are returned as they are then.
     """
     engine = await engine_here()
@@ -203,10 +209,12 @@ async def recover(wait: bool = False) -> list[Run]:
         definitions = known.get((record.workflow, record.version), [])
         if definitions and record.owner is None:
             if len(definitions) > 1:
-                raise DefinitionError(
-                    f"run {record.run_id!r} could belong to {' or to '.join(d.origin for d in definitions)}: two imported "
-                    f"workflows are called {record.workflow!r} (version {record.version}); rename one"
-                )
+                origins = " and ".join(definition.origin for definition in definitions)
+                log.warning(
+                    "run %r is left alone: %s are both called %r (version %d)",
+                    record.run_id, origins, record.workflow, record.version,
+                )  # fmt: skip
+                continue
             worker.registry.add(definitions[0])
             worker.ask_for(record.pk)
             found.append(record.run_id)

@@ -118,6 +118,8 @@ class Driver:
             raise InternalError(f"claimed {claim.run_id!r}, but {claim.workflow!r} is not registered here")
         known = self.runs.get(claim.pk)
         if known is not None:
+            if known.claim_no == claim.claim_no:
+                return  # driven already under this very claim
             self._leave(known)
         run = LiveRun(claim, definition)
         self.runs[claim.pk] = run
@@ -490,6 +492,10 @@ class Driver:
 
     def _settle_turn(self, item: Item, *, stayed: bool) -> None:
         run, commit = item.run, item.commit
+        if run.phase is Phase.GONE:
+            self.performer.unreserve(item.slots)
+            self._on_ended(run, item)
+            return
         if commit.turn is not None:
             run.turn = commit.turn
         run.seen = commit.seen
@@ -592,7 +598,10 @@ class Driver:
 
     def _leave(self, run: LiveRun) -> None:
         run.phase = Phase.GONE
-        self.runs.pop(run.pk, None)
+        if (
+            self.runs.get(run.pk) is run
+        ):  # else: given up, and claimed anew before its last commit was settled
+            del self.runs[run.pk]
         self._dirty.pop(run, None)
         self.performer.drop(run)
         self._forget_instance(run)

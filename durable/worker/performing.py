@@ -87,8 +87,13 @@ class Performer:
             self._on_slots()
 
     async def unwind(self, limit_seconds: float) -> None:
-        """Wait for coroutines that were cancelled to end, at most so long. Threads are not waited for."""
-        tasks = [a.task for a in self._running if isinstance(a.task, asyncio.Task)]
+        """Cancel every coroutine that still runs, abandoned ones too, and wait for their ends, at most so long.
+
+        Threads cannot be stopped and are not waited for.
+        """
+        tasks = [attempt.task for attempt in self._running if isinstance(attempt.task, asyncio.Task)]
+        for task in tasks:
+            task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=limit_seconds)
 

@@ -149,6 +149,9 @@ class Worker:
         self._wakeups = Wakeups()
         self._reloads: list[LiveRun] = []
         self._reload_wakeups = Wakeups()
+        self._strays: dict[
+            int, int
+        ] = {}  # pk -> claim_no of runs that are ours but not driven, as of the last look
         self._executor = ThreadExecutor(self.concurrency, name="durable-activity")
         self._driver = Driver(
             registry=self.registry,
@@ -333,9 +336,9 @@ class Worker:
                 again = await self._claim()
                 if self._driver.runs:
                     self._driver.deliver(await self._store.read_inbox(self.worker_id))
-                    if self._clock.monotonic() - checked_at > OWNERSHIP_SECONDS:
-                        checked_at = self._clock.monotonic()
-                        await self._check_ownership()
+                if self._clock.monotonic() - checked_at > OWNERSHIP_SECONDS:
+                    checked_at = self._clock.monotonic()
+                    await self._check_ownership()
             except LeaseLostError:
                 self._on_lost(worker_id)
             except StoreError as error:
@@ -365,10 +368,18 @@ class Worker:
         return len(claims) == room
 
     async def _check_ownership(self) -> None:
+        """Compare what the store says is ours with what is driven here: drop what was taken away, take up what was left lying."""
         owned = await self._store.owned_runs(self.worker_id)
         for run in list(self._driver.runs.values()):
             if owned.get(run.pk) != run.claim_no and run.is_settled:
                 self._driver.lose(run)
+        strays = {pk: claim_no for pk, claim_no in owned.items() if pk not in self._driver.runs}
+        twice = [pk for pk, claim_no in strays.items() if self._strays.get(pk) == claim_no]
+        self._strays = strays
+        if twice:  # its starter was cancelled between the commit and the adoption, say
+            for claim in await self._store.read_claims(self.worker_id, twice):
+                if self.registry.find(claim.workflow, claim.version) is not None:
+                    self._driver.adopt(claim)
 
     async def _reload(self) -> None:
         """Read again what the store says of runs whose turn was refused."""

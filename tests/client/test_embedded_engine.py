@@ -39,12 +39,12 @@ async def note(value: int) -> int:
     return value
 
 
-@workflow
+@workflow(name="embedded_adds")  # unique among all test modules: `recover` looks through them
 async def adds(value: int) -> int:
     return await note(value) + await number.wait()
 
 
-@workflow
+@workflow(name="embedded_ends")
 async def ends(value: int) -> int:
     return await note(value)
 
@@ -123,12 +123,12 @@ async def test_an_open_run_of_another_version_is_refused(embedded: str) -> None:
 async def test_two_functions_of_one_name_are_refused(embedded: str) -> None:
     """Otherwise one would be driven by the other's code."""
 
-    @workflow(name="ends")
+    @workflow(name="embedded_ends")
     async def other(value: int) -> int:
         return value
 
     await ends(1)
-    with pytest.raises(DefinitionError, match="two workflows are called 'ends'"):
+    with pytest.raises(DefinitionError, match="two workflows are called 'embedded_ends'"):
         await other(1)
 
 
@@ -272,6 +272,40 @@ async def test_a_caller_that_times_out_leaves_the_run_running(embedded: str) -> 
         await run.result(timeout=0.01)
     await run.signal(number, 1)
     assert await run.result(10) == 2
+
+
+async def test_a_caller_cancelled_during_the_start_leaves_no_orphan(embedded: str) -> None:
+    """The start may have been written: then the run is driven, or handed back, but never owned and forgotten."""
+    engine = await engine_here()
+    await engine.worker()
+    store: Any = engine.client.store
+    real = store.start_runs
+
+    async def slow(*arguments: Any) -> Any:
+        outcomes = await real(*arguments)
+        await asyncio.sleep(0.05)
+        return outcomes
+
+    store.start_runs = slow
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await ends(1, run_id="e")
+    store.start_runs = real
+
+    assert await asyncio.wait_for(ends(1, run_id="e"), 5) == 1
+
+
+async def test_a_first_call_cancelled_at_any_moment_leaves_a_working_engine(embedded: str) -> None:
+    """Opening the database and starting the worker can be given up half-way, again and again."""
+    for steps in range(30):
+        call = asyncio.ensure_future(ends(steps, run_id=f"e{steps}"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+
+    assert [await asyncio.wait_for(ends(step, run_id=f"e{step}"), 5) for step in range(30)] == list(range(30))
+    assert len(await (await engine_here()).client.workers()) == 1
 
 
 def test_outside_of_a_loop_there_is_a_clear_error(embedded: str) -> None:

@@ -22,6 +22,7 @@ from durable import (
     step,
     workflow,
 )
+from durable.worker import performing
 from tests.support.workers import AT_ONCE, Calls, is_waiting, running_worker, until
 
 
@@ -396,6 +397,67 @@ async def test_the_late_end_of_a_timed_out_attempt_is_not_the_end_of_the_next(cl
             assert await run.result(5) == 3
         finally:
             gates[2].set()
+
+
+async def test_an_attempt_that_ignores_its_timeout_is_given_up(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next attempt begins though the late one still runs; a slot is taken as long as it does."""
+    monkeypatch.setattr(performing, "LATE_SECONDS", 0.05)
+    gate = asyncio.Event()
+    ended: list[int] = []
+
+    @activity(timeout=0.02, retry=AT_ONCE)
+    async def stubborn() -> int:
+        attempt = activity_info().attempt
+        while attempt == 1 and not gate.is_set():
+            try:
+                await gate.wait()
+            except asyncio.CancelledError:
+                continue
+        ended.append(attempt)
+        return attempt
+
+    @workflow
+    async def asks() -> int:
+        return await stubborn()
+
+    async with running_worker(client, asks, concurrency=2) as worker:
+        assert await (await client.start(asks)).result(10) == 2
+        assert worker._performer._free == 1
+        gate.set()
+        await until(lambda: ended == [2, 1])
+        await until(lambda: worker._performer._free == 2)
+
+
+async def test_nothing_of_a_worker_runs_on_after_it_has_stopped(client: Client) -> None:
+    """Also what was abandoned or is late is cancelled with the grace's end: a stopped worker leaves no task behind."""
+    begun, stopped = asyncio.Event(), asyncio.Event()
+
+    @activity(cancellation="abandon")
+    async def endless() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            stopped.set()
+
+    @workflow
+    async def gives_up() -> str:
+        try:
+            async with asyncio.timeout(0.05):
+                await endless()
+        except TimeoutError:
+            return "gave up"
+        return ""
+
+    async with running_worker(client, gives_up) as worker:
+        run = await client.start(gives_up)
+        await begun.wait()
+        assert await run.result(10) == "gave up"
+        assert not stopped.is_set()
+        worker.stop(grace_seconds=0)
+    await until(stopped.is_set, seconds=2)
 
 
 # ─ unrequested cancellation ──

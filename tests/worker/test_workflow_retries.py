@@ -257,3 +257,33 @@ async def test_a_retry_of_a_released_run_replays_the_kept_journal(client: Client
 
         assert await run.result(10) == [1, 2, 3, 2]
     assert calls.names == ["first", "fails", "fails"]
+
+
+async def test_the_next_attempt_hears_signals_though_the_reply_of_the_last_commit_is_late(
+    client: Client,
+) -> None:
+    """The run is claimed again while the commit that gave it up is not settled yet."""
+    calls = Calls()
+    fails = failing(calls, "fails", 1)
+
+    @workflow(retries=1, retry_delay=0)
+    async def works() -> int:
+        value: int = await fails(5)
+        return value + await number.wait()
+
+    async with running_worker(client, works) as worker:
+        real = worker._store.commit_turns
+
+        async def commit(*arguments: Any) -> Any:
+            verdicts = await real(*arguments)
+            worker._wakeups.hint()
+            await asyncio.sleep(0.02)
+            return verdicts
+
+        worker._store.commit_turns = commit  # type: ignore[method-assign]  # a slow database
+        run = await client.start(works)
+        await is_waiting(run, "signal")
+        await run.signal(number, 1)
+
+        assert await run.result(5) == 6
+        worker._store.commit_turns = real  # type: ignore[method-assign]  # as it was
