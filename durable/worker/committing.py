@@ -93,7 +93,11 @@ class Committer:
             return
         driver.performer.fence = partial(incarnation.is_fresh, since)
         for item, verdict in zip(items, verdicts, strict=True):
-            driver.settle(item, verdict)
+            try:
+                driver.settle(item, verdict)
+            except Exception:  # a fault of ours in one run must not stop the commits of all
+                log.exception("run %r: its commit could not be settled; it is read again", item.run.run_id)
+                driver.doubt(item.run)
 
     def _give_up(self, items: list[Item], incarnation: Incarnation) -> None:
         """The incarnation is over: drop everything now, before any body that was released can take its first step."""

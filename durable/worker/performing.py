@@ -91,9 +91,13 @@ class Performer:
 
         Threads cannot be stopped and are not waited for.
         """
-        tasks = [attempt.task for attempt in self._running if isinstance(attempt.task, asyncio.Task)]
-        for task in tasks:
-            task.cancel()
+        tasks: list[asyncio.Task[Any]] = []
+        for attempt in self._running:
+            attempt.state = AttemptState.DROPPED
+            attempt.stop_timer()
+            if isinstance(attempt.task, asyncio.Task):
+                attempt.task.cancel()
+                tasks.append(attempt.task)
         if tasks:
             await asyncio.wait(tasks, timeout=limit_seconds)
 

@@ -24,9 +24,10 @@ from durable.worker.driving import joined
 from tests.support.workers import declare_dead, no_durability, running_worker, until
 
 RUNS: Final = 15
-STEPS: Final = ("call", "retry", "sleep", "signal", "gather", "timeout", "thread")
+STEPS: Final = ("call", "retry", "sleep", "signal", "gather", "timeout", "thread", "relapse")
 
 number = Signal("number", int)
+failed_once: set[str] = set()
 persistent = Retry(max_attempts=0, initial=0.003, maximum=0.01)
 
 
@@ -43,12 +44,22 @@ async def work(key: str, failures: int, seconds: float) -> str:
     return key
 
 
+@activity(retries=0)
+async def fails_once(key: str) -> str:
+    """Fail the first time, so that the whole workflow is tried again."""
+    idempotency_key = activity_info().idempotency_key
+    if idempotency_key not in failed_once:
+        failed_once.add(idempotency_key)
+        raise OSError(key)
+    return key
+
+
 @activity(retry=persistent)
 def in_thread(key: str) -> str:
     return key
 
 
-@workflow
+@workflow(retries=100, retry_delay=0)
 async def life(plan: list[str]) -> list[Any]:
     """Do what the plan says and tell what came of each step."""
     return [await one_step(kind, f"{position}") for position, kind in enumerate(plan)]
@@ -72,6 +83,8 @@ async def one_step(kind: str, key: str) -> Any:
                     return await work(key, 0, 60)
             except TimeoutError:
                 return "late"
+        case "relapse":
+            return await fails_once(key)
         case _:
             return await in_thread(key)
 
@@ -144,6 +157,7 @@ async def test_runs_end_with_what_their_plan_says_whatever_happens(
 ) -> None:
     """I1, I2, I3, I15 and I17 together: right values, no gap, no stuck run, journals that replay."""
     weather = Weather(seed)
+    failed_once.clear()
     monkeypatch.setattr(committing, "TROUBLE_SECONDS", 0.01)
     monkeypatch.setattr(worker_module, "HOUSEKEEPING_SECONDS", 0.02)
     monkeypatch.setattr(worker_module, "CACHE_MAX", weather.capacity)

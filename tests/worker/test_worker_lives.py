@@ -429,6 +429,37 @@ async def test_late_news_of_an_old_incarnation_leave_the_new_one_alone(client: C
         assert await run.result(3) == 3
 
 
+async def test_a_worker_declared_dead_during_a_commit_survives_its_late_reply(client: Client) -> None:
+    """The turn was written, the run is no longer its own: it forgets it and lives on."""
+
+    @activity(retry=AT_ONCE)
+    async def work() -> int:
+        return 1
+
+    @workflow
+    async def works() -> int:
+        return await work() + await number.wait()
+
+    async with running_worker(client, works) as worker:
+        real = worker._store.commit_turns
+        died: list[int] = []
+
+        async def commit(*arguments: Any) -> Any:
+            verdicts = await real(*arguments)
+            if not died:
+                died.append(await declare_dead(client, worker))
+                await until(lambda: worker.worker_id not in (0, died[0]))
+            return verdicts
+
+        worker._store.commit_turns = commit  # type: ignore[method-assign]  # a slow database
+        run = await client.start(works)
+        await is_waiting(run, "signal")
+        await run.signal(number, 4)
+
+        assert await run.result(10) == 5
+        worker._store.commit_turns = real  # type: ignore[method-assign]  # as it was
+
+
 async def test_a_worker_whose_loop_hangs_stops_renewing(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
