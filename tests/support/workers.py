@@ -90,7 +90,11 @@ async def running_worker(
             if warm_us is not None:
                 worker._driver.warm_us = warm_us
             yield worker
-        await until(lambda: not worker._performer.running or faults, seconds=3, what="cancelled activities have unwound")
+        await until(
+            lambda: not worker._performer.running or faults,
+            seconds=3,
+            what="cancelled activities have unwound",
+        )
         assert not faults, "\n".join(faults)
     assert worker._performer._free == worker.concurrency, "slots leaked"
 

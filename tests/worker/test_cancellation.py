@@ -384,7 +384,9 @@ async def test_a_workflow_timeout_ends_a_run_that_waits(client: Client) -> None:
     async with running_worker(client, late):
         run = await client.start(late)
         await is_released(run)
-        await until(lambda: calls.of("finally of a live run") == 1, what="the released run has left the memory")
+        await until(
+            lambda: calls.of("finally of a live run") == 1, what="the released run has left the memory"
+        )
         await timed_out(run)
     assert calls.of("finally of a live run") == 1
     seen = await run.describe()

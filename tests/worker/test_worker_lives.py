@@ -14,6 +14,7 @@ import pytest
 from durable import (
     Client,
     DefinitionError,
+    Retry,
     RunStatus,
     Signal,
     Worker,
@@ -296,7 +297,7 @@ async def test_draining_waits_for_timers_retries_and_delayed_starts(client: Clie
     """They need nobody from outside."""
     calls = Calls()
 
-    @activity(retry=AT_ONCE.__class__(initial=0.3))
+    @activity(retry=Retry(initial=0.3))
     async def flaky() -> None:
         if calls("flaky") == 1:
             raise OSError
@@ -539,7 +540,7 @@ async def test_many_runs_survive_one_lost_incarnation_after_another(client: Clie
     """However often the worker is declared dead: every run ends, and no activity starts more often than it may."""
     calls = Calls()
 
-    @activity(retry=AT_ONCE.__class__(max_attempts=0, initial=0.01, maximum=0.01))
+    @activity(retry=Retry(max_attempts=0, initial=0.01, maximum=0.01))
     async def note(value: int) -> int:
         calls(str(value))
         await asyncio.sleep(0.01)

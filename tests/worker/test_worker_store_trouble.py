@@ -13,7 +13,18 @@ from typing import Any
 
 import pytest
 
-from durable import Client, Signal, StoreBusyError, StoreError, activity, activity_info, sleep, workflow
+from durable import (
+    Client,
+    DefinitionError,
+    Retry,
+    Signal,
+    StoreBusyError,
+    StoreError,
+    activity,
+    activity_info,
+    sleep,
+    workflow,
+)
 from durable.worker import committing
 from tests.support.workers import Calls, file_of, is_waiting, no_durability, running_worker, until
 
@@ -242,7 +253,9 @@ async def test_trouble_with_every_other_commit_loses_no_signal_retry_or_timer(
 
     @workflow
     async def lives(value: int) -> list[int]:
-        one, two = await asyncio.gather(flaky.options(retry=_quick())(value), number.wait())
+        one, two = await asyncio.gather(
+            flaky.options(retry=Retry(max_attempts=3, initial=0.005))(value), number.wait()
+        )
         await sleep(0.01)
         return [one, two, await number.wait()]
 
@@ -266,12 +279,6 @@ async def test_trouble_with_every_other_commit_loses_no_signal_retry_or_timer(
 
         assert [await run.result(30) for run in runs] == [[value, 100, 200] for value in range(12)]
         worker._store.commit_turns = real  # type: ignore[method-assign]  # as it was
-
-
-def _quick() -> Any:
-    from durable import Retry
-
-    return Retry(max_attempts=3, initial=0.005)
 
 
 @pytest.mark.parametrize(
@@ -328,8 +335,6 @@ async def test_a_waiter_is_told_when_the_database_cannot_be_read(client: Client,
 
 async def test_a_closed_client_refuses_further_use(url: str) -> None:
     """With an error of ours that says what to do."""
-    from durable import DefinitionError
-
     client = no_durability(url)
     with pytest.raises(DefinitionError, match="async with"):
         await client.get("r")
