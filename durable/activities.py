@@ -25,7 +25,7 @@ R = TypeVar("R")
 ExceptionClasses = Sequence[type[BaseException]] | type[BaseException]
 
 
-class ActivityInfo(msgspec.Struct, frozen=True, kw_only=True):
+class ActivityInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What an activity may know of itself.
 
     `idempotency_key` is the same for every attempt, on every worker, after every crash: hand it to whoever can

@@ -15,8 +15,8 @@ import msgspec
 from durable.failures import Failure
 
 
-class Entry(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="e", kw_only=True):
-    """Base of everything a turn may hold."""
+class Entry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field="e", kw_only=True):
+    """Base of everything a turn may hold. Without cycles, hence not the garbage collector's business."""
 
 
 # ─ events ────────────────────────────────────────────────────────────────────

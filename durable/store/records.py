@@ -1,4 +1,7 @@
-"""The structs that cross the store's boundary. Instants are microseconds UTC; payloads are bytes."""
+"""The structs that cross the store's boundary. Instants are microseconds UTC; payloads are bytes.
+
+The frequent ones are kept from the garbage collector (`gc=False`): they hold no cycles, and it would walk them for nothing.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ class Rescue(msgspec.Struct, frozen=True, kw_only=True):
 # ─ starting ──────────────────────────────────────────────────────────────────
 
 
-class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
+class StartRequest(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """One start. `request_id` makes the call repeatable: the same id returns the same run, whatever the policies (P4)."""
 
     run_id: str
@@ -67,7 +70,7 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None = None
 
 
-class StartOutcome(msgspec.Struct, frozen=True, kw_only=True):
+class StartOutcome(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """What a start did. `claim` is set if the starter became the owner."""
 
     how: Literal["started", "attached", "returned"]
@@ -78,7 +81,7 @@ class StartOutcome(msgspec.Struct, frozen=True, kw_only=True):
 # ─ runs ──────────────────────────────────────────────────────────────────────
 
 
-class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+class RunRecord(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """One generation of a run, as readers see it. `pk` is internal."""
 
     pk: int
@@ -118,13 +121,13 @@ class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
     before: tuple[int, int] | None = None  # (created_at_us, pk) of the last row seen: newest first
 
 
-class JournalRow(msgspec.Struct, frozen=True, array_like=True):
+class JournalRow(msgspec.Struct, gc=False, frozen=True, array_like=True):
     turn: int
     part: int
     data: bytes
 
 
-class AttemptRow(msgspec.Struct, frozen=True, kw_only=True):
+class AttemptRow(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """The durable count of one activity's attempts while it is retrying or queued (P22).
 
     `state`: "started" (attempt `attempt` was charged and begun), "backoff" (attempt `attempt` failed, the next is due at
@@ -138,7 +141,7 @@ class AttemptRow(msgspec.Struct, frozen=True, kw_only=True):
     failure: bytes | None = None
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class Message(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """One row of the inbox: a signal or a cancel request the journal has not consumed."""
 
     inbox_id: int
@@ -151,7 +154,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     sent_at_us: int
 
 
-class Claim(msgspec.Struct, frozen=True, kw_only=True):
+class Claim(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """The right to drive a run, and all that is needed to do it. Every later write names `claim_no` (P8)."""
 
     pk: int
@@ -175,21 +178,21 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 # ─ commits ───────────────────────────────────────────────────────────────────
 
 
-class Stay(msgspec.Struct, frozen=True, tag=True):
+class Stay(msgspec.Struct, gc=False, frozen=True, tag=True):
     """After the turn the run stays with its owner."""
 
 
-class Wait(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+class Wait(msgspec.Struct, gc=False, frozen=True, tag=True, kw_only=True):
     """Release the run: nothing of it runs here. Refused (the rest still commits) if a message arrived."""
 
     due_at_us: int | None
 
 
-class HandBack(msgspec.Struct, frozen=True, tag=True):
+class HandBack(msgspec.Struct, gc=False, frozen=True, tag=True):
     """Release the run as ready: another worker should go on at once (drain, full cache)."""
 
 
-class Close(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+class Close(msgspec.Struct, gc=False, frozen=True, tag=True, kw_only=True):
     """End the run. Refused, with the whole item, if a message arrived."""
 
     status: RunStatus
@@ -198,7 +201,7 @@ class Close(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     reason: str | None = None
 
 
-class NextGeneration(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+class NextGeneration(msgspec.Struct, gc=False, frozen=True, tag=True, kw_only=True):
     """Close this generation as failed and open the next under the same id and epoch (P7). Refused like `Close`.
 
     The new journal is turns 1..`copy_turns` of this one, then `parts` as one more turn (if any). `redeliver`
@@ -213,7 +216,7 @@ class NextGeneration(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     attempt: int
 
 
-class Redelivery(msgspec.Struct, frozen=True, kw_only=True):
+class Redelivery(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     msg: int
     kind: Literal["signal", "cancel"]
     name: str
@@ -221,7 +224,7 @@ class Redelivery(msgspec.Struct, frozen=True, kw_only=True):
     message_id: str | None
 
 
-class Park(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+class Park(msgspec.Struct, gc=False, frozen=True, tag=True, kw_only=True):
     """Stop the run on a platform fault. Its journal stays as it is."""
 
     reason: str
@@ -230,7 +233,7 @@ class Park(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 After = Stay | Wait | HandBack | Close | NextGeneration | Park
 
 
-class TurnCommit(msgspec.Struct, kw_only=True):
+class TurnCommit(msgspec.Struct, gc=False, kw_only=True):
     """One run's part of a group commit. `turn` None: no journal row, only marks or a change of hands.
 
     `seen` is the run's highest message number delivered so far, this turn included (P2). `consumed` lists inbox

@@ -175,10 +175,12 @@ class Driver:
         dirty, self._dirty = self._dirty, {}
         deadline = self._clock.monotonic() + PUMP_SECONDS_MAX
         waiting = iter(dirty)
+        driven = 0
         for run in waiting:
             if run.phase is Phase.IDLE:
                 self._drive(run)
-                if self._clock.monotonic() > deadline:
+                driven += 1
+                if driven & 15 == 0 and self._clock.monotonic() > deadline:
                     break
         for run in waiting:
             self.mark(run)
@@ -275,6 +277,7 @@ class Driver:
         bytes_fed = 0
         turn = run.turn + 1
         reserve = self.performer.reserve
+        reserved = self.performer.reserved
         if instance.events == 0:
             started = self._started(run, now)
             commands = instance.activate(started, turn=turn, index=0, reserve=reserve)
@@ -314,11 +317,12 @@ class Driver:
                     event, turn=turn, index=len(entries), value=value, reserve=reserve
                 )
             except BaseException:
-                self._undo(run, messages, taken, _slots(entries))
+                self._undo(run, messages, taken, self.performer.reserved - reserved)
                 raise
             entries.append(event)
             entries.extend(commands)
-        return self._close_turn(run, instance, turn, entries, messages, taken, now)
+        slots = self.performer.reserved - reserved
+        return self._close_turn(run, instance, turn, entries, messages, taken, slots, now)
 
     def _close_turn(
         self,
@@ -328,6 +332,7 @@ class Driver:
         entries: list[AnyEntry],
         messages: list[Message],
         taken: list[Outcome],
+        slots: int,
         now: int,
     ) -> Item | None:
         end = instance.end
@@ -352,7 +357,7 @@ class Driver:
             commit.attempts_done = [outcome.op for outcome in taken]
         item.entries = entries
         item.taken = taken
-        item.slots = _slots(entries)
+        item.slots = slots
         if end is not None:
             self._end(run, instance, item, end, messages, now)
         return item
@@ -701,10 +706,6 @@ def joined(rows: list[JournalRow]) -> list[tuple[int, list[AnyEntry]]]:
         else:
             turns.append((row.turn, entries))
     return turns
-
-
-def _slots(entries: list[AnyEntry]) -> int:
-    return sum(1 for entry in entries if type(entry) is ScheduleActivity and entry.started)
 
 
 def _due_timer(instance: Instance, now: int) -> int | None:

@@ -49,6 +49,7 @@ class Performer:
         on_stale: Callable[[], None],
     ) -> None:
         self._free = slots
+        self.reserved = 0  # slots reserved so far, ever
         self._clock = clock
         self._random = random
         self._executor = executor
@@ -77,6 +78,7 @@ class Performer:
         """Take a slot for an activity whose schedule is about to be committed, if one is free and nobody is ahead."""
         if self._free > 0 and not self._queue and not self.is_draining:
             self._free -= 1
+            self.reserved += 1
             return True
         return False
 
@@ -248,7 +250,7 @@ class Performer:
         else:
             attempt.task = context.run(self._executor.submit, partial(self._run_sync, call, self.fence))
         self._running.add(attempt)
-        attempt.task.add_done_callback(lambda task: self._ended(attempt, task))
+        attempt.task.add_done_callback(partial(self._ended, attempt))
         if definition.timeout_us is not None:
             attempt.timer = asyncio.get_running_loop().call_later(
                 definition.timeout_us / 1_000_000, self._time_out, attempt
@@ -299,7 +301,7 @@ class Performer:
         task = attempt.task
         assert task is not None
         attempt.task, attempt.has_slot = None, False
-        task.add_done_callback(lambda ended: self._ended(zombie, ended))
+        task.add_done_callback(partial(self._ended, zombie))
         self._timed_out(attempt)
 
     def _timed_out(self, attempt: Attempt) -> None:
