@@ -147,6 +147,10 @@ class EmbeddedEngine:
         client = self.client
         if status is RunStatus.PARKED:
             await client.store.unpark_run(run_id, client.clock.now_us())
+        elif status is RunStatus.WAITING:
+            await client.store.wake_run(
+                run_id, client.clock.now_us()
+            )  # today's code meets its journal now, not later
         await client.store.rescue_dead_workers(worker.lease_seconds, observer=worker.worker_id)
         worker.ask_for(pk)
 

@@ -156,6 +156,13 @@ class Store(Protocol):
         """Set a parked run ready again; return False if it was not parked."""
         ...
 
+    async def wake_run(self, run_id: str, now_us: int) -> bool:
+        """Set a waiting run ready though nothing it waits for has happened: somebody wants it driven, and let wait again.
+
+        Return False if it was not waiting.
+        """
+        ...
+
     # ─ reading ──
 
     async def get_run(self, run_id: str, generation: int | None = None) -> RunRecord:

@@ -677,13 +677,19 @@ class Driver:
                 self._release(run)
 
     def _release(self, run: LiveRun, rows: Sequence[AttemptRow] = ()) -> None:
-        """Hand the run back; what still runs of it is not charged (P22)."""
-        item = self._item(run, after=HandBack())
+        """Hand the run back; what still runs of it is not charged (P22). One that only waits goes on waiting, with nobody."""
+        item = self._item(run, after=self._how_to_leave(run))
         item.commit.attempts = [*self.performer.handed_back(run), *rows]
         item.status = RunStatus.RUNNING
         run.phase = Phase.COMMITTING
         self.items.append(item)
         self.schedule_pump()
+
+    def _how_to_leave(self, run: LiveRun) -> HandBack | Wait:
+        instance = run.instance
+        if instance is None or instance.events == 0 or instance.activities or run.has_work or run.inbox:
+            return HandBack()
+        return Wait(due_at_us=min(instance.timers.values(), default=None))
 
     def stop(self) -> None:
         """Drop whatever is left and set no more callbacks."""

@@ -245,10 +245,14 @@ class Performer:
                 idempotency_key=call.key,
             ),
         )
-        if definition.is_async:
-            attempt.task = spawn(self._run_async(call, self.fence), name=call.key, context=context)
-        else:
-            attempt.task = context.run(self._executor.submit, partial(self._run_sync, call, self.fence))
+        try:
+            if definition.is_async:
+                attempt.task = spawn(self._run_async(call, self.fence), name=call.key, context=context)
+            else:
+                attempt.task = context.run(self._executor.submit, partial(self._run_sync, call, self.fence))
+        except Exception as error:  # no thread to be had, say: the attempt is charged and has failed
+            self._failed(attempt, error)
+            return
         self._running.add(attempt)
         attempt.task.add_done_callback(partial(self._ended, attempt))
         if definition.timeout_us is not None:

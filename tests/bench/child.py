@@ -55,7 +55,7 @@ async def read(url: str, run_id: str) -> None:
     async with connect(url) as client:
         record = await client.store.get_run(run_id)
         rows = await client.store.read_journal(record.pk, record.generation)
-        await raw_rows_per_second(client, batch=1, row_size=200, seconds=0.0)
+        await raw_rows_per_second(client, batch=1, row_size=200, seconds=0.0, rows_min=1)
         say(began=BEGAN, imported=IMPORTED, ended=time.monotonic(), rows=len(rows))
 
 

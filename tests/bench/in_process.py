@@ -10,7 +10,7 @@ from typing import Final
 
 from durable import Worker, configure, connect
 from durable.default import engine_here
-from tests.bench.place import Settings, Stopwatch, fresh_url, rate, served, settled
+from tests.bench.place import Settings, Stopwatch, fresh_url, rate, raw_of, served, settled
 from tests.bench.raw import CommitMeter, raw_rows_per_second
 from tests.bench.rows import Row, rated
 from tests.bench.workloads import chain, held
@@ -27,10 +27,11 @@ def sequential(settings: Settings) -> list[Row]:
         meter = CommitMeter()
         meter.attach(engine.client.store)
         await chain(20)
+        before = await raw_of(engine.client, meter)
         await settled()
         with Stopwatch(meter) as watch:
             await chain(steps)
-        return await rate("sequential", engine.client, meter, watch, steps=steps)
+        return await rate("sequential", engine.client, meter, watch, steps=steps, before=before)
 
     with fresh_url(settings) as url:
         configure(url, durability=settings.durability)
@@ -66,14 +67,22 @@ async def _waves(
                 await asyncio.gather(*[handle.result() for handle in handles])
 
             async with Worker(client, chain, held, concurrency=slots or max(runs, 100)):
-                await wave(min(runs, 20))
+                await wave(runs)
+                before = await raw_of(client, meter)
                 await settled()
                 with Stopwatch(meter) as watch:
                     for _ in range(waves):
                         await wave(runs)
             steps = runs * waves * STEPS_OF_A_RUN
             return await rate(
-                name or f"throughput/{runs}", client, meter, watch, steps=steps, runs=runs, waves=waves
+                name or f"throughput/{runs}",
+                client,
+                meter,
+                watch,
+                steps=steps,
+                before=before,
+                runs=runs,
+                waves=waves,
             )
 
 
@@ -85,12 +94,15 @@ async def _embedded_wave(settings: Settings, *, runs: int, waves: int) -> Row:
         meter = CommitMeter()
         meter.attach(client.store)
         await asyncio.gather(*[chain(STEPS_OF_A_RUN) for _ in range(runs)])
+        before = await raw_of(client, meter)
         await settled()
         with Stopwatch(meter) as watch:
             for _ in range(waves):
                 await asyncio.gather(*[chain(STEPS_OF_A_RUN) for _ in range(runs)])
         steps = runs * waves * STEPS_OF_A_RUN
-        return await rate(f"throughput/{runs}-embedded", client, meter, watch, steps=steps, runs=runs)
+        return await rate(
+            f"throughput/{runs}-embedded", client, meter, watch, steps=steps, before=before, runs=runs
+        )
 
 
 def latency(settings: Settings) -> list[Row]:

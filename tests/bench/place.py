@@ -80,12 +80,25 @@ class Stopwatch:
         self.loop_cpu = time.thread_time() - thread - self._meter.cpu_seconds
 
 
-async def rate(
-    scenario: str, client: Client, meter: CommitMeter, watch: Stopwatch, *, steps: int, **extra: Any
-) -> Row:
-    """Return steps per second beside the raw limit of the same shape, measured now in the same process and database.
+async def raw_of(client: Client, meter: CommitMeter) -> float:
+    """Return the raw rows per second of the shape that the meter has seen since it was reset."""
+    return await raw_rows_per_second(client, batch=meter.batch, row_size=meter.row_size)
 
-    The raw limit is turned into steps as the run was: it wrote `turns` rows for `steps` steps.
+
+async def rate(
+    scenario: str,
+    client: Client,
+    meter: CommitMeter,
+    watch: Stopwatch,
+    *,
+    steps: int,
+    before: float,
+    **extra: Any,
+) -> Row:
+    """Return steps per second beside the raw limit of the same shape, in the same process and database.
+
+    The raw limit is the mean of the one `before` the run (of its warm-up's shape) and one taken now. It is turned into
+    steps as the run was: it wrote `turns` rows for `steps` steps.
     """
     counted = {
         "loop_cpu_us_per_step": watch.loop_cpu / steps * 1e6,
@@ -99,13 +112,16 @@ async def rate(
         "seconds": watch.wall,
     }
     turns = meter.turns
-    rows_per_second = await raw_rows_per_second(client, batch=meter.batch, row_size=meter.row_size)
+    after = await raw_of(client, meter)
+    rows_per_second = (before + after) / 2
     return rated(
         scenario,
         steps / watch.wall,
         "steps/s",
         rows_per_second * steps / turns,
         raw_rows_per_second=rows_per_second,
+        raw_before=before,
+        raw_after=after,
         **counted,
         **extra,
     )

@@ -59,6 +59,22 @@ def restarted(scene: Scene, seed: int, deaths: int) -> None:
     assert told >= {("started", run_id) for run_id in EXPECTED if run_id.startswith(("chain", "listener"))}
 
 
+def test_processes_that_open_a_file_at_the_same_moment_all_succeed(
+    tmp_path: Path, zygotes: list[Zygote]
+) -> None:
+    """A new file, and one that dead processes left: whoever comes second waits until the first has made it usable."""
+    for number in range(5):
+        with Scene(tmp_path / f"scene-{number}", zygotes) as scene:
+            openers = [scene.launch("starter", runs=10) for _ in range(6)]
+            assert [child.wait() for child in openers] == [0] * 6, scene.story()
+            workers = [scene.launch("worker") for _ in range(2)]
+            scene.wait_until("they are at work", scene.ledger)
+            scene.kill(*workers)
+            workers = [scene.launch("worker") for _ in range(4)]
+            scene.wait_until_closed([f"chain-{chain:03}" for chain in range(10)])
+            scene.stop(*workers)
+
+
 def test_a_machine_that_goes_down_three_times_loses_and_doubles_nothing(scene: Scene) -> None:
     """All processes killed at once, at moments that a seed decides; fifty runs and those of every feature."""
     restarted(scene, seed=1, deaths=3)

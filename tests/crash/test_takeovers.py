@@ -85,6 +85,32 @@ def test_a_worker_frozen_in_an_activity_is_replaced_and_writes_nothing_afterward
     )
 
 
+def test_a_zombie_that_comes_back_while_its_successor_is_at_work_is_refused(scene: Scene) -> None:
+    """Its turn would fit the journal, whose next number is still free: only the fence says that it is not its turn."""
+    gate = scene.directory / "gate"
+    gate.touch()
+    assert scene.launch("asker", workflow="patient", argument="gate", run_id="patient").wait() == 0
+    plan = Plan(kind="stop", n=3, only="commit_turns")  # scheduled `reserve`, then `held`; now its outcome
+    zombie = scene.launch("worker", lease_seconds=LEASE_SECONDS, plan=plan)
+    scene.wait_until("the worker has stopped itself", scene.deaths)
+    scene.shaken.add(zombie.pid)
+    gate.unlink()
+    other = scene.launch("worker", lease_seconds=LEASE_SECONDS)
+    scene.wait_until("the activity runs elsewhere", lambda: scene.has_started("held", pid=other.pid))
+    before = scene.read()
+
+    zombie.send(signal.SIGCONT)
+    scene.wait_until("the zombie has a new incarnation", lambda: len(incarnations(scene.peek(), zombie)) == 2)
+    after = scene.read()
+    gate.touch()
+    scene.wait_until_closed(["patient"])
+    scene.stop(other, zombie)
+
+    assert after.journal == before.journal, scene.story()
+    scene.check({"patient": completed(["reserved gate", "gate", "released gate"])})
+    assert [line.attempt for line in scene.ledger() if line.what == "end" and "/held#" in line.key] == [1, 2]
+
+
 def frozen_before(scene: Scene, number: int) -> bool:
     assert scene.launch("starter", runs=10).wait() == 0
     run_ids = [f"chain-{chain:03}" for chain in range(10)]

@@ -35,6 +35,20 @@ async def test_a_message_wakes_a_waiting_run(store: Store) -> None:
     assert [message.msg for message in again.inbox] == [1]
 
 
+async def test_a_waiting_run_can_be_woken_for_nothing(store: Store) -> None:
+    """Whoever resumes it by its id meets it at once; only a waiting run is woken so."""
+    worker = await a_worker(store)
+    held = await started_by(store, worker, "x")
+    assert not await store.wake_run("x", NOW)
+    await commit(store, worker, turn(held, after=Wait(due_at_us=NOW + SECOND)))
+
+    assert await store.wake_run("x", NOW + 1)
+
+    assert not await store.wake_run("x", NOW + 1)
+    (again,) = await claim(store, worker, now_us=NOW + 1)
+    assert (again.run_id, len(again.journal), again.inbox) == ("x", 1, [])
+
+
 async def test_a_message_does_not_start_a_delayed_run_early(store: Store) -> None:
     """A delayed start keeps its time; the message waits with it."""
     worker = await a_worker(store)

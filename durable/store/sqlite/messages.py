@@ -56,6 +56,11 @@ def unpark_run(db: sqlite3.Connection, sql: Statements, run_id: str, now_us: int
     return bool(db.execute(sql["unpark_run"], {"run_id": run_id, "now_us": now_us}).rowcount)
 
 
+def wake_run(db: sqlite3.Connection, sql: Statements, run_id: str, now_us: int) -> bool:
+    _address(db, sql, run_id)
+    return bool(db.execute(sql["wake_run"], {"run_id": run_id, "now_us": now_us}).rowcount)
+
+
 def wake_due_runs(db: sqlite3.Connection, sql: Statements, now_us: int, limit: int) -> DueOutcome:
     woken = db.execute(sql["wake_due_runs"], {"now_us": now_us, "count": limit}).rowcount
     return DueOutcome(woken=woken, next_due_us=next_due(db, sql, now_us))

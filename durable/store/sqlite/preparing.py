@@ -53,6 +53,8 @@ def prepare(database: Path, *, durability: str, clock: Clock, create: bool) -> P
     connection = connect(database, mode="rwc" if create else "rw", durability=durability)
     lock = None
     try:
+        with explaining(database):  # others may be opening, recovering or closing it at this moment
+            connection.execute("PRAGMA busy_timeout = 10000")
         version = probe(connection, sql, database)
         if version == 0 and not create:
             raise StoreError(f"{database} is empty: no run was ever started here")
@@ -64,6 +66,8 @@ def prepare(database: Path, *, durability: str, clock: Clock, create: bool) -> P
             connection.execute("PRAGMA wal_autocheckpoint = 0")
         _refuse_foreign_workers(connection, sql, database, side)
         reader = connect_reader(database, mode="rw")
+        with explaining(database):
+            connection.execute("PRAGMA busy_timeout = 0")
     except BaseException:
         connection.close()
         if lock is not None:

@@ -433,6 +433,13 @@ class SqliteStore:
             self._wakeups.tell(others=True)
         return unparked
 
+    async def wake_run(self, run_id: str, now_us: int) -> bool:
+        """Raises `RunNotFoundError` for an unknown id."""
+        woken = await self._write(lambda db: messages.wake_run(db, self._sql, run_id, now_us))
+        if woken:
+            self._wakeups.tell(others=True)
+        return woken
+
     # ─ reading ──
 
     async def get_run(self, run_id: str, generation: int | None = None) -> RunRecord:
