@@ -39,15 +39,15 @@ class ActivityInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     idempotency_key: str
 
 
-_info: Final[ContextVar[ActivityInfo | None]] = ContextVar("durable_activity", default=None)
+_info: Final[ContextVar[Callable[[], ActivityInfo] | None]] = ContextVar("durable_activity", default=None)
 
 
 def activity_info() -> ActivityInfo:
     """Return what the running activity may know of itself; outside of one, raise `DefinitionError`."""
-    info = _info.get()
-    if info is None:
+    tell = _info.get()
+    if tell is None:
         raise DefinitionError("activity_info() answers only inside an activity that a run has called")
-    return info
+    return tell()
 
 
 class Activity(Generic[P, R]):

@@ -354,7 +354,10 @@ class Driver:
             commit.consumed = [message.inbox_id for message in messages]
             commit.seen = messages[-1].msg
         if taken:
-            commit.attempts_done = [outcome.op for outcome in taken]
+            attempts = run.attempts
+            done = [o.op for o in taken if (attempt := attempts.get(o.op)) is None or attempt.has_row]
+            if done:
+                commit.attempts_done = done
         item.entries = entries
         item.taken = taken
         item.slots = slots

@@ -38,7 +38,19 @@ class AttemptState(Enum):
 class Attempt:
     """One open activity in this worker's care. `number` is the last attempt charged."""
 
-    __slots__ = ("call", "cancelled", "has_slot", "number", "run", "state", "task", "timed_out", "timer")
+    __slots__ = (
+        "begun",
+        "call",
+        "cancelled",
+        "has_row",
+        "has_slot",
+        "number",
+        "run",
+        "state",
+        "task",
+        "timed_out",
+        "timer",
+    )
 
     def __init__(self, run: LiveRun, call: ActivityCall, number: int, state: AttemptState) -> None:
         self.run = run
@@ -50,6 +62,8 @@ class Attempt:
         self.timed_out = False
         self.cancelled = False  # on request of the workflow
         self.has_slot = False
+        self.has_row = False  # a row of attempts tells of it: to be removed with the outcome
+        self.begun = False  # the task has taken its first step
 
     def stop_timer(self) -> None:
         if self.timer is not None:

@@ -113,7 +113,7 @@ class Performer:
             if attempt.state is not AttemptState.QUEUED:
                 continue
             attempt.state = AttemptState.MARKING
-            attempt.has_slot = True
+            attempt.has_slot = attempt.has_row = True
             self._free -= 1
             marks.setdefault(attempt.run, []).append(attempt)
         for run, attempts in marks.items():
@@ -169,6 +169,8 @@ class Performer:
             self._wait_out(attempt, (row.due_at_us or 0) - self._clock.now_us())
         else:
             self.enqueue(run, call, row.attempt)
+        if row is not None and call.op in run.attempts:
+            run.attempts[call.op].has_row = True
 
     def _lost(self, run: LiveRun, call: ActivityCall, number: int) -> None:
         attempt = run.attempts[call.op] = Attempt(run, call, number, AttemptState.RUNNING)
@@ -184,7 +186,7 @@ class Performer:
         if how == "wait":
             attempt.cancelled = True
             if attempt.state is AttemptState.RUNNING and attempt.task is not None:
-                attempt.task.cancel()
+                self._cancel_task(attempt)
             elif attempt.state in (AttemptState.QUEUED, AttemptState.BACKOFF):
                 self._cancelled(attempt)
             return
@@ -218,12 +220,17 @@ class Performer:
         was, attempt.state = attempt.state, AttemptState.DROPPED
         attempt.stop_timer()
         if was is AttemptState.RUNNING and attempt.task is not None:
-            if attempt.task.done():
-                self._free_slot(attempt)
-            else:
-                attempt.task.cancel()  # its slot is free once it has unwound
+            self._cancel_task(attempt)  # its slot is free once it has unwound
         else:
             self._free_slot(attempt)
+
+    def _cancel_task(self, attempt: Attempt) -> None:
+        task = attempt.task
+        assert task is not None
+        task.cancel()
+        if attempt.call.definition.is_async and not attempt.begun:
+            # asyncio never enters a coroutine that is cancelled before its first step: nobody else would tell its end.
+            self._ended(attempt, task, asyncio.CancelledError(), b"", None)
 
     # ─ running user code ──
 
@@ -233,58 +240,67 @@ class Performer:
         if attempt.cancelled:
             self._cancelled(attempt)
             return
+        attempt.begun = False
         call, definition = attempt.call, attempt.call.definition
         context = self._context.copy()
-        context.run(
-            _info.set,
-            ActivityInfo(
-                run_id=attempt.run.run_id,
-                workflow=attempt.run.definition.name,
-                activity=definition.name,
-                attempt=attempt.number,
-                idempotency_key=call.key,
-            ),
-        )
         try:
             if definition.is_async:
-                attempt.task = spawn(self._run_async(call, self.fence), name=call.key, context=context)
+                attempt.task = spawn(self._perform(attempt, self.fence), name=call.key, context=context)
             else:
-                attempt.task = context.run(self._executor.submit, partial(self._run_sync, call, self.fence))
+                attempt.task = context.run(
+                    self._executor.submit, partial(self._run_sync, attempt, attempt.number, self.fence)
+                )
+                attempt.task.add_done_callback(partial(self._thread_ended, attempt))
         except Exception as error:  # no thread to be had, say: the attempt is charged and has failed
             self._failed(attempt, error)
             return
         self._running.add(attempt)
-        attempt.task.add_done_callback(partial(self._ended, attempt))
         if definition.timeout_us is not None:
             attempt.timer = asyncio.get_running_loop().call_later(
                 definition.timeout_us / 1_000_000, self._time_out, attempt
             )
 
-    async def _run_async(self, call: ActivityCall, fence: Callable[[], bool]) -> Performed:
+    async def _perform(self, attempt: Attempt, fence: Callable[[], bool]) -> None:
+        """The task of one attempt. It reports its own end: a done-callback would cost another turn of the loop."""
+        attempt.begun = True
+        task = attempt.task
+        call = attempt.call
         definition = call.definition
+        error: BaseException | None = None
+        data, value = b"", None
         try:
             if not fence():
                 raise _StaleError
+            _info.set(partial(_tell_info, attempt, attempt.number))
             args, kwargs = definition.arguments.decode(call.args)
             value = await definition.fn(*args, **kwargs)
             data = definition.result.encode(value)
-            return None, data, definition.result.decode(data)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            return error, b"", None
+            value = definition.result.decode(data)
+        except BaseException as raised:  # the boundary of user code: SystemExit must not stop the worker
+            error = raised
+        self._ended(attempt, task, error, data, value)
 
-    def _run_sync(self, call: ActivityCall, fence: Callable[[], bool]) -> Performed:
+    def _run_sync(self, attempt: Attempt, number: int, fence: Callable[[], bool]) -> Performed:
+        call = attempt.call
         definition = call.definition
         try:
             if not fence():
                 raise _StaleError
+            _info.set(partial(_tell_info, attempt, number))
             args, kwargs = definition.arguments.decode(call.args)
             value = definition.fn(*args, **kwargs)
             data = definition.result.encode(value)
             return None, data, definition.result.decode(data)
         except BaseException as error:
             return error, b"", None
+
+    def _thread_ended(self, attempt: Attempt, task: asyncio.Future[Any]) -> None:
+        if task.cancelled():
+            self._ended(attempt, task, asyncio.CancelledError(), b"", None)
+        elif (broken := task.exception()) is not None:
+            self._ended(attempt, task, broken, b"", None)
+        else:
+            self._ended(attempt, task, *task.result())
 
     def _time_out(self, attempt: Attempt) -> None:
         attempt.timed_out = True
@@ -302,10 +318,7 @@ class Performer:
         zombie.task, zombie.has_slot = attempt.task, attempt.has_slot
         self._running.discard(attempt)
         self._running.add(zombie)
-        task = attempt.task
-        assert task is not None
         attempt.task, attempt.has_slot = None, False
-        task.add_done_callback(partial(self._ended, zombie))
         self._timed_out(attempt)
 
     def _timed_out(self, attempt: Attempt) -> None:
@@ -316,38 +329,38 @@ class Performer:
         )
         self._failed(attempt, error)
 
-    def _ended(self, attempt: Attempt, task: asyncio.Future[Any]) -> None:
+    def _ended(
+        self,
+        attempt: Attempt,
+        task: asyncio.Future[Any] | None,
+        error: BaseException | None,
+        data: bytes,
+        value: Any,
+    ) -> None:
         if attempt.task is not task:  # given up earlier: its zombie has the slot
+            zombie = next((one for one in self._running if one.task is task), None)
+            if zombie is not None:
+                self._running.discard(zombie)
+                self._free_slot(zombie)
             return
         self._running.discard(attempt)
         attempt.stop_timer()
         if attempt.state is AttemptState.DROPPED:
             self._free_slot(attempt)
-            if not task.cancelled():
-                task.exception()  # retrieved: nobody waits for it
-        elif task.cancelled():
-            if attempt.timed_out:
-                self._timed_out(attempt)
-            elif attempt.cancelled:
-                self._cancelled(attempt)
-            elif self.is_stopping():
-                self._free_slot(attempt)  # the loop is being torn down: the attempt is handed back
-            else:
-                self._failed(attempt, asyncio.CancelledError("the activity raised CancelledError unasked"))
-        elif (broken := task.exception()) is not None:
-            self._failed(attempt, broken)
+        elif attempt.timed_out:
+            self._timed_out(attempt)
+        elif error is None:
+            self._succeeded(attempt, data, value)
+        elif isinstance(error, _StaleError):
+            attempt.state = AttemptState.DROPPED
+            self._free_slot(attempt)
+            self._on_stale()
+        elif isinstance(error, asyncio.CancelledError) and attempt.cancelled:
+            self._cancelled(attempt)
+        elif isinstance(error, asyncio.CancelledError) and self.is_stopping():
+            self._free_slot(attempt)  # the loop is being torn down: the attempt is handed back
         else:
-            error, data, value = task.result()
-            if isinstance(error, _StaleError):
-                attempt.state = AttemptState.DROPPED
-                self._free_slot(attempt)
-                self._on_stale()
-            elif error is not None:
-                self._failed(attempt, error)
-            elif attempt.timed_out:
-                self._timed_out(attempt)
-            else:
-                self._succeeded(attempt, data, value)
+            self._failed(attempt, error)
         if not self._running:
             self.on_idle()
 
@@ -410,6 +423,7 @@ class Performer:
         delay_us = policy.delay_us(attempt.number, self._random.fraction() if policy.jitter else 0.0)
         attempt.state = AttemptState.BACKOFF
         attempt.task = None
+        attempt.has_row = True
         row = AttemptRow(
             op=attempt.call.op,
             attempt=attempt.number,
@@ -428,6 +442,17 @@ class Performer:
     def _backed_off(self, attempt: Attempt) -> None:
         attempt.timer = None
         self._want_slot(attempt)
+
+
+def _tell_info(attempt: Attempt, number: int) -> ActivityInfo:
+    """Return what the activity may know of itself; made only if it asks."""
+    return ActivityInfo(
+        run_id=attempt.run.run_id,
+        workflow=attempt.run.definition.name,
+        activity=attempt.call.definition.name,
+        attempt=number,
+        idempotency_key=attempt.call.key,
+    )
 
 
 class _StaleError(Exception):
