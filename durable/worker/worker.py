@@ -195,6 +195,7 @@ class Worker:
         self._incarnation = await Incarnation.begin(
             self._store, info, clock=self._clock, lease_seconds=self.lease_seconds, on_lost=self._on_lost
         )
+        self._lost = False
         self._driver.worker_id = self._incarnation.worker_id
         self._unsubscribe = self._store.subscribe(self._incarnation.worker_id, self._wakeups.hint)
         self._wakeups.hint()
@@ -252,8 +253,7 @@ class Worker:
         former = self.worker_id
         self._close_incarnation()
         self._driver.lose_all()
-        self._lost = False
-        while True:
+        while True:  # `_lost` stays true until the new incarnation stands: news of the former one must not be its own
             try:
                 await self._store.retire_worker(
                     former

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from store_steps import NOW, a_worker, claim, commit, signal, start, started_by, turn
+from store_steps import NOW, SECOND, a_worker, claim, commit, signal, start, started_by, turn
 
 from durable.errors import LeaseLostError
 from durable.store.contract import Store
@@ -102,3 +102,15 @@ async def test_what_a_draining_worker_looks_at(store: Store) -> None:
     assert (backlog.ready, backlog.owned, backlog.timers, backlog.idle) == (1, 1, 1, 1)
     assert (await store.count_backlog(None, [("w", 1), ("v", 1)])).ready == 2
     assert (await store.count_backlog("gpu", [("w", 1)])).ready == 0
+
+
+async def test_a_clock_set_back_hides_no_ready_run(store: Store) -> None:
+    """Only a delayed start waits for an instant; what was ready stays ready, whatever the claimer's clock says."""
+    worker = await a_worker(store)
+    await start(store, "ready")
+    await start(store, "delayed", ready_at_us=NOW + SECOND)
+
+    claims = await claim(store, worker, now_us=NOW - 3600 * SECOND)
+
+    assert [one.run_id for one in claims] == ["ready"]
+    assert [one.run_id for one in await claim(store, worker, now_us=NOW + SECOND)] == ["delayed"]

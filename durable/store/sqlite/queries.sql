@@ -124,24 +124,32 @@ RETURNING generation, epoch, claim_no, msg_seq;
 
 -- name: find_ready_runs
 -- One bounded seek per definition: runs that nobody here serves, however many and old, are never looked at (P13).
-SELECT run.id
+-- Only delayed starts meet the clock: one that is set back must not hide runs that are ready.
+SELECT run.id, run.ready_at_us
 FROM json_each(:definitions) AS wanted
 CROSS JOIN run ON run.id IN (
     SELECT candidate.id FROM run AS candidate
-    WHERE candidate.status = 0 AND candidate.task_queue = :task_queue
+    WHERE candidate.status = 0 AND candidate.is_delayed = 0 AND candidate.task_queue = :task_queue
         AND candidate.workflow = json_extract(wanted.value, '$[0]')
         AND candidate.version = json_extract(wanted.value, '$[1]')
-        AND candidate.ready_at_us <= :now_us
     ORDER BY candidate.ready_at_us, candidate.id
     LIMIT :count
 )
-ORDER BY run.ready_at_us, run.id
+UNION ALL
+SELECT run.id, run.ready_at_us
+FROM run
+WHERE run.status = 0 AND run.is_delayed = 1 AND run.ready_at_us <= :now_us AND run.task_queue = :task_queue
+    AND EXISTS (
+        SELECT 1 FROM json_each(:definitions) AS wanted
+        WHERE json_extract(wanted.value, '$[0]') = run.workflow AND json_extract(wanted.value, '$[1]') = run.version
+    )
+ORDER BY 2, 1
 LIMIT :count;
 
 -- name: find_ready_runs_of_any_queue
 SELECT run.id
 FROM run
-WHERE run.status = 0 AND run.ready_at_us <= :now_us
+WHERE run.status = 0 AND (run.is_delayed = 0 OR run.ready_at_us <= :now_us)
     AND EXISTS (
         SELECT 1 FROM json_each(:definitions) AS wanted
         WHERE json_extract(wanted.value, '$[0]') = run.workflow AND json_extract(wanted.value, '$[1]') = run.version
@@ -153,7 +161,7 @@ LIMIT :count;
 SELECT run.id
 FROM json_each(:runs) AS chosen
 CROSS JOIN run ON run.id = chosen.value
-WHERE run.status = 0 AND run.ready_at_us <= :now_us AND (:task_queue IS NULL OR run.task_queue = :task_queue)
+WHERE run.status = 0 AND (run.is_delayed = 0 OR run.ready_at_us <= :now_us) AND (:task_queue IS NULL OR run.task_queue = :task_queue)
     AND EXISTS (
         SELECT 1 FROM json_each(:definitions) AS wanted
         WHERE json_extract(wanted.value, '$[0]') = run.workflow AND json_extract(wanted.value, '$[1]') = run.version
@@ -165,7 +173,7 @@ LIMIT :count;
 UPDATE run SET
     status = 1, owner = :worker, claim_no = claim_no + 1, due_at_us = NULL, is_delayed = 0,
     started_at_us = coalesce(started_at_us, :now_us)
-WHERE id IN (SELECT value FROM json_each(:runs)) AND status = 0 AND ready_at_us <= :now_us
+WHERE id IN (SELECT value FROM json_each(:runs)) AND status = 0 AND (is_delayed = 0 OR ready_at_us <= :now_us)
 RETURNING id;
 
 -- name: read_owned_runs

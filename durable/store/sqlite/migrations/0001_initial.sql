@@ -63,7 +63,7 @@ CREATE TABLE run (
 ) STRICT;
 
 -- Claims seek (task_queue, workflow, version): runs that nobody serves do not slow down those that somebody does.
-CREATE INDEX run_ready ON run (task_queue, workflow, version, ready_at_us, id) WHERE status = 0;
+CREATE INDEX run_ready ON run (task_queue, workflow, version, ready_at_us, id) WHERE status = 0 AND is_delayed = 0;
 CREATE INDEX run_delayed ON run (ready_at_us) WHERE status = 0 AND is_delayed = 1;
 CREATE INDEX run_due ON run (due_at_us) WHERE status = 2 AND due_at_us IS NOT NULL;
 CREATE INDEX run_owned ON run (owner) WHERE owner IS NOT NULL;
