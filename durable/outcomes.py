@@ -32,6 +32,7 @@ class OutcomeWatch:
         self._faults: dict[int, PlatformFault] = {}
         self._poller: asyncio.Task[None] | None = None
         self._hint = asyncio.Event()
+        self._asking: tuple[list[Key], asyncio.Task[list[RunRecord]]] | None = None
         self._unsubscribe: Callable[[], None] | None = None
         self._drivers: list[Callable[[int], bool]] = []
         self._pause = HINT_SECONDS_MIN
@@ -47,22 +48,38 @@ class OutcomeWatch:
     async def ended(self, pk: int, generation: int) -> RunRecord:
         """Return the record once the run is closed or parked; a workflow-level retry is followed."""
         while True:
-            for record in await self._store.read_ended([(pk, generation)]):
-                if record.status is not RunStatus.CONTINUED:
-                    return record
-                generation = record.generation + 1
-            record = await self._wait((pk, generation))
+            waiter = self._waiter(
+                (pk, generation)
+            )  # before the look: an announcement in between must find it
+            if not waiter.done() and not self._is_driven_here(pk):
+                for record in await self._read((pk, generation)):
+                    if not waiter.done():
+                        waiter.set_result(record)
+            record = await asyncio.shield(waiter)
             if record.status is not RunStatus.CONTINUED:
                 return record
             generation = record.generation + 1
 
-    async def _wait(self, key: Key) -> RunRecord:
+    async def _read(self, key: Key) -> list[RunRecord]:
+        """Look once; all who ask within one turn of the loop share a statement."""
+        if self._asking is None:
+            keys: list[Key] = []
+            self._asking = keys, spawn(self._read_together(keys), name="durable outcome")
+        keys, reading = self._asking
+        keys.append(key)
+        return [record for record in await asyncio.shield(reading) if (record.pk, record.generation) == key]
+
+    async def _read_together(self, keys: list[Key]) -> list[RunRecord]:
+        self._asking = None
+        return await self._store.read_ended(keys)
+
+    def _waiter(self, key: Key) -> asyncio.Future[RunRecord]:
         future = self._waiting.get(key)
         if future is None:
             future = self._waiting[key] = asyncio.get_running_loop().create_future()
             future.add_done_callback(lambda _: self._waiting.pop(key, None))
         self._ensure_poller()
-        return await asyncio.shield(future)
+        return future
 
     def announce(self, record: RunRecord, fault: PlatformFault | None = None) -> None:
         """Tell waiters that a run ended, without a look at the database: a worker of this process committed it."""

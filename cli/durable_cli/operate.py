@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import platform
@@ -28,6 +29,8 @@ from durable_cli.see import changes, print_result
 from durable_cli.targets import AnyWorkflow, Found, load_target, one_workflow, workflow_named
 
 GRACE_SECONDS: Final = 30.0
+# A worker's process is ours: its runs and turns are many small objects without cycles, which the collector would walk again and again.
+COLLECTOR_THRESHOLDS: Final = (50_000, 20, 100)
 PROGRESS_SECONDS: Final = 0.1
 LEASE_SECONDS: Final = 10.0
 SECOND_SIGNAL_CODES: Final = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: 143}
@@ -263,6 +266,7 @@ def worker_command(
     if not names:
         raise Problem("no target", hint="durable worker module (or file.py), or set DURABLE_APP")
     found = [load_target(name, settings) for name in names]
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)
     return run_async(serve(settings, Output(settings), found, queues, concurrency, drain, grace))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Awaitable, Callable
 from statistics import quantiles
 from typing import Final
 
 from durable import Worker, configure, connect
+from durable_cli.operate import COLLECTOR_THRESHOLDS
 from durable.default import engine_here
 from tests.bench.place import Settings, Stopwatch, fresh_url, rate, raw_of, served, settled
 from tests.bench.raw import CommitMeter, raw_rows_per_second
@@ -66,6 +68,7 @@ async def _waves(
                 handles = await client.start_many(chain, [(STEPS_OF_A_RUN,)] * count)
                 await asyncio.gather(*[handle.result() for handle in handles])
 
+            gc.set_threshold(*COLLECTOR_THRESHOLDS)  # as `durable worker` does
             async with Worker(client, chain, held, concurrency=slots or max(runs, 100)):
                 await wave(runs)
                 before = await raw_of(client, meter)
