@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 from statistics import quantiles
 from typing import Final
 
-from durable import Worker, configure, connect
 from durable_cli.operate import COLLECTOR_THRESHOLDS
+
+from durable import Worker, configure, connect
 from durable.default import engine_here
 from tests.bench.place import Settings, Stopwatch, fresh_url, rate, raw_of, served, settled
 from tests.bench.raw import CommitMeter, raw_rows_per_second
