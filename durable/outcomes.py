@@ -45,14 +45,18 @@ class OutcomeWatch:
         self._drivers.append(drives)
         return lambda: self._drivers.remove(drives)
 
-    async def ended(self, pk: int, generation: int) -> RunRecord:
-        """Return the record once the run is closed or parked; a workflow-level retry is followed."""
+    async def ended(self, pk: int, generation: int, *, look_alone: bool = False) -> RunRecord:
+        """Return the record once the run is closed or parked; a workflow-level retry is followed.
+
+        `look_alone` looks before it suspends for the first time: an end that stands is found even without any patience.
+        """
         while True:
             waiter = self._waiter(
                 (pk, generation)
             )  # before the look: an announcement in between must find it
             if not waiter.done() and not self._is_driven_here(pk):
-                for record in await self._read((pk, generation)):
+                key = (pk, generation)
+                for record in await (self._store.read_ended([key]) if look_alone else self._read(key)):
                     if not waiter.done():
                         waiter.set_result(record)
             record = await asyncio.shield(waiter)

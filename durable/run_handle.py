@@ -104,7 +104,7 @@ class RunHandle(Generic[R]):
             record = await self._client.watch.ended(self._pk, self._generation)
         else:
             async with asyncio.timeout(seconds(timeout, what="timeout")):
-                record = await self._client.watch.ended(self._pk, self._generation)
+                record = await self._client.watch.ended(self._pk, self._generation, look_alone=True)
         return self._outcome(record)
 
     def _outcome(self, record: RunRecord) -> R:
