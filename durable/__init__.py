@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from durable.activities import Activity, ActivityInfo, activity, activity_info, step
+from durable.activities import Activity, ActivityInfo, activity, activity_info, heartbeat, step
 from durable.errors import (
     ActivityError,
     ActivityTimeoutError,
@@ -32,6 +32,7 @@ from durable.errors import (
     UnknownWorkflowError,
     WorkerLostError,
     WorkflowFailedError,
+    WorkflowGuardError,
     WorkflowStateError,
     WorkflowTimeoutError,
     WorkflowVersionMismatchError,
@@ -39,12 +40,15 @@ from durable.errors import (
 from durable.in_workflow import (
     RunInfo,
     as_completed,
+    deprecate_patch,
     info,
     is_evicting,
     is_replaying,
     logger,
     now,
+    patched,
     sleep,
+    unguarded,
     uuid4,
     wait_condition,
     wait_signal,
@@ -54,11 +58,13 @@ from durable.in_workflow import (
 )
 from durable.journal.lifecycle import RunStatus
 from durable.result import Err, Ok, Result, UnwrapError
-from durable.retry import Retry
+from durable.retry import Retry, RetryAfter
 from durable.workflows import Signal, Workflow, workflow
 
 if TYPE_CHECKING:
+    from durable.client import Backup as Backup
     from durable.client import Client as Client
+    from durable.client import Pruned as Pruned
     from durable.client import connect as connect
     from durable.default import cancel as cancel
     from durable.default import configure as configure
@@ -68,6 +74,8 @@ if TYPE_CHECKING:
     from durable.default import signal as signal
     from durable.journal.view import Blocker as Blocker
     from durable.journal.view import Entry as Entry
+    from durable.journal.why import Why as Why
+    from durable.journal.why import WhyReason as WhyReason
     from durable.run_handle import Run as Run
     from durable.run_handle import RunHandle as RunHandle
     from durable.worker.worker import Worker as Worker
@@ -76,11 +84,15 @@ __version__: Final = "0.1.0"
 
 # Everything that needs the client or a worker is resolved at first use: `import durable` stays quick.
 _LAZY: Final = {
+    "Backup": "durable.client",
     "Blocker": "durable.journal.view",
     "Client": "durable.client",
     "Entry": "durable.journal.view",
+    "Pruned": "durable.client",
     "Run": "durable.run_handle",
     "RunHandle": "durable.run_handle",
+    "Why": "durable.journal.why",
+    "WhyReason": "durable.journal.why",
     "Worker": "durable.worker.worker",
     "cancel": "durable.default",
     "configure": "durable.default",
@@ -108,6 +120,7 @@ __all__ = [
     "ActivityInfo",
     "ActivityTimeoutError",
     "ArgumentsError",
+    "Backup",
     "Blocker",
     "Client",
     "DefinitionError",
@@ -123,8 +136,10 @@ __all__ = [
     "Ok",
     "PayloadError",
     "PlatformFault",
+    "Pruned",
     "Result",
     "Retry",
+    "RetryAfter",
     "Run",
     "RunCancelledError",
     "RunConflictError",
@@ -141,10 +156,13 @@ __all__ = [
     "UndecodableError",
     "UnknownWorkflowError",
     "UnwrapError",
+    "Why",
+    "WhyReason",
     "Worker",
     "WorkerLostError",
     "Workflow",
     "WorkflowFailedError",
+    "WorkflowGuardError",
     "WorkflowStateError",
     "WorkflowTimeoutError",
     "WorkflowVersionMismatchError",
@@ -154,16 +172,20 @@ __all__ = [
     "cancel",
     "configure",
     "connect",
+    "deprecate_patch",
     "get_run",
+    "heartbeat",
     "info",
     "is_evicting",
     "is_replaying",
     "list_runs",
     "logger",
     "now",
+    "patched",
     "recover",
     "sleep",
     "step",
+    "unguarded",
     "uuid4",
     "wait_condition",
     "wait_signal",

@@ -1,11 +1,13 @@
 """Activities: the functions that may touch the world.
 
 `@activity` (for pipeline people: `@step`) turns a function into an `Activity`. Inside a run a call is journaled,
-retried and timed out; outside it just runs the function, so it can be unit-tested. Knows nothing of workers.
+retried and timed out; outside it just runs the function, so it can be unit-tested. What a running activity and its worker
+tell one another goes through a `Pulse`. Knows nothing of workers.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
@@ -25,11 +27,12 @@ R = TypeVar("R")
 ExceptionClasses = Sequence[type[BaseException]] | type[BaseException]
 
 
-class ActivityInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+class ActivityInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What an activity may know of itself.
 
     `idempotency_key` is the same for every attempt, on every worker, after every crash: hand it to whoever can
-    deduplicate (`run_id@epoch/name#n`). `attempt` counts from 1.
+    deduplicate (`run_id@epoch/name#n`). `attempt` counts from 1. `heartbeat_details` are those of the last heartbeat of
+    the attempts before this one that gave some, as plain JSON data; empty if none did.
     """
 
     run_id: str
@@ -37,6 +40,70 @@ class ActivityInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     activity: str
     attempt: int
     idempotency_key: str
+    heartbeat_details: tuple[Any, ...] = ()
+    _pulse: Pulse = msgspec.field(default_factory=lambda: Pulse())
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether this attempt is to stop: cancelled, timed out, or its worker stops. For code in threads, which only asks."""
+        return self._pulse.cancel_reason is not None
+
+    @property
+    def cancel_reason(self) -> str | None:
+        """Why this attempt is to stop; the words of whoever cancelled the run, if that was it. None: go on."""
+        return self._pulse.cancel_reason
+
+
+class Pulse:
+    """What a running attempt and its worker tell one another, from any thread.
+
+    The attempt writes `details` and `beat_at`, the worker `cancel_reason`, each by one assignment: no lock is needed.
+    `is_noted`: the worker was told of details it has not written yet; it clears that *before* it reads them.
+    """
+
+    __slots__ = ("_on_details", "beat_at", "cancel_reason", "details", "is_noted", "loop")
+
+    def __init__(
+        self,
+        *,
+        details: bytes | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+        on_details: Callable[[Pulse], None] | None = None,
+    ) -> None:
+        self.details = details
+        self.loop = loop
+        self.beat_at = 0.0 if loop is None else loop.time()
+        self.cancel_reason: str | None = None
+        self.is_noted = False
+        self._on_details = on_details
+
+    def beat(self, details: bytes | None) -> None:
+        """Note a sign of life; raise CancelledError where no event loop would do so."""
+        loop = self.loop
+        if loop is None:
+            return
+        is_here = asyncio._get_running_loop() is loop
+        if self.cancel_reason is not None and not is_here:
+            raise asyncio.CancelledError(self.cancel_reason)
+        self.beat_at = loop.time()
+        if details is None or details == self.details:
+            return
+        self.details = details
+        on_details = self._on_details
+        if self.is_noted or on_details is None:
+            return
+        self.is_noted = True
+        if is_here:
+            on_details(self)
+            return
+        try:
+            loop.call_soon_threadsafe(on_details, self)
+        except RuntimeError:  # the loop is closed: this thread outlived its worker
+            pass
+
+    def close(self) -> None:
+        """The attempt is over: nobody listens any more."""
+        self._on_details = None
 
 
 _info: Final[ContextVar[Callable[[], ActivityInfo] | None]] = ContextVar("durable_activity", default=None)
@@ -48,6 +115,34 @@ def activity_info() -> ActivityInfo:
     if tell is None:
         raise DefinitionError("activity_info() answers only inside an activity that a run has called")
     return tell()
+
+
+def heartbeat(*details: object) -> None:
+    """Say that the running activity is alive, and how far it has come.
+
+    `details` are kept as JSON and handed to the next attempt, on whatever worker, as `activity_info().heartbeat_details`.
+    They are written down in batches, so a crash may lose those of the last few seconds; an attempt that fails in order
+    loses none. Without details those given before stay. Cheap: call it as often as there is something to tell, from
+    any thread.
+
+    In a thread (a `def` activity, or a helper of an async one) it raises `asyncio.CancelledError` once the attempt is to
+    stop, with the reason as its message; a coroutine is cancelled by its own loop instead. Raises `PayloadError` for
+    details that cannot be stored. Outside of runs it only checks that, so that activities can be unit-tested.
+    """
+    if current() is not None:
+        raise DefinitionError("heartbeat() is for activities; a workflow is alive as long as its journal is")
+    data = _DETAILS.encode(list(details)) if details else None
+    tell = _info.get()
+    if tell is not None:
+        tell()._pulse.beat(data)
+
+
+def decode_details(data: bytes) -> tuple[Any, ...]:
+    """Return stored heartbeat details; raise `UndecodableError` if they are damaged."""
+    return tuple(_DETAILS.decode(data))
+
+
+_DETAILS: Final = ValueType.of(list[Any])
 
 
 class Activity(Generic[P, R]):
@@ -91,6 +186,9 @@ class Activity(Generic[P, R]):
         retry: Retry | None = None,
         retries: int | None = None,
         timeout: Seconds | None = None,
+        schedule_to_start_timeout: Seconds | None = None,
+        schedule_to_close_timeout: Seconds | None = None,
+        heartbeat_timeout: Seconds | None = None,
         cancellation: CancellationType | None = None,
     ) -> Activity[P, R]:
         """Return a copy with other options; what is not given stays."""
@@ -103,7 +201,20 @@ class Activity(Generic[P, R]):
                 arguments=old.arguments,
                 result=old.result,
                 retry=_policy(retry, retries, default=old.retry),
-                timeout_us=old.timeout_us if timeout is None else _timeout_us(timeout),
+                timeout_us=_timeout_us(timeout, default=old.timeout_us),
+                schedule_to_start_us=_timeout_us(
+                    schedule_to_start_timeout,
+                    what="schedule_to_start_timeout",
+                    default=old.schedule_to_start_us,
+                ),
+                schedule_to_close_us=_timeout_us(
+                    schedule_to_close_timeout,
+                    what="schedule_to_close_timeout",
+                    default=old.schedule_to_close_us,
+                ),
+                heartbeat_us=_timeout_us(
+                    heartbeat_timeout, what="heartbeat_timeout", default=old.heartbeat_us
+                ),
                 cancellation=old.cancellation if cancellation is None else _cancellation(cancellation),
             )
         )
@@ -124,6 +235,9 @@ def activity(
     retry: Retry | None = None,
     retries: int | None = None,
     timeout: Seconds | None = None,
+    schedule_to_start_timeout: Seconds | None = None,
+    schedule_to_close_timeout: Seconds | None = None,
+    heartbeat_timeout: Seconds | None = None,
     cancellation: CancellationType = "try",
 ) -> _Decorator: ...
 
@@ -136,12 +250,18 @@ def activity(
     retry: Retry | None = None,
     retries: int | None = None,
     timeout: Seconds | None = None,
+    schedule_to_start_timeout: Seconds | None = None,
+    schedule_to_close_timeout: Seconds | None = None,
+    heartbeat_timeout: Seconds | None = None,
     cancellation: CancellationType = "try",
 ) -> Any:
     """Make an activity of an `async def` or a `def` (which runs in a thread).
 
-    `timeout` limits one attempt, in seconds or `timedelta` (default: none); for a `def` the result of a late attempt is
-    discarded, since a thread cannot be stopped. `retry` is the policy (default `Retry()`: 4 attempts); `retries=n` is
+    Timeouts are in seconds or `timedelta`; default: none. `timeout` limits one attempt from start to end,
+    `heartbeat_timeout` the gap between its heartbeats, `schedule_to_start_timeout` how long an attempt that is due may wait
+    for a slot (not retried), `schedule_to_close_timeout` everything from the call to the end, all attempts and delays (no
+    retry is begun that would pass it). Each raises `ActivityTimeoutError`, with its `kind`. For a `def` the result of a late
+    attempt is discarded, since a thread cannot be stopped. `retry` is the policy (default `Retry()`: 4 attempts); `retries=n` is
     short for n + 1 attempts. `cancellation` says what cancelling the awaiting workflow does: "try" raises
     there at once and cancels the activity, "wait" cancels it and waits for its end, "abandon" lets it run on unheard.
     Bare or with options; a misspelt option is a TypeError.
@@ -149,7 +269,10 @@ def activity(
     decorator = _Decorator(
         name=name,
         retry=_policy(retry, retries, default=DEFAULT_RETRY),
-        timeout_us=None if timeout is None else _timeout_us(timeout),
+        timeout_us=_timeout_us(timeout),
+        schedule_to_start_us=_timeout_us(schedule_to_start_timeout, what="schedule_to_start_timeout"),
+        schedule_to_close_us=_timeout_us(schedule_to_close_timeout, what="schedule_to_close_timeout"),
+        heartbeat_us=_timeout_us(heartbeat_timeout, what="heartbeat_timeout"),
         cancellation=_cancellation(cancellation),
     )
     return decorator if fn is None else decorator(fn)
@@ -215,7 +338,7 @@ def step(
             maximum=max(100.0, delay),
             no_retry=no_retry,
         ),
-        timeout_us=None if timeout is None else _timeout_us(timeout),
+        timeout_us=_timeout_us(timeout),
         cancellation="try",
     )
     return decorator if target is None else decorator(target)
@@ -225,11 +348,22 @@ class _Decorator:
     """`@activity(...)` with its options checked, waiting for the function."""
 
     def __init__(
-        self, *, name: str | None, retry: Retry, timeout_us: int | None, cancellation: CancellationType
+        self,
+        *,
+        name: str | None,
+        retry: Retry,
+        timeout_us: int | None,
+        cancellation: CancellationType,
+        schedule_to_start_us: int | None = None,
+        schedule_to_close_us: int | None = None,
+        heartbeat_us: int | None = None,
     ) -> None:
         self._name = None if name is None else check_name(name, "an activity")
         self._retry = retry
         self._timeout_us = timeout_us
+        self._schedule_to_start_us = schedule_to_start_us
+        self._schedule_to_close_us = schedule_to_close_us
+        self._heartbeat_us = heartbeat_us
         self._cancellation = cancellation
 
     @overload
@@ -254,6 +388,9 @@ class _Decorator:
                 result=ValueType.of_return(fn),
                 retry=self._retry,
                 timeout_us=self._timeout_us,
+                schedule_to_start_us=self._schedule_to_start_us,
+                schedule_to_close_us=self._schedule_to_close_us,
+                heartbeat_us=self._heartbeat_us,
                 cancellation=self._cancellation,
             )
         )
@@ -275,10 +412,12 @@ def _retries(value: int) -> int:
     return value
 
 
-def _timeout_us(value: Seconds) -> int:
-    limit = round(seconds(value, what="timeout") * 1_000_000)
+def _timeout_us(value: Seconds | None, *, what: str = "timeout", default: int | None = None) -> int | None:
+    if value is None:
+        return default
+    limit = round(seconds(value, what=what) * 1_000_000)
     if limit == 0:
-        raise DefinitionError("timeout must be above zero; leave it out for none")
+        raise DefinitionError(f"{what} must be above zero; leave it out for none")
     return limit
 
 

@@ -6,33 +6,38 @@ import builtins
 from collections.abc import Sequence
 from contextvars import ContextVar
 from datetime import datetime, timedelta
+from pathlib import Path
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, Final, ParamSpec, Self, TypeVar
 
 import msgspec
 
 from durable import failures
 from durable.definitions import WorkflowDefinition
-from durable.errors import ArgumentsError, DefinitionError, UndecodableError
+from durable.errors import ArgumentsError, DefinitionError, UndecodableError, WorkflowStateError
 from durable.journal import view
-from durable.journal.events import AnyEntry
+from durable.journal.events import AnyEntry, Retried
 from durable.journal.lifecycle import RunStatus
 from durable.journal.view import AttemptView, Blocker, Entry
+from durable.journal.why import Facts, Why, explain
 from durable.outcomes import OutcomeWatch
 from durable.payloads import ValueType
 from durable.retry import Seconds, seconds
 from durable.run_handle import Run, RunHandle, decode_entries, decode_failure
-from durable.seams import EPOCH, Clock, Random, SystemClock, SystemRandom
+from durable.seams import EPOCH, Clock, Random, SystemClock, SystemRandom, pause
 from durable.store.contract import Store
-from durable.store.opening import Durability, masked, open_store
+from durable.store.opening import Durability, masked, open_store, read_schema
 from durable.store.records import (
+    ClosedRuns,
     IfClosed,
     IfOpen,
     Rescue,
     RunFilter,
     RunRecord,
+    Schema,
     StartOutcome,
     StartRequest,
+    StoreHealth,
     WorkerRecord,
 )
 from durable.workflows import Signal, Workflow
@@ -42,9 +47,30 @@ R = TypeVar("R")
 
 RUN_ID_LENGTH_MAX = 200
 LIST_PAGE_MAX = 1000
+PRUNE_PAGE: Final = 200  # runs looked for at a time; a transaction may take fewer of them
+PRUNE_PAUSE_SECONDS: Final = 0.005  # between batches, so that workers get at the database
+SILENT_SECONDS: Final = (
+    30.0  # a worker whose last beat is older than this counts as lost in what people are told
+)
 # The database of the worker whose activity is running: what the activity starts goes there, not to the default.
 url_here: ContextVar[str | None] = ContextVar("durable_url", default=None)
 _any = ValueType.of(Any)
+
+
+class Pruned(msgspec.Struct, frozen=True, kw_only=True):
+    """What retention deleted; with `is_dry` what it would have."""
+
+    runs: int
+    journal_rows: int
+    before: datetime  # only runs closed before this instant
+    is_dry: bool
+
+
+class Backup(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished copy of a database."""
+
+    path: str
+    bytes: int
 
 
 class Client:
@@ -304,9 +330,27 @@ class Client:
             before = (records[-1].created_at_us, records[-1].pk)
         return found[:limit]
 
-    async def complete_run_id(self, text: str) -> builtins.list[str]:
+    async def why(self, run_id: str) -> Why:
+        """Return the one reason why a run is not moving: `why.reason` for programs, `why.text` for people.
+
+        Looks at the run, its journal, and which workers are alive; changes nothing. Raises `RunNotFoundError`.
+        """
+        record = await self._record(run_id)
+        entries, story, fault = await self._read_story(record)
+        facts = await self._facts(record, fault)
+        facts = msgspec.structs.replace(facts, is_beginning=not entries or isinstance(entries[-1], Retried))
+        return explain(facts, story)
+
+    async def complete_run_id(self, text: str, limit: int = 5) -> builtins.list[str]:
         """Return run ids that begin or end with `text`, newest first."""
-        return await self.store.find_run_ids(text)
+        return await self.store.find_run_ids(text, limit)
+
+    async def workflow_names(self) -> builtins.list[str]:
+        """Return the workflows of recent runs and of living workers, by name."""
+        names = set(await self.store.recent_workflows())
+        for worker in await self.store.list_workers():
+            names.update(workflow for workflow, _ in worker.definitions)
+        return sorted(names)
 
     async def workers(self) -> builtins.list[WorkerRecord]:
         """Return the living workers."""
@@ -353,9 +397,68 @@ class Client:
         """Close an open run at once; see `RunHandle.terminate`."""
         await self.store.terminate_run(check_run_id(run_id), _checked_reason(reason), self.clock.now_us())
 
+    async def resume(self, run_id: str) -> None:
+        """Let a parked run go on; see `RunHandle.resume`."""
+        if not await self.store.unpark_run(check_run_id(run_id), self.clock.now_us()):
+            status = (await self.store.get_run(run_id)).status
+            raise WorkflowStateError(
+                run_id, str(status), f"run {run_id!r} is {status}: only a parked run can be resumed"
+            )
+
+    # ─ care of the database ──
+
     async def rescue(self, lease_seconds: float = 10.0) -> builtins.list[Rescue]:
         """Take the runs of dead workers back, so that living ones go on with them."""
         return await self.store.rescue_dead_workers(lease_seconds)
+
+    async def find_lost_workers(self) -> builtins.list[int]:
+        """Return the ids of workers whose process is gone and whose runs nobody has taken back yet."""
+        return await self.store.find_lost_workers()
+
+    async def health(self) -> StoreHealth:
+        """Return sizes and settings of the database, and its open runs by queue and workflow."""
+        return await self.store.read_health()
+
+    async def schema(self) -> Schema:
+        """Return which schema the database has, without opening the client: opening would bring it up to date.
+
+        Raises `SchemaVersionError` if it is newer than this code, `StoreError` if there is no database.
+        """
+        return await read_schema(self._url)
+
+    async def backup(self, path: str | Path) -> Backup:
+        """Copy the database as it is at one moment into a new file, under load; return when the copy is complete.
+
+        Raises `StoreError`: the file exists, or could not be written. Then nothing is left behind.
+        """
+        return Backup(path=str(path), bytes=await self.store.back_up(Path(path)))
+
+    async def prune(
+        self,
+        older_than: Seconds,
+        *,
+        status: RunStatus | str | Sequence[RunStatus | str] | None = None,
+        dry_run: bool = False,
+    ) -> Pruned:
+        """Delete runs that have been closed for longer than `older_than`, with all that belongs to them, in small batches.
+
+        `status`: only those that ended so. A deleted run is unknown afterwards: its id may be started anew, and a start
+        or signal that is repeated is no longer recognised. Open runs are never touched.
+        """
+        before_us = self.clock.now_us() - round(seconds(older_than, what="older_than") * 1_000_000)
+        chosen = ClosedRuns(before_us=before_us, status=_closed_statuses(status))
+        runs = journal_rows = 0
+        if dry_run:
+            runs = await self.store.count_closed_runs(chosen)
+        else:
+            after: tuple[int, int] | None = None
+            while page := await self.store.find_closed_runs(chosen, after=after, limit=PRUNE_PAGE):
+                outcome = await self.store.prune_runs([pk for _, pk in page], chosen, self.clock.now_us())
+                runs += outcome.runs
+                journal_rows += outcome.journal_rows
+                after = page[outcome.seen - 1]
+                await pause(PRUNE_PAUSE_SECONDS)
+        return Pruned(runs=runs, journal_rows=journal_rows, before=view.instant(before_us), is_dry=dry_run)
 
     # ─ the rest is private ──
 
@@ -367,17 +470,14 @@ class Client:
                 base, generation = run_id, None
         return await self.store.get_run(base, generation)
 
-    async def _describe(self, record: RunRecord) -> Run:
-        entries: builtins.list[Entry] = []
-        waiting: builtins.list[Blocker] = []
-        failure = decode_failure(record.failure)
-        status = record.status
-        now = EPOCH + timedelta(microseconds=self.clock.now_us())
+    async def _read_story(self, record: RunRecord) -> tuple[builtins.list[AnyEntry], view.Story | None, str]:
+        """Return the journal and its story; None and why, if it cannot be read."""
         try:
             rows = await self.store.read_journal(record.pk, record.generation)
             attempts = await self.store.read_attempts(record.pk, record.generation)
+            entries = decode_entries([row.data for row in rows])
             story = view.tell(
-                decode_entries([row.data for row in rows]),
+                entries,
                 {
                     row.op: AttemptView(
                         attempt=row.attempt,
@@ -389,8 +489,51 @@ class Client:
                 },
             )
         except UndecodableError as error:
-            story = None
-            waiting = [Blocker(kind="nothing", name="", text=str(error))]
+            return [], None, str(error)
+        return entries, story, ""
+
+    async def _facts(self, record: RunRecord, fault: str) -> Facts:
+        """Return what `why` needs to know besides the journal; `is_beginning` is left for it to say."""
+        workers = [one for one in await self.store.list_workers() if not one.embedded]
+        lost = set(await self.store.find_lost_workers())
+        silent_us = self.clock.now_us() - round(SILENT_SECONDS * 1_000_000)
+        lost.update(one.worker_id for one in workers if (one.beat_at_us or silent_us) < silent_us)
+        living = [one for one in workers if one.worker_id not in lost]
+        failure = decode_failure(record.failure)
+        error = None if failure is None else failures.describe(failure)
+        wanted = (record.workflow, record.version)
+        return Facts(
+            run_id=record.run_id,
+            generation=record.generation,
+            workflow=record.workflow,
+            version=record.version,
+            task_queue=record.task_queue,
+            status=record.status,
+            outcome=fault or error or record.reason or "",
+            now=EPOCH + timedelta(microseconds=self.clock.now_us()),
+            due_at=None if record.due_at_us is None else view.instant(record.due_at_us),
+            closed_at=None if record.closed_at_us is None else view.instant(record.closed_at_us),
+            owner=record.owner_name,
+            owner_fault=_owner_fault(record, lost),
+            unread=record.unread,
+            is_beginning=False,
+            serving=tuple(
+                one.name
+                for one in living
+                if one.task_queue == record.task_queue and wanted in one.definitions
+            ),
+            nearby=_nearby(record, living),
+        )
+
+    async def _describe(self, record: RunRecord) -> Run:
+        entries: builtins.list[Entry] = []
+        waiting: builtins.list[Blocker] = []
+        failure = decode_failure(record.failure)
+        status = record.status
+        now = EPOCH + timedelta(microseconds=self.clock.now_us())
+        _, story, fault = await self._read_story(record)
+        if story is None:
+            waiting = [Blocker(kind="nothing", name="", text=fault)]
         if story is not None:
             entries = story.entries
             if not status.is_closed:
@@ -485,6 +628,36 @@ def split_run_id(run_id: str) -> tuple[str, int | None]:
     if at and base and digits.isascii() and digits.isdigit():
         return base, int(digits)
     return run_id, None
+
+
+def _owner_fault(record: RunRecord, lost: set[int]) -> str:
+    """Say why the owner of a run counts as lost; nothing if it does not."""
+    if record.owner is None or (record.owner_is_alive and record.owner not in lost):
+        return ""
+    return "is dead or hangs"
+
+
+def _nearby(record: RunRecord, living: builtins.list[WorkerRecord]) -> str:
+    """Say which living worker nearly serves a run: the right queue with another version, or the other way round."""
+    for worker in living:
+        versions = [version for workflow, version in worker.definitions if workflow == record.workflow]
+        if record.version in versions:
+            return f'worker {worker.name} serves it on queue "{worker.task_queue}"'
+        if versions and worker.task_queue == record.task_queue:
+            return f"worker {worker.name} serves version {', '.join(map(str, versions))}"
+    return ""
+
+
+def _closed_statuses(
+    status: RunStatus | str | Sequence[RunStatus | str] | None,
+) -> tuple[RunStatus, ...]:
+    """Return the statuses; raise `ArgumentsError` for one that is unknown, or of open runs."""
+    closed = [str(one) for one in RunStatus if one.is_closed and one is not RunStatus.CONTINUED]
+    wanted = (status,) if isinstance(status, str) else tuple(status or ())
+    for one in wanted:
+        if one not in closed:
+            raise ArgumentsError(f"{str(one)!r} is no status of a closed run: {', '.join(closed)}")
+    return tuple(RunStatus(one) for one in wanted)
 
 
 def _checked_reason(reason: str | None) -> str | None:

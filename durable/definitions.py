@@ -17,9 +17,25 @@ CancellationType = Literal["try", "wait", "abandon"]
 
 
 class ActivityDefinition:
-    """One activity with the options of one call site; `fn.options(...)` makes changed copies."""
+    """One activity with the options of one call site; `fn.options(...)` makes changed copies.
 
-    __slots__ = ("arguments", "cancellation", "fn", "is_async", "name", "result", "retry", "timeout_us")
+    `timeout_us` limits one attempt from its start to its end; `is_limited` says whether any of the four limits is set.
+    """
+
+    __slots__ = (
+        "arguments",
+        "cancellation",
+        "fn",
+        "heartbeat_us",
+        "is_async",
+        "is_limited",
+        "name",
+        "result",
+        "retry",
+        "schedule_to_close_us",
+        "schedule_to_start_us",
+        "timeout_us",
+    )
 
     def __init__(
         self,
@@ -32,6 +48,9 @@ class ActivityDefinition:
         retry: Retry,
         timeout_us: int | None,
         cancellation: CancellationType,
+        schedule_to_start_us: int | None = None,
+        schedule_to_close_us: int | None = None,
+        heartbeat_us: int | None = None,
     ) -> None:
         self.name = name
         self.fn = fn
@@ -40,6 +59,11 @@ class ActivityDefinition:
         self.result = result
         self.retry = retry
         self.timeout_us = timeout_us
+        self.schedule_to_start_us = schedule_to_start_us
+        self.schedule_to_close_us = schedule_to_close_us
+        self.heartbeat_us = heartbeat_us
+        limits = (timeout_us, schedule_to_start_us, schedule_to_close_us, heartbeat_us)
+        self.is_limited = any(limit is not None for limit in limits)
         self.cancellation = cancellation
 
 

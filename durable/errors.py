@@ -9,7 +9,8 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
     │   └── PlatformFault               parks the run; good code resumes it
     │       ├── NonDeterminismError     today's code asks for something else than the journal holds
     │       ├── UndecodableError        stored bytes do not fit the type that receives them
-    │       └── LivelockError           an activation never came to rest
+    │       ├── LivelockError           an activation never came to rest
+    │       └── WorkflowGuardError      a workflow used real time, chance, threads or I/O
     ├── the caller acts
     │   ├── ArgumentsError              arguments do not fit the signature
     │   ├── UnknownWorkflowError        no workflow of that name is known here
@@ -27,6 +28,7 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
     │   ├── ActivityTimeoutError        (also a TimeoutError)
     │   ├── WorkerLostError             the worker of the last attempt died
     │   └── NonRetryableError           raise it in an activity: no further attempt
+    │       (RetryAfter, in retry.py: try again after its delay)
     ├── the operator acts
     │   ├── StoreError                  the database could not be read or written
     │   │   ├── StoreBusyError          another process held the write lock too long
@@ -39,6 +41,7 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 
 class DurableError(Exception):
@@ -96,6 +99,22 @@ class UndecodableError(PlatformFault):
 
 class LivelockError(PlatformFault):
     """An activation ran more callbacks than its cap without coming to rest."""
+
+
+class WorkflowGuardError(PlatformFault):
+    """A workflow used real time, chance, a thread, a file, a socket or a process, which no replay can repeat.
+
+    `call` is what it used, `source` the place (`package/file.py:line`, or ""), `instead` what to write there.
+    """
+
+    def __init__(
+        self, message: str, *, run_id: str, call: str = "", source: str = "", instead: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+        self.call = call
+        self.source = source
+        self.instead = instead
 
 
 # ─ the caller acts ───────────────────────────────────────────────────────────
@@ -214,7 +233,17 @@ class ActivityError(DurableError):
 
 
 class ActivityTimeoutError(DurableError, TimeoutError):
-    """An attempt ran longer than its start-to-close timeout (seconds). Retried by default."""
+    """A limit of an activity passed; `kind` says which. Start-to-close and heartbeat timeouts are retried by default."""
+
+    def __init__(
+        self,
+        *args: object,
+        kind: Literal[
+            "start_to_close", "schedule_to_start", "schedule_to_close", "heartbeat"
+        ] = "start_to_close",
+    ) -> None:
+        super().__init__(*args)
+        self.kind = kind
 
 
 class WorkerLostError(DurableError):

@@ -13,6 +13,7 @@ import msgspec
 
 from durable import seams
 from durable.engine.awaiting import as_completed
+from durable.engine.guards import unguarded
 from durable.engine.runtime import Runtime, current
 from durable.errors import DefinitionError
 from durable.payloads import ValueType
@@ -21,13 +22,16 @@ from durable.retry import Seconds, seconds
 __all__ = [
     "RunInfo",
     "as_completed",
+    "deprecate_patch",
     "info",
     "is_evicting",
     "is_replaying",
     "logger",
     "now",
+    "patched",
     "random",
     "sleep",
+    "unguarded",
     "uuid4",
     "wait_condition",
     "wait_signal",
@@ -108,6 +112,29 @@ def uuid4() -> UUID:
     """Return a random UUID. In a run: from its journaled seed."""
     run = current()
     return seams.uuid4() if run is None else UUID(int=run.random.getrandbits(128), version=4)
+
+
+def _patchable_run(id: str, what: str) -> Runtime:
+    if not isinstance(id, str) or not id:
+        raise DefinitionError(f"{what}() takes the patch's id, a text, not {id!r}")
+    return _run(f"{what}()")
+
+
+def patched(id: str) -> bool:
+    """Whether this run takes the new side of a change: `if patched("fraud-check"):` new code, `else:` old code.
+
+    True for a run that gets here for the first time now, which is journaled; False for one that was past this point before
+    the change. The first answer for an id holds for the whole run, so one id stands for one change.
+    """
+    return _patchable_run(id, "patched").patched(id)
+
+
+def deprecate_patch(id: str) -> None:
+    """Stand in for `patched(id)` once no open run is left on the old side, whose code then goes.
+
+    Runs with and without the patch's marker replay. Once no open run remembers `patched(id)` either, this call may go too.
+    """
+    _patchable_run(id, "deprecate_patch").deprecate_patch(id)
 
 
 async def sleep(duration: Seconds) -> None:

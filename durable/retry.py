@@ -12,7 +12,7 @@ from typing import Final, TypeGuard
 
 import msgspec
 
-from durable.errors import DefinitionError, NonRetryableError
+from durable.errors import DefinitionError, DurableError, NonRetryableError
 
 Seconds = float | int | timedelta
 
@@ -45,6 +45,29 @@ def seconds(value: Seconds, *, what: str = "a duration") -> float:
 
 def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+class RetryAfter(DurableError):
+    """Raise it in an activity to be tried again after `delay`, this one time, whatever interval the policy has.
+
+    `delay` is in seconds or a `timedelta`, and not bounded by the policy's `maximum`; the number of attempts is, and so is
+    the time by `schedule_to_close_timeout`. It is retried under any `retry_on`, but not under a `no_retry` that names it. Any
+    other exception with an attribute `next_retry_delay` (seconds or `timedelta`) is heard the same way, if the policy
+    retries it at all. Borrowed from Temporal's `ApplicationError(next_retry_delay=…)`.
+    """
+
+    def __init__(self, delay: Seconds, message: str = "") -> None:
+        self.next_retry_delay = seconds(delay, what="delay")
+        super().__init__(message or f"to be tried again after {self.next_retry_delay:g} s")
+
+
+def asked_delay_us(error: BaseException) -> int | None:
+    """Return the delay that an error asks for before the next attempt, in microseconds; None if it asks for none, or nonsense."""
+    try:
+        asked = getattr(error, "next_retry_delay", None)
+        return None if asked is None else round(seconds(asked) * 1_000_000)
+    except Exception:  # an attribute of somebody else's, or one that raises: the policy's own interval holds
+        return None
 
 
 class Retry:
@@ -90,6 +113,8 @@ class Retry:
         """Whether this policy follows `error` by another attempt, attempts permitting."""
         if isinstance(error, (NonRetryableError, *self.no_retry)):
             return False
+        if isinstance(error, RetryAfter):
+            return True
         if self.retry_on is not None:
             return isinstance(error, self.retry_on)
         return not isinstance(error, PROGRAMMING_ERRORS)

@@ -27,6 +27,7 @@ from durable.journal.events import AnyEntry
 from durable.journal.lifecycle import RunStatus
 from durable.journal.turns import decode_turn
 from durable.journal.view import Blocker, Entry
+from durable.journal.why import Why
 from durable.payloads import ValueType
 from durable.retry import Seconds, seconds
 from durable.store.records import RunRecord
@@ -147,6 +148,17 @@ class RunHandle(Generic[R]):
     async def terminate(self, reason: str | None = None) -> None:
         """Close the run at once; no code of it runs any more. Closed: `WorkflowStateError`."""
         await self._client.terminate(self._run_id, reason)
+
+    async def resume(self) -> None:
+        """Let a parked run go on, from where it stopped: a worker takes it as soon as one has its code.
+
+        Does not help by itself: with the same code or bytes the run parks again. Otherwise than parked: `WorkflowStateError`.
+        """
+        await self._client.resume(self._run_id)
+
+    async def why(self) -> Why:
+        """Return the one reason why the run is not moving."""
+        return await self._client.why(self._run_id)
 
     async def describe(self) -> Run:
         """Return what the run is now, with its story."""

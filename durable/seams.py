@@ -67,6 +67,26 @@ class Executor(Protocol):
         ...
 
 
+class Repeating(Protocol):
+    """Something that is called again and again, until stopped."""
+
+    def stop(self, wait_seconds: float = 1.0) -> None:
+        """Ask it to end and give it `wait_seconds` to do so. Idempotent."""
+        ...
+
+
+class Threads(Protocol):
+    """Where one node's threads come from; a simulation has none and brings its own."""
+
+    def executor(self, threads: int, *, name: str) -> Executor:
+        """Return a pool of at most `threads` threads."""
+        ...
+
+    def repeat(self, fn: Callable[[], bool], interval: float, *, name: str) -> Repeating:
+        """Call `fn` every `interval` seconds beside the loop, until stopped or it returns False."""
+        ...
+
+
 class SystemClock:
     def now_us(self) -> int:
         return time.time_ns() // 1000
@@ -155,3 +175,11 @@ class Repeater:
         self._stopped.set()
         if self._thread is not threading.current_thread():
             self._thread.join(wait_seconds)
+
+
+class SystemThreads:
+    def executor(self, threads: int, *, name: str) -> Executor:
+        return ThreadExecutor(threads, name=name)
+
+    def repeat(self, fn: Callable[[], bool], interval: float, *, name: str) -> Repeating:
+        return Repeater(fn, interval, name=name)

@@ -33,6 +33,7 @@ GRACE_SECONDS: Final = 30.0
 COLLECTOR_THRESHOLDS: Final = (50_000, 20, 100)
 PROGRESS_SECONDS: Final = 0.1
 LEASE_SECONDS: Final = 10.0
+HASH_SEED_MARK: Final = "DURABLE_HASH_SEED"  # the seed with which this process was started anew, by us
 SECOND_SIGNAL_CODES: Final = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: 143}
 
 
@@ -265,9 +266,47 @@ def worker_command(
     names = targets or ((settings.app,) if settings.app else ())
     if not names:
         raise Problem("no target", hint="durable worker module (or file.py), or set DURABLE_APP")
+    if _is_own_process():
+        _restart_with_hash_seed(settings)
     found = [load_target(name, settings) for name in names]
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
     return run_async(serve(settings, Output(settings), found, queues, concurrency, drain, grace))
+
+
+def _is_own_process() -> bool:
+    """Whether this process is the command line and nothing else, so that it may be started anew."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    started_as = spec.name if spec is not None else Path(sys.argv[0]).stem
+    return (
+        os.name == "posix"
+        and bool(sys.executable)
+        and started_as in ("durable", "durable.__main__", "durable_cli.__main__")
+    )
+
+
+def _restart_with_hash_seed(settings: Settings) -> None:
+    """Start this process anew, once, under the database's hash seed: sets of strings are then ordered alike everywhere.
+
+    Not where Python ignores its environment (-I, -E), and not over a PYTHONHASHSEED that somebody chose.
+    """
+    marked = os.environ.get(HASH_SEED_MARK)
+    if sys.flags.ignore_environment or (os.environ.get("PYTHONHASHSEED") or "random") not in (
+        "random",
+        marked,
+    ):
+        return
+    seed = run_async(_hash_seed(settings))
+    if seed is None or seed == marked:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    environ = os.environ | {"PYTHONHASHSEED": seed, HASH_SEED_MARK: seed}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
+
+
+async def _hash_seed(settings: Settings) -> str | None:
+    async with database(settings, create=True) as client:
+        return await client.store.read_meta("hash_seed")
 
 
 async def serve(

@@ -6,6 +6,7 @@ Knows nothing of durable's own errors: `explaining.py` turns those into problems
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 from typing import Final
 
@@ -45,3 +46,12 @@ def quoted(text: str) -> str:
     """Return the text in double quotes, on one line whatever it holds."""
     inner = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
     return f'"{inner}"'
+
+
+def ask(question: str, command: str) -> None:
+    """Ask on the terminal before something that cannot be undone; without a terminal, `--yes` is needed."""
+    if not sys.stdin.isatty():
+        raise Problem(
+            f"{command} asks before it acts, and there is no terminal to ask on", code=USAGE, hint="--yes"
+        )
+    click.confirm(question, abort=True, err=True)

@@ -23,6 +23,7 @@ from durable import (
     WorkflowFailedError,
     WorkflowTimeoutError,
 )
+from durable_cli.completing import complete_run_id, complete_workflow
 from durable_cli.durations import ago_text, duration_option, instant_option
 from durable_cli.finding import LAST, database, find_run, run_async
 from durable_cli.options import Settings, common_options
@@ -50,7 +51,12 @@ ENDED_BADLY: Final = (
     type=click.Choice([str(one) for one in RunStatus]),
     help="Repeat it for any of several.",
 )
-@click.option("--workflow", metavar="NAME", help="The workflow's name; * stands for anything.")
+@click.option(
+    "--workflow",
+    metavar="NAME",
+    help="The workflow's name; * stands for anything.",
+    shell_complete=complete_workflow,
+)
 @click.option("--task-queue", metavar="QUEUE", help="Where the runs wait for workers.")
 @click.option("--id", "run_id", metavar="ID", help="The run id; * stands for anything.")
 @click.option(
@@ -179,7 +185,7 @@ def outcome_kind(run: Run) -> str:
 
 
 @click.command("show")
-@click.argument("run_id", metavar="[ID]", default=LAST)
+@click.argument("run_id", metavar="[ID]", default=LAST, shell_complete=complete_run_id)
 @click.option("--events", is_flag=True, help="The raw, numbered journal.")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run is closed.")
 @common_options
@@ -316,7 +322,7 @@ def _print_events(output: Output, run: Run, events: list[dict[str, Any]]) -> Non
 
 
 @click.command("result")
-@click.argument("run_id", metavar="ID")
+@click.argument("run_id", metavar="ID", shell_complete=complete_run_id)
 @click.option(
     "--timeout",
     type=duration_option,
@@ -360,7 +366,7 @@ async def print_result(client: Client, output: Output, run: Run, timeout: float 
 
 
 @click.command("wait")
-@click.argument("run_ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("run_ids", metavar="ID...", nargs=-1, required=True, shell_complete=complete_run_id)
 @click.option("--timeout", type=duration_option, metavar="DURATION", help="Wait at most so long: 30s, 5m.")
 @common_options
 @click.pass_obj

@@ -9,15 +9,16 @@ import click
 
 from durable import ArgumentsError, Client, Signal
 from durable_cli.arguments import parse_value
+from durable_cli.completing import complete_run_id
 from durable_cli.finding import database, exact_run_id, run_async
 from durable_cli.options import Settings, app_option, common_options
 from durable_cli.output import Output
-from durable_cli.problems import OK, USAGE, Problem
+from durable_cli.problems import OK, Problem, ask
 from durable_cli.targets import objects_of
 
 
 @click.command("signal")
-@click.argument("run_id", metavar="ID")
+@click.argument("run_id", metavar="ID", shell_complete=complete_run_id)
 @click.argument("name", metavar="NAME")
 @click.argument("words", metavar="[VALUE]", nargs=-1)
 @click.option("--json", "whole", metavar="JSON", help="The value as JSON; - reads it from standard input.")
@@ -96,7 +97,7 @@ async def _send_typed(
 
 
 @click.command("cancel")
-@click.argument("run_id", metavar="ID")
+@click.argument("run_id", metavar="ID", shell_complete=complete_run_id)
 @click.option("--reason", metavar="TEXT", help="Recorded with the run.")
 @common_options
 @click.pass_obj
@@ -114,7 +115,7 @@ async def _cancel(settings: Settings, output: Output, run_id: str, reason: str |
 
 
 @click.command("terminate")
-@click.argument("run_id", metavar="ID")
+@click.argument("run_id", metavar="ID", shell_complete=complete_run_id)
 @click.option("--reason", metavar="TEXT", required=True, help="Recorded with the run.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @common_options
@@ -129,18 +130,13 @@ async def _terminate(settings: Settings, output: Output, run_id: str, reason: st
         await exact_run_id(client, run_id, "terminate")
         if not yes:
             run = await client.describe(run_id)
-            _ask(f"terminate {run.workflow} run {run_id} ({run.status})? No code of it runs any more")
+            ask(
+                f"terminate {run.workflow} run {run_id} ({run.status})? No code of it runs any more",
+                "terminate",
+            )
         await client.terminate(run_id, reason)
         _done(output, {"run_id": run_id, "status": "terminated"}, f"{run_id} terminated")
     return OK
-
-
-def _ask(question: str) -> None:
-    if not sys.stdin.isatty():
-        raise Problem(
-            "terminate asks before it acts, and there is no terminal to ask on", code=USAGE, hint="--yes"
-        )
-    click.confirm(question, abort=True, err=True)
 
 
 def _done(output: Output, value: dict[str, Any], text: str) -> None:

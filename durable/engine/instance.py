@@ -5,7 +5,8 @@ returns what it asked for. `replay` does the same with a recorded event and, ins
 matches it with the recorded commands. One event per activation: the order of events in the journal then decides everything.
 
 Faults. What the author's code raises ends the run as `Failed`. What says that code or bytes do not suit the journal
-(`PlatformFault`) is raised from `activate` and `replay`: the instance is unusable then, but can still be evicted.
+(`PlatformFault`) is raised from `activate` and `replay`: the instance is unusable then, but can still be evicted. The
+first one counts, even if the author's code swallows it.
 
 Knows nothing of stores, workers, wall clocks or threads.
 """
@@ -24,11 +25,11 @@ import msgspec
 
 from durable import failures, seams
 from durable.definitions import ActivityDefinition, WorkflowDefinition
-from durable.engine import anyio_scopes
+from durable.engine import anyio_scopes, guards
 from durable.engine.awaiting import perform
 from durable.engine.handlers import Conditions, Signals
 from durable.engine.loop import DeterministicLoop
-from durable.engine.operations import Asked, Call, Closing, Operations
+from durable.engine.operations import Asked, Call, Closing, Marker, Operations
 from durable.engine.runtime import ActivityCall, Evicted, RunIdentity
 from durable.engine.sources import find_source, source_text
 from durable.errors import InternalError, PlatformFault, UndecodableError
@@ -42,6 +43,7 @@ from durable.journal.events import (
     Event,
     Failed,
     OpenWait,
+    Patched,
     Retried,
     SignalReceived,
     Started,
@@ -68,6 +70,8 @@ class Instance:
         callbacks_max: int = 100_000,
     ) -> None:
         anyio_scopes.install()
+        guards.install()
+        guards.watch(definition.fn)
         self.identity = identity
         self.attempt = 1
         self.started_at_us = 0
@@ -84,6 +88,7 @@ class Instance:
             self, operations, salt_id=identity.salt_id or identity.run_id, callbacks_max=callbacks_max
         )
         loop.on_exit = self._fail
+        loop.on_guard = self._park
         self._signals = Signals(loop, operations, self._park)
         self._conditions = Conditions(loop, operations)
         self._started: Started | None = None
@@ -94,6 +99,9 @@ class Instance:
         self._is_cancel_requested = False
         self._cancel_reason: str | None = None
         self._fault: BaseException | None = None
+        self._patches: dict[str, bool] = {}  # what `patched` has answered: it never changes within a run
+        self._deprecated: set[str] = set()
+        self._replayed: Sequence[Command] = ()  # the commands of the activation that is replayed
         # Rebuilt failures by identity, kept alive so that an id means one object: where each came from (P7).
         self._failures: dict[int, tuple[BaseException, int, int]] = {}
 
@@ -140,6 +148,7 @@ class Instance:
         Raises `NonDeterminismError` when they disagree, or another `PlatformFault`.
         """
         self.is_replaying = True
+        self._replayed = activated.commands
         try:
             self._feed(activated.event, activated.turn, activated.index, UNSET)
             asked = self._operations.asked(ended=self.end is not None)
@@ -148,6 +157,7 @@ class Instance:
             self.events += 1 + len(activated.commands)
         finally:
             self.is_replaying = False
+            self._replayed = ()
 
     def evict(self) -> None:
         """End every coroutine of the run, inside its own loop; nothing they ask for is heard. Never raises."""
@@ -293,14 +303,14 @@ class Instance:
 
     def _park(self, fault: BaseException) -> None:
         if not self.is_evicting:
-            self._fault = fault
+            self._fault = self._fault or fault
             self._is_over = self._loop.stopped = True
 
     # ─ replay ────────────────────────────────────────────────────────────────
 
     def _adopt(self, activated: Activated, asked: list[Asked]) -> None:
         try:
-            aligned, changed = match(activated.commands, asked)
+            aligned, changed = match(activated.commands, asked, self._deprecated)
         except Mismatch as mismatch:
             fault = self._non_determinism(mismatch, activated.event, activated.number, asked)
             self._park(fault)
@@ -361,6 +371,30 @@ class Instance:
         coroutine = perform(call, self._loop, self._operations)
         coroutine.__qualname__ = definition.name  # type: ignore[attr-defined]  # "coroutine ... was never awaited"
         return coroutine
+
+    def patched(self, id: str) -> bool:
+        """Return whether the run takes the new side of a change; the first answer is journaled, and stays."""
+        answer = self._patches.get(id)
+        if answer is None:
+            answer = self._mark(id, is_deprecated=False)
+        return answer
+
+    def deprecate_patch(self, id: str) -> None:
+        """Declare that no run is left on the old side; its marker may be there or not."""
+        self._deprecated.add(id)
+        if id not in self._patches:
+            self._mark(id, is_deprecated=True)
+
+    def _mark(self, id: str, *, is_deprecated: bool) -> bool:
+        if self.is_evicting:
+            return False
+        is_new = not self.is_replaying or any(
+            isinstance(command, Patched) and command.id == id for command in self._replayed
+        )
+        self._patches[id] = is_new
+        if is_new:
+            self._operations.mark(Marker(id, self._loop.source(sys._getframe(2)), is_deprecated))
+        return is_new
 
     async def wait_signal(self, name: str, value_type: ValueType) -> Any:
         return await self._signals.wait(name, value_type, self._loop.source(sys._getframe(1)))

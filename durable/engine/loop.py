@@ -165,7 +165,8 @@ class DeterministicLoop(RunLoop):
     """The event loop of one run.
 
     `stopped` ends a drain at once, with callbacks left in the queue. `at_rest` is asked when nothing is ready, and returns
-    whether it made something ready. `on_exit` is told of a SystemExit or KeyboardInterrupt that a task raised.
+    whether it made something ready. `on_exit` is told of a SystemExit or KeyboardInterrupt that a task raised, `on_guard`
+    of what a guard raised.
     """
 
     def __init__(self, runtime: Runtime, timers: Timers, *, salt_id: str, callbacks_max: int) -> None:
@@ -176,6 +177,7 @@ class DeterministicLoop(RunLoop):
         self.stopped = False
         self.is_evicting = False
         self.on_exit: Callable[[BaseException], None] = _raise
+        self.on_guard: Callable[[BaseException], None] = _raise
         self.at_rest: Callable[[], bool] | None = None
         self._timers = timers
         self._callbacks_max = callbacks_max

@@ -16,7 +16,7 @@ import msgspec
 from durable.definitions import ActivityDefinition
 from durable.engine.loop import Timer
 from durable.engine.runtime import ActivityCall
-from durable.journal.events import CloseOp, Command, OpenWait, ScheduleActivity, StartTimer
+from durable.journal.events import CloseOp, Command, OpenWait, Patched, ScheduleActivity, StartTimer
 from durable.journal.matching import label
 
 
@@ -92,8 +92,23 @@ class Closing:
         return self.operation.src
 
 
+class Marker:
+    """A patch that takes effect here. It waits for nothing and takes no number."""
+
+    __slots__ = ("is_deprecated", "name", "src")
+
+    kind: Final = "patch"
+    detail: Final = None
+    how: Final = ""
+
+    def __init__(self, name: str, src: str, is_deprecated: bool) -> None:
+        self.name = name
+        self.src = src
+        self.is_deprecated = is_deprecated
+
+
 Operation = Call | Timer | Wait
-Asked = Call | Timer | Wait | Closing
+Asked = Call | Timer | Wait | Closing | Marker
 
 
 class Operations:
@@ -140,6 +155,10 @@ class Operations:
             self._asked.append(Closing(wait, ""))
             self.waits.pop(wait.op, None)
 
+    def mark(self, marker: Marker) -> None:
+        """A patch takes effect: told in any case, even if the run ends in this activation."""
+        self._asked.append(marker)
+
     def take_call(self, op: int) -> Call | None:
         """Remove and return an open activity whose outcome is there; None if it is closed."""
         call = self.activities.pop(op, None)
@@ -158,9 +177,9 @@ class Operations:
     def asked(self, *, ended: bool) -> list[Asked]:
         """Return what the activation asked for and take it off the books.
 
-        A run that has ended opens nothing: nobody would wait for it. What it closed still counts.
+        A run that has ended opens nothing: nobody would wait for it. What it closed still counts, and patches do.
         """
-        asked = [one for one in self._asked if isinstance(one, Closing) or not (ended or one.dead)]
+        asked = [one for one in self._asked if isinstance(one, Closing | Marker) or not (ended or one.dead)]
         self._asked.clear()
         return asked
 
@@ -170,6 +189,8 @@ class Operations:
         for one in self._asked:
             if isinstance(one, Closing):
                 commands.append(CloseOp(op=one.operation.op, how=one.how))
+            elif isinstance(one, Marker):
+                commands.append(Patched(id=one.name, src=one.src, deprecated=one.is_deprecated))
             elif ended or one.dead:
                 continue
             elif isinstance(one, Call):
@@ -199,9 +220,11 @@ class Operations:
         wait = self.waits[op] = OpenWait(op=op, wait=one.kind, name=one.name, src=one.src)
         return wait
 
-    def adopt(self, recorded: Sequence[Command], asked: Sequence[Asked]) -> None:
+    def adopt(self, recorded: Sequence[Command], asked: Sequence[Asked | None]) -> None:
         """Number what the activation asked for as the journal did; `asked` is aligned with `recorded`."""
         for command, one in zip(recorded, asked, strict=True):
+            if isinstance(command, Patched) or isinstance(one, Marker) or one is None:
+                continue
             op = command.op
             if isinstance(one, Closing):
                 if isinstance(one.operation, Call) and command.how == "wait":  # type: ignore[union-attr]  # a CloseOp

@@ -83,6 +83,14 @@ class Runtime(Protocol):
         """Return once `condition()` is true; it is looked at after each activation has come to rest."""
         ...
 
+    def patched(self, id: str) -> bool:
+        """Return whether the run takes the new side of a change; the first answer is journaled, and stays."""
+        ...
+
+    def deprecate_patch(self, id: str) -> None:
+        """Declare that no run is left on the old side of a change."""
+        ...
+
 
 class RunLoop(asyncio.AbstractEventLoop):
     """A loop that belongs to one run."""

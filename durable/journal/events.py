@@ -121,6 +121,17 @@ class CloseOp(Entry, frozen=True, tag="closed", kw_only=True):
     how: str = ""
 
 
+class Patched(Entry, frozen=True, tag="patch", kw_only=True):
+    """The run takes the new side of a change: `patched(id)` was true here. No operation, hence no `op`.
+
+    `deprecated`: `deprecate_patch(id)` wrote it; code that no longer knows of the patch may replay it.
+    """
+
+    id: str
+    src: str = ""
+    deprecated: bool = False
+
+
 # ─ ends ──────────────────────────────────────────────────────────────────────
 
 
@@ -153,7 +164,7 @@ class TimedOut(Entry, frozen=True, tag="timed_out", kw_only=True):
 
 
 Event = Started | Retried | ActivityCompleted | ActivityFailed | TimerFired | SignalReceived | CancelRequested
-Command = ScheduleActivity | StartTimer | OpenWait | CloseOp
+Command = ScheduleActivity | StartTimer | OpenWait | CloseOp | Patched
 WorkflowEnd = Completed | Failed | Cancelled
 End = WorkflowEnd | Terminated | TimedOut
 AnyEntry = (
@@ -168,6 +179,7 @@ AnyEntry = (
     | StartTimer
     | OpenWait
     | CloseOp
+    | Patched
     | Completed
     | Failed
     | Cancelled
@@ -183,5 +195,5 @@ EVENT_TYPES = (
     SignalReceived,
     CancelRequested,
 )
-COMMAND_TYPES = (ScheduleActivity, StartTimer, OpenWait, CloseOp)
+COMMAND_TYPES = (ScheduleActivity, StartTimer, OpenWait, CloseOp, Patched)
 END_TYPES = (Completed, Failed, Cancelled, Terminated, TimedOut)

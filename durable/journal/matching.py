@@ -2,24 +2,34 @@
 
 Matching ignores the order of issue: it is by (kind, name), first where the detail is the same too (an activity's
 arguments, a timer's duration, the operation that a close closes), in order of issue among equals. Per kind and name
-one leftover pair may match with a warning. Anything else is non-determinism. Knows nothing of loops or stores.
+one leftover pair may match with a warning. A patch marker may lack its call if the patch is deprecated. Anything else is
+non-determinism. Knows nothing of loops or stores.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, Protocol, TypeVar
 from zlib import crc32
 
 from durable.errors import NonDeterminismError
-from durable.journal.events import CloseOp, Command, Event, OpenWait, ScheduleActivity, Started, StartTimer
+from durable.journal.events import (
+    CloseOp,
+    Command,
+    Event,
+    OpenWait,
+    Patched,
+    ScheduleActivity,
+    Started,
+    StartTimer,
+)
 from durable.journal.turns import ENGINE_VERSION
 
 
 class Asked(Protocol):
-    """An operation that today's code asked for. `kind` is "activity", "timer", "signal", "condition" or "closed"."""
+    """What today's code asked for. `kind` is "activity", "timer", "signal", "condition", "closed" or "patch"."""
 
     @property
     def kind(self) -> str: ...
@@ -51,10 +61,12 @@ class Mismatch(Exception):  # control flow between this module's two halves
         self.got = got
 
 
-def match(recorded: Sequence[Command], asked: Sequence[A]) -> tuple[list[A], list[tuple[Command, A]]]:
+def match(
+    recorded: Sequence[Command], asked: Sequence[A], deprecated: Collection[str] = ()
+) -> tuple[list[A | None], list[tuple[Command, A]]]:
     """Return the operation for each recorded command, and the pairs that match although their details differ.
 
-    Raise `Mismatch` when they do not pair up.
+    The marker of a patch that is `deprecated` may have none. Raise `Mismatch` when the rest does not pair up.
     """
     if len(recorded) == len(asked):
         for command, operation in zip(recorded, asked, strict=True):
@@ -62,7 +74,7 @@ def match(recorded: Sequence[Command], asked: Sequence[A]) -> tuple[list[A], lis
                 break
         else:
             return list(asked), []
-    return _match_slowly(recorded, asked)
+    return _match_slowly(recorded, asked, deprecated)
 
 
 def _is_same(command: Command, asked: Asked) -> bool:
@@ -74,6 +86,8 @@ def _is_same(command: Command, asked: Asked) -> bool:
         return kind == "timer" and command.duration == asked.detail
     if isinstance(command, OpenWait):
         return kind == command.wait and asked.name == command.name
+    if isinstance(command, Patched):
+        return kind == "patch" and asked.name == command.id
     if kind != "closed" or command.op != asked.detail:
         return False
     if asked.how == "wait" and command.how != "wait":
@@ -93,9 +107,13 @@ def _group(command: Command) -> tuple[str, str]:
             return command.wait, command.name
         case CloseOp():
             return "closed", str(command.op)
+        case Patched():
+            return "patch", command.id
 
 
-def _match_slowly(recorded: Sequence[Command], asked: Sequence[A]) -> tuple[list[A], list[tuple[Command, A]]]:
+def _match_slowly(
+    recorded: Sequence[Command], asked: Sequence[A], deprecated: Collection[str]
+) -> tuple[list[A | None], list[tuple[Command, A]]]:
     groups: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for index, operation in enumerate(asked):
         name = str(operation.detail) if operation.kind == "closed" else operation.name
@@ -107,8 +125,8 @@ def _match_slowly(recorded: Sequence[Command], asked: Sequence[A]) -> tuple[list
         if same is not None:
             candidates.remove(same)
         found.append(same)
-    changed = _match_leftovers(recorded, asked, found, groups)
-    return [asked[i] for i in found if i is not None], changed
+    changed = _match_leftovers(recorded, asked, found, groups, deprecated)
+    return [None if i is None else asked[i] for i in found], changed
 
 
 def _match_leftovers(
@@ -116,6 +134,7 @@ def _match_leftovers(
     asked: Sequence[A],
     found: list[int | None],
     groups: dict[tuple[str, str], list[int]],
+    deprecated: Collection[str],
 ) -> list[tuple[Command, A]]:
     waiting: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for position, index in enumerate(found):
@@ -128,7 +147,12 @@ def _match_leftovers(
             position, index = positions[0], left.pop()
             found[position] = index
             changed.append((recorded[position], asked[index]))
-    expected = [command for command, index in zip(recorded, found, strict=True) if index is None]
+    expected = [
+        command
+        for command, index in zip(recorded, found, strict=True)
+        if index is None
+        and not (isinstance(command, Patched) and (command.deprecated or command.id in deprecated))
+    ]
     got = [asked[index] for index in sorted(i for left in groups.values() for i in left)]
     if expected or got:
         # What was opened explains more than what was closed.
@@ -158,6 +182,8 @@ def label(kind: str, name: str) -> str:
             return name
         case "signal":
             return f"wait for signal {name!r}"
+        case "patch":
+            return f"patch {name!r}"
         case _:
             return kind
 
@@ -186,11 +212,23 @@ def non_determinism(
         f"run {run_id!r} cannot be replayed: at event {number} ({describe(event)})",
         f"  the journal holds  {recorded}",
         f"  today's code asks  {asked}",
-        "The workflow was changed while this run was open. Run the code it was started with, or guard the change so "
-        'that open runs keep the old way: `if durable.patched("..."):` new code, `else:` old code.',
+        _advice(mismatch.expected),
         *_differences(started),
     ]
     return NonDeterminismError("\n".join(lines), run_id=run_id, expected=expected, got=got, event=number)
+
+
+def _advice(expected: Command | None) -> str:
+    if isinstance(expected, Patched):
+        return (
+            f"The run took the new side of patch {expected.id!r}, and the workflow no longer calls "
+            f"`durable.patched({expected.id!r})` there. Put it back; or, if no run is left on the old side, call "
+            f"`durable.deprecate_patch({expected.id!r})` in its place, followed by the new code alone."
+        )
+    return (
+        "The workflow was changed while this run was open. Run the code it was started with, or guard the change so "
+        'that open runs keep the old way: `if durable.patched("..."):` new code, `else:` old code.'
+    )
 
 
 def describe(event: Event) -> str:
@@ -218,6 +256,9 @@ def _recorded(command: Command | None, closed: Callable[[int], str]) -> tuple[st
         case CloseOp():
             name = f"end of {closed(command.op)}"
             return name, f"{name} (operation {command.op}{_how(command.how)})"
+        case Patched():
+            name = label("patch", command.id)
+            return name, f"{name}, asked for at {_place(command.src)}"
 
 
 def _asked(asked: Asked | None, source_text: Callable[[str], str]) -> tuple[str | None, str]:

@@ -182,8 +182,8 @@ def tell(entries: Iterable[AnyEntry], attempts: dict[int, AttemptView] | None = 
                 for line in by_op.values():
                     if line.finished_at is None and line.kind == "activity":
                         line.status, line.attempts = "scheduled", 0
-            case events.Started():
-                pass
+            case events.Started() | events.Patched():
+                pass  # nothing that anyone waits for
             case (
                 events.Completed()
                 | events.Failed()

@@ -11,21 +11,25 @@ Nobody above this line sees SQL, connections or drivers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from durable.store.records import (
     AttemptRow,
     Backlog,
     Claim,
+    ClosedRuns,
     DueOutcome,
     JournalRow,
     Message,
+    PruneOutcome,
     Rescue,
     RunFilter,
     RunRecord,
     SendOutcome,
     StartOutcome,
     StartRequest,
+    StoreHealth,
     TurnCommit,
     Verdict,
     WorkerInfo,
@@ -68,6 +72,10 @@ class Store(Protocol):
         ...
 
     async def list_workers(self, *, alive_only: bool = True) -> list[WorkerRecord]: ...
+
+    async def find_lost_workers(self) -> list[int]:
+        """Return workers that the database calls alive and whose process is gone. Changes nothing: see the rescue."""
+        ...
 
     # ─ starting ──
 
@@ -190,6 +198,46 @@ class Store(Protocol):
     ) -> Backlog: ...
 
     async def schema_version(self) -> int: ...
+
+    async def read_meta(self, key: str) -> str | None:
+        """Return a fact about the database: "database_id", "hash_seed" (P28), "created_at_us"."""
+        ...
+
+    # ─ care ──
+
+    async def read_health(self) -> StoreHealth:
+        """Return sizes, settings and the open runs by queue and definition. Reads every open run's row."""
+        ...
+
+    async def recent_workflows(self) -> list[str]:
+        """Return the workflows of the newest runs, by name."""
+        ...
+
+    async def back_up(self, target: Path) -> int:
+        """Copy the database, as it is at one moment, into a new file; return its size in bytes.
+
+        Writers are not held up. The file appears under its name when it is complete and checked; nothing is ever
+        overwritten (`StoreError`).
+        """
+        ...
+
+    async def count_closed_runs(self, chosen: ClosedRuns) -> int:
+        """Return how many runs `prune_runs` would delete."""
+        ...
+
+    async def find_closed_runs(
+        self, chosen: ClosedRuns, *, after: tuple[int, int] | None, limit: int
+    ) -> list[tuple[int, int]]:
+        """Return up to `limit` (created_at_us, pk) after the one given, oldest first."""
+        ...
+
+    async def prune_runs(self, pks: Sequence[int], chosen: ClosedRuns, now_us: int) -> PruneOutcome:
+        """Delete those of the runs that still are as `chosen` says, with all that belongs to them. One bounded transaction.
+
+        All generations, payloads, journals, messages and request ids go, and a row of the audit says so. Neither
+        the key nor the epochs of a deleted run are ever given to another one (P6).
+        """
+        ...
 
     # ─ being told ──
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from durable.errors import DefinitionError, StoreError
-from durable.seams import Clock, SystemClock
+from durable.seams import Clock, SystemClock, ThreadExecutor
 from durable.store.contract import Store
+from durable.store.records import Schema
 
 Durability = Literal["full", "process", "off"]
 
@@ -50,6 +51,20 @@ async def open_store(
             _file(path), durability=durability, clock=clock or SystemClock(), create=create
         )
     raise StoreError(f"{masked(url)}: this version stores runs in SQLite only; use sqlite:///file.db")
+
+
+async def read_schema(url: str) -> Schema:
+    """Return the schema of an existing database, without bringing it up to date."""
+    url = normalised(url)
+    if not url.startswith("sqlite:///"):
+        raise StoreError(f"{masked(url)}: this version stores runs in SQLite only; use sqlite:///file.db")
+    from durable.store.sqlite import maintenance
+
+    executor = ThreadExecutor(1, name="durable-schema")
+    try:
+        return await executor.submit(lambda: maintenance.read_schema(_file(url.removeprefix("sqlite:///"))))
+    finally:
+        executor.close()
 
 
 def _file(path: str) -> Path:

@@ -40,6 +40,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     stopped_at_us: int | None
     runs: int  # runs it owns
     definitions: tuple[tuple[str, int], ...] = ()
+    beat_at_us: int | None = None  # its last sign of life, by its own wall clock: for people, decides nothing
 
 
 class Rescue(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,7 +132,8 @@ class AttemptRow(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """The durable count of one activity's attempts while it is retrying or queued (P22).
 
     `state`: "started" (attempt `attempt` was charged and begun), "backoff" (attempt `attempt` failed, the next is due at
-    `due_at_us`), "handed_back" (`attempt` attempts are charged, none is running: start the next at once).
+    `due_at_us`), "handed_back" (`attempt` attempts are charged, none is running: start the next at once). `details`: a JSON
+    array, what the last heartbeat told. A row without leaves those of the row it replaces.
     """
 
     op: int
@@ -139,6 +141,7 @@ class AttemptRow(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     state: Literal["started", "backoff", "handed_back"]
     due_at_us: int | None = None
     failure: bytes | None = None
+    details: bytes | None = None
 
 
 class Message(msgspec.Struct, gc=False, frozen=True, kw_only=True):
@@ -279,3 +282,54 @@ class Backlog(msgspec.Struct, frozen=True, kw_only=True):
     owned: int
     timers: int  # waiting, with a due time
     idle: int  # waiting for outside input only, or parked
+
+
+# ─ care of the database ──────────────────────────────────────────────────────
+
+
+class Schema(msgspec.Struct, frozen=True, kw_only=True):
+    """Which schema a database has (0: it is empty), and the newest this code knows."""
+
+    version: int
+    newest: int
+
+
+class OpenRuns(msgspec.Struct, frozen=True, kw_only=True):
+    """Open runs of one queue, definition and state. `since_us`: since when the longest of them has been ready."""
+
+    task_queue: str
+    workflow: str
+    version: int
+    state: Literal["ready", "delayed", "owned", "waiting", "parked"]
+    runs: int
+    since_us: int
+
+
+class StoreHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator wants to know of a database; read at one moment, decides nothing."""
+
+    engine: str  # "sqlite 3.45.1"
+    journal_mode: str
+    durability: str  # as this process opened it; each opener chooses
+    schema: Schema
+    database_bytes: int
+    log_bytes: int
+    free_bytes: int  # inside the database: reused before it grows
+    locks: str  # the directory of locks and sockets; empty if there is none
+    unwritable: str  # why it can only be read; empty if it can be written
+    open_runs: tuple[OpenRuns, ...]
+
+
+class ClosedRuns(msgspec.Struct, frozen=True, kw_only=True):
+    """Which closed runs retention means: closed before an instant, with one of `status` (none: any)."""
+
+    before_us: int
+    status: tuple[RunStatus, ...] = ()
+
+
+class PruneOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What one batch deleted. `seen` runs of those named were looked at; the batch was full before the rest."""
+
+    seen: int
+    runs: int
+    journal_rows: int

@@ -80,7 +80,9 @@ class Committer:
         except StoreError as error:
             log.warning("a commit of %d items failed and will be tried again: %s", len(items), error)
             for item in items:
-                driver.discard(item)
+                if not item.is_report:
+                    driver.discard(item)
+            driver.repeat([item for item in items if item.is_report])
             for item in items:
                 if not item.is_marks:
                     driver.doubt(item.run)

@@ -21,6 +21,7 @@ from durable.engine.instance import Instance
 from durable.engine.runtime import RunIdentity
 from durable.errors import InternalError, PlatformFault
 from durable.journal.events import (
+    EVENT_TYPES,
     ActivityCompleted,
     ActivityFailed,
     AnyEntry,
@@ -57,7 +58,7 @@ from durable.store.records import (
     Wait,
 )
 from durable.worker.live import Item, LiveRun, Outcome, Phase
-from durable.worker.performing import Performer
+from durable.worker.performing import UNAWAITED, Performer
 
 TURN_EVENTS_MAX: Final = 500  # P19
 TURN_BYTES_MAX: Final = 1 << 20
@@ -238,6 +239,7 @@ class Driver:
         run.instance = instance
         run.turn = 0
         started: set[int] = set()
+        scheduled: dict[int, int] = {}
         recorded = joined(claim.journal)
         if run.definition.retries:
             run.recorded = recorded
@@ -246,9 +248,16 @@ class Driver:
                 raise InternalError(f"the journal of open run {claim.run_id!r} has an end")
             instance.replay(activated)
             run.turn = activated.turn
-            if type(activated.event) is Retried:
+            event = activated.event
+            if type(event) is Retried:
                 started.clear()
-            started.update(c.op for c in activated.commands if type(c) is ScheduleActivity and c.started)
+                # a new life, once it may be claimed: all limits begin anew
+                scheduled = dict.fromkeys(scheduled, event.at + run.definition.retry_delay_us)
+            for command in activated.commands:
+                if type(command) is ScheduleActivity:
+                    scheduled[command.op] = event.at
+                    if command.started:
+                        started.add(command.op)
         for warning in instance.warnings:
             log.warning("run %r: %s", run.run_id, warning)
         rows = {row.op: row for row in claim.attempts}
@@ -258,10 +267,15 @@ class Driver:
             attempt = run.attempts.get(op)
             if attempt is not None:
                 attempt.call = call
+                if call.closing == "wait" and not attempt.cancelled:
+                    self.performer.close(run, op, "wait")  # that was written, though we were not told
             elif not is_first:
-                self.performer.enqueue(run, call)  # its turn was written, but its first attempt never begun
+                # its turn was written, but its first attempt never begun
+                self.performer.enqueue(run, call, scheduled[op])
             else:
-                self.performer.recover(run, call, rows.get(op), op in started)
+                self.performer.recover(
+                    run, call, rows.get(op), was_started=op in started, scheduled_at_us=scheduled[op]
+                )
         for op in [op for op in run.attempts if op not in instance.activities]:
             self.performer.close(run, op, "try")
 
@@ -359,6 +373,7 @@ class Driver:
             if done:
                 commit.attempts_done = done
         item.entries = entries
+        item.at_us = now
         item.taken = taken
         item.slots = slots
         if end is not None:
@@ -511,15 +526,16 @@ class Driver:
             run.attempts.pop(outcome.op, None)
         if type(commit.after) is not Stay and not stayed:
             self.performer.unreserve(item.slots)
-            for entry in item.entries:
-                if type(entry) is CloseOp and entry.how == "abandon":
-                    self.performer.close(run, entry.op, entry.how)  # it was let go before the end
+            for index, entry in enumerate(item.entries):
+                if type(entry) is CloseOp and entry.how in ("abandon", "try"):
+                    # it was let go before the end, or is to know why it is stopped
+                    self.performer.close(run, entry.op, entry.how, _reason(item.entries, index))
             self._on_ended(run, item)
             self._leave(run)
             return
         instance = run.instance
         assert instance is not None
-        for entry in item.entries:
+        for index, entry in enumerate(item.entries):
             kind = type(entry)
             if kind is ScheduleActivity:
                 call = instance.activities.get(entry.op)  # type: ignore[union-attr]
@@ -527,11 +543,11 @@ class Driver:
                     if entry.started:  # type: ignore[union-attr]
                         self.performer.unreserve(1)
                 elif entry.started:  # type: ignore[union-attr]
-                    self.performer.start(run, call)
+                    self.performer.start(run, call, item.at_us)
                 else:
-                    self.performer.enqueue(run, call)
+                    self.performer.enqueue(run, call, item.at_us)
             elif kind is CloseOp:
-                self.performer.close(run, entry.op, entry.how)  # type: ignore[union-attr]
+                self.performer.close(run, entry.op, entry.how, _reason(item.entries, index))  # type: ignore[union-attr]
         if run.recorded is not None and item.entries:
             run.recorded.append((run.turn, item.entries))
         run.phase = Phase.IDLE
@@ -548,13 +564,17 @@ class Driver:
             self.performer.unreserve(item.slots)
             return
         if item.is_marks:
-            if item.attempts:
-                self.performer.unmarked(item)
+            if item.is_report:
+                self.repeat([item])
             else:
-                self.items.append(item)  # the failure it tells of happened: write it with the next commit
+                self.performer.unmarked(item)
             return
         self._undo(run, [], item.taken, item.slots)
         self._forget_instance(run)
+
+    def repeat(self, marks: Sequence[Item]) -> None:
+        """Write marks that tell of what has happened with the next commit, before anything that came after them."""
+        self.items[:0] = [item for item in marks if item.run.phase is not Phase.GONE]
 
     def _undo(self, run: LiveRun, messages: list[Message], taken: list[Outcome], slots: int) -> None:
         run.inbox.extendleft(reversed(messages))
@@ -576,6 +596,8 @@ class Driver:
     def resolve(self, item: Item, claim: Claim | None) -> None:
         """A worker that stops hands back a run whose last commit may or may not have happened; `claim` is the truth."""
         run = item.run
+        self.performer.unreserve(item.slots)
+        item.slots = 0
         if run.phase is Phase.GONE or claim is None:
             return
         written = bool(claim.journal) and claim.journal[-1].turn == item.commit.turn
@@ -723,6 +745,16 @@ def _due_timer(instance: Instance, now: int) -> int | None:
         return None
     due, op = min((due, op) for op, due in timers.items())
     return op if due <= now else None
+
+
+def _reason(entries: Sequence[AnyEntry], index: int) -> str:
+    """Say why the activation in which `entries[index]` stands closed an activity: the words of a cancel request, if it was one."""
+    for entry in reversed(entries[:index]):
+        if type(entry) is CancelRequested:
+            return entry.reason or "the run was cancelled"
+        if isinstance(entry, EVENT_TYPES):
+            break
+    return UNAWAITED
 
 
 def _redelivery(entry: AnyEntry) -> Redelivery | None:

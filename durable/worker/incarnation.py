@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from durable.errors import StoreError
-from durable.seams import Clock, Repeater
+from durable.seams import Clock, Threads
 from durable.store.contract import Store
 from durable.store.records import WorkerInfo
 
@@ -29,6 +29,7 @@ class Incarnation:
         worker_id: int,
         *,
         clock: Clock,
+        threads: Threads,
         lease_seconds: float,
         on_lost: Callable[[int], None],
     ) -> None:
@@ -39,7 +40,7 @@ class Incarnation:
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._moved_at = clock.monotonic()
-        self._heart = Repeater(self._beat, lease_seconds / 4, name=f"durable heartbeat {worker_id}")
+        self._heart = threads.repeat(self._beat, lease_seconds / 4, name=f"durable heartbeat {worker_id}")
 
     @classmethod
     async def begin(
@@ -48,12 +49,15 @@ class Incarnation:
         info: WorkerInfo,
         *,
         clock: Clock,
+        threads: Threads,
         lease_seconds: float,
         on_lost: Callable[[int], None],
     ) -> Incarnation:
         """Register a new incarnation and start its heartbeat."""
         worker_id = await store.register_worker(info)
-        return cls(store, worker_id, clock=clock, lease_seconds=lease_seconds, on_lost=on_lost)
+        return cls(
+            store, worker_id, clock=clock, threads=threads, lease_seconds=lease_seconds, on_lost=on_lost
+        )
 
     def loop_moved(self) -> None:
         """The worker's loop is alive."""

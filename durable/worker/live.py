@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
+from durable.activities import Pulse
 from durable.definitions import WorkflowDefinition
 from durable.engine.instance import Instance
 from durable.engine.runtime import ActivityCall
@@ -35,35 +36,73 @@ class AttemptState(Enum):
     DROPPED = "dropped"  # nobody waits for it any more
 
 
+TimeoutKind = Literal["start_to_close", "schedule_to_start", "schedule_to_close", "heartbeat"]
+
+
 class Attempt:
-    """One open activity in this worker's care. `number` is the last attempt charged."""
+    """One open activity in this worker's care. `number` is the last attempt charged.
+
+    `scheduled_at_us` is when the journal says it was asked for, `queued_at_us` since when the next attempt has been due:
+    wall clock, for they outlive workers. `began_at` is the loop's time. `details` are the last heartbeat's, except that
+    those of the attempt that runs are in its `pulse`. `failure` is that of the attempt before, if it failed here.
+    """
 
     __slots__ = (
+        "began_at",
         "begun",
         "call",
         "cancelled",
+        "details",
+        "failure",
         "has_row",
         "has_slot",
         "number",
+        "pulse",
+        "queued_at_us",
         "run",
+        "scheduled_at_us",
         "state",
         "task",
         "timed_out",
         "timer",
     )
 
-    def __init__(self, run: LiveRun, call: ActivityCall, number: int, state: AttemptState) -> None:
+    def __init__(
+        self,
+        run: LiveRun,
+        call: ActivityCall,
+        number: int,
+        state: AttemptState,
+        scheduled_at_us: int,
+    ) -> None:
         self.run = run
         self.call = call
         self.number = number
         self.state = state
         self.task: asyncio.Future[Any] | None = None
         self.timer: asyncio.TimerHandle | None = None
-        self.timed_out = False
+        self.timed_out: TimeoutKind | None = None
         self.cancelled = False  # on request of the workflow
         self.has_slot = False
         self.has_row = False  # a row of attempts tells of it: to be removed with the outcome
         self.begun = False  # the task has taken its first step
+        self.scheduled_at_us = scheduled_at_us
+        self.queued_at_us = scheduled_at_us
+        self.began_at = 0.0
+        self.pulse: Pulse | None = None
+        self.details: bytes | None = None
+        self.failure: Failure | None = None
+
+    def latest_details(self) -> bytes | None:
+        """Return what its last heartbeat told, this attempt's or an earlier one's."""
+        return self.details if self.pulse is None else self.pulse.details
+
+    def keep_details(self) -> None:
+        """The attempt that ran is over: what it told stays, what it still tells is not heard."""
+        if self.pulse is not None:
+            self.details = self.pulse.details
+            self.pulse.close()
+            self.pulse = None
 
     def stop_timer(self) -> None:
         if self.timer is not None:
@@ -171,12 +210,13 @@ class LiveRun:
 class Item:
     """One entry of a group commit: a turn with what to do once it is durable, or marks of attempts."""
 
-    __slots__ = ("attempts", "commit", "entries", "fault", "run", "slots", "status", "taken")
+    __slots__ = ("at_us", "attempts", "commit", "entries", "fault", "run", "slots", "status", "taken")
 
     def __init__(self, run: LiveRun, commit: TurnCommit) -> None:
         self.run = run
         self.commit = commit
         self.entries: list[AnyEntry] = []
+        self.at_us = 0  # the instant of its events
         self.taken: list[Outcome] = []
         self.slots = 0  # reserved for activities this turn schedules
         self.attempts: list[Attempt] = []  # whose marks these are
@@ -187,3 +227,8 @@ class Item:
     def is_marks(self) -> bool:
         """Whether it only counts attempts: no turn, and the run stays."""
         return self.commit.turn is None and bool(self.commit.attempts) and type(self.commit.after) is Stay
+
+    @property
+    def is_report(self) -> bool:
+        """Whether it tells of what has happened (a failure, a heartbeat), so that it is to be written in any case."""
+        return self.is_marks and not self.attempts

@@ -3,6 +3,16 @@
 An attempt is charged in the database before it starts (P22): by the turn that schedules it if a slot is free
 then, else by a mark that rides on a later commit. Attempts belong to the run, not to its instance (P15). Knows how
 to run user code; knows nothing of turns.
+
+Time. An attempt has one timer, set for the nearest of its limits, and what is due is decided anew whenever it rings: a
+heartbeat sets no timer. Limits that began before this worker (since the schedule, since the attempt was due) are
+measured by the wall clock, those of the attempt itself by the loop's.
+
+Heartbeats. What they tell is noted at once and written in batches: the first detail after a pause opens a batch for all
+activities of the same interval, which becomes one mark per run, all in one group commit. An attempt that ends in order hands
+its details on with its own mark.
+
+Stopping. A coroutine is cancelled. A thread cannot be: it is told by `Pulse.cancel_reason`, and keeps its slot until it ends.
 """
 
 from __future__ import annotations
@@ -13,21 +23,29 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import msgspec
 
 from durable import failures
-from durable.activities import ActivityInfo, _info
+from durable.activities import ActivityInfo, Pulse, _info, decode_details
 from durable.client import url_here
+from durable.definitions import ActivityDefinition
 from durable.engine.runtime import ActivityCall
 from durable.errors import ActivityTimeoutError, PayloadError, UndecodableError, WorkerLostError
 from durable.failures import Failure
+from durable.retry import asked_delay_us
 from durable.seams import Clock, Executor, Random, spawn
 from durable.store.records import AttemptRow, TurnCommit
-from durable.worker.live import Attempt, AttemptState, Item, LiveRun, Outcome, Phase
+from durable.worker.live import Attempt, AttemptState, Item, LiveRun, Outcome, Phase, TimeoutKind
 
 LATE_SECONDS: Final = 5.0  # how long a timed-out coroutine may take to unwind before it is given up
+HELD_UP_SECONDS: Final = 0.05  # a timer that rings so late was held up with the loop, and so were heartbeats
+DETAILS_SHARE: Final = 0.8  # of the heartbeat timeout: how often details are written
+DETAILS_SECONDS_MIN: Final = 0.05
+DETAILS_SECONDS_MAX: Final = 3.0
+NOT_RETRIED: Final = frozenset[TimeoutKind]({"schedule_to_start", "schedule_to_close"})
+UNAWAITED: Final = "the workflow no longer waits for it"
 Performed = tuple[BaseException | None, bytes, Any]
 log = logging.getLogger("durable.worker")
 
@@ -63,6 +81,8 @@ class Performer:
         self._context.run(url_here.set, url)
         self._queue: deque[Attempt] = deque()
         self._running: set[Attempt] = set()
+        # By interval: the timer of the next write, and who has something to tell.
+        self._batches: dict[float, tuple[asyncio.TimerHandle, list[tuple[Attempt, Pulse]]]] = {}
         self.is_draining = False
         self.is_stopping: Callable[[], bool] = lambda: False
         self.on_idle: Callable[[], None] = lambda: None
@@ -91,12 +111,17 @@ class Performer:
     async def unwind(self, limit_seconds: float) -> None:
         """Cancel every coroutine that still runs, abandoned ones too, and wait for their ends, at most so long.
 
-        Threads cannot be stopped and are not waited for.
+        Threads cannot be stopped and are not waited for; those that ask are told.
         """
+        for timer, _ in self._batches.values():
+            timer.cancel()
+        self._batches.clear()
         tasks: list[asyncio.Task[Any]] = []
         for attempt in self._running:
             attempt.state = AttemptState.DROPPED
             attempt.stop_timer()
+            if attempt.pulse is not None and attempt.pulse.cancel_reason is None:
+                attempt.pulse.cancel_reason = "its worker stops"
             if isinstance(attempt.task, asyncio.Task):
                 attempt.task.cancel()
                 tasks.append(attempt.task)
@@ -113,11 +138,15 @@ class Performer:
             if attempt.state is not AttemptState.QUEUED:
                 continue
             attempt.state = AttemptState.MARKING
-            attempt.has_slot = attempt.has_row = True
+            attempt.stop_timer()
+            attempt.has_slot = True
             self._free -= 1
             marks.setdefault(attempt.run, []).append(attempt)
         for run, attempts in marks.items():
-            rows = [AttemptRow(op=a.call.op, attempt=a.number + 1, state="started") for a in attempts]
+            rows = [
+                AttemptRow(op=a.call.op, attempt=a.number + 1, state="started", details=a.details)
+                for a in attempts
+            ]
             self._mark(run, attempts, rows)
 
     def _mark(self, run: LiveRun, attempts: list[Attempt], rows: list[AttemptRow]) -> None:
@@ -125,6 +154,9 @@ class Performer:
             run, TurnCommit(pk=run.pk, generation=run.generation, claim_no=run.claim_no, attempts=rows)
         )
         item.attempts = attempts
+        for row in rows:
+            if row.op in run.attempts:
+                run.attempts[row.op].has_row = True
         self._on_marks(item)
 
     def marked(self, item: Item) -> None:
@@ -143,42 +175,58 @@ class Performer:
 
     # ─ what the driver asks ──
 
-    def start(self, run: LiveRun, call: ActivityCall) -> None:
+    def start(self, run: LiveRun, call: ActivityCall, scheduled_at_us: int) -> None:
         """Start attempt 1: its slot is reserved and its charge is durable."""
-        attempt = Attempt(run, call, 1, AttemptState.MARKING)
+        attempt = Attempt(run, call, 1, AttemptState.MARKING, scheduled_at_us)
         attempt.has_slot = True
         run.attempts[call.op] = attempt
         self._begin(attempt)
 
-    def enqueue(self, run: LiveRun, call: ActivityCall, charged: int = 0) -> None:
-        """Start the next attempt as soon as there is a slot."""
-        attempt = run.attempts[call.op] = Attempt(run, call, charged, AttemptState.QUEUED)
-        self._want_slot(attempt)
+    def enqueue(self, run: LiveRun, call: ActivityCall, scheduled_at_us: int) -> None:
+        """Start the first attempt as soon as there is a slot."""
+        self.recover(run, call, None, was_started=False, scheduled_at_us=scheduled_at_us)
 
-    def recover(self, run: LiveRun, call: ActivityCall, row: AttemptRow | None, was_started: bool) -> None:
+    def recover(
+        self,
+        run: LiveRun,
+        call: ActivityCall,
+        row: AttemptRow | None,
+        *,
+        was_started: bool,
+        scheduled_at_us: int,
+    ) -> None:
         """Go on with an activity of a run that was just claimed; an attempt lost with its worker has failed (P22)."""
-        if row is None:
-            if was_started:
-                self._lost(run, call, 1)
-            else:
-                self.enqueue(run, call)
-        elif row.state == "started":
-            self._lost(run, call, row.attempt)
-        elif row.state == "backoff":
-            attempt = run.attempts[call.op] = Attempt(run, call, row.attempt, AttemptState.BACKOFF)
-            self._wait_out(attempt, (row.due_at_us or 0) - self._clock.now_us())
+        attempt = Attempt(run, call, int(was_started), AttemptState.QUEUED, scheduled_at_us)
+        run.attempts[call.op] = attempt
+        if row is not None:
+            attempt.number, attempt.details, attempt.has_row = row.attempt, row.details, True
+        if call.closing == "wait":
+            attempt.cancelled = True
+            self._cancelled(attempt)  # what ran of it ended with its worker, or was handed back
+        elif row.state == "started" if row is not None else was_started:
+            self._lost(attempt)
+        elif row is not None and row.state == "backoff":
+            attempt.state = AttemptState.BACKOFF
+            attempt.queued_at_us = row.due_at_us or 0
+            self._wait_out(attempt, attempt.queued_at_us - self._clock.now_us())
         else:
-            self.enqueue(run, call, row.attempt)
-        if row is not None and call.op in run.attempts:
-            run.attempts[call.op].has_row = True
+            if row is not None:  # handed back: it waits anew
+                attempt.queued_at_us = self._clock.now_us()
+            self._want_slot(attempt)
 
-    def _lost(self, run: LiveRun, call: ActivityCall, number: int) -> None:
-        attempt = run.attempts[call.op] = Attempt(run, call, number, AttemptState.RUNNING)
-        error = WorkerLostError(f"the worker of attempt {number} of {call.definition.name!r} died during it")
-        failure = failures.record(error, activity=call.definition.name, run_id=run.run_id, attempts=number)
-        self._retry_or_fail(attempt, failure, is_retryable=True)
+    def _lost(self, attempt: Attempt) -> None:
+        attempt.state = AttemptState.RUNNING
+        name = attempt.call.definition.name
+        error = WorkerLostError(f"the worker of attempt {attempt.number} of {name!r} died during it")
+        failure = self._record(attempt, error)
+        left_us = self._left_us(attempt)
+        if left_us is not None and left_us <= 0:
+            attempt.failure = failure
+            self._expire(attempt, "schedule_to_close")
+        else:
+            self._retry_or_fail(attempt, failure, is_retryable=True)
 
-    def close(self, run: LiveRun, op: int, how: str) -> None:
+    def close(self, run: LiveRun, op: int, how: str, reason: str = UNAWAITED) -> None:
         """The workflow cancelled this activity: its cancellation type `how` is durable now."""
         attempt = run.attempts.get(op)
         if attempt is None:
@@ -186,7 +234,7 @@ class Performer:
         if how == "wait":
             attempt.cancelled = True
             if attempt.state is AttemptState.RUNNING and attempt.task is not None:
-                self._cancel_task(attempt)
+                self._stop_code(attempt, reason)
             elif attempt.state in (AttemptState.QUEUED, AttemptState.BACKOFF):
                 self._cancelled(attempt)
             return
@@ -195,12 +243,13 @@ class Performer:
             attempt.state = AttemptState.DROPPED
             attempt.stop_timer()
         else:
-            self._drop(attempt)
+            self._drop(attempt, reason)
 
     def drop(self, run: LiveRun) -> None:
         """The run left this worker: its attempts are cancelled and their outcomes go nowhere."""
+        reason = "its worker stops" if self.is_draining else "its run is closed, or another worker's"
         for attempt in run.attempts.values():
-            self._drop(attempt)
+            self._drop(attempt, reason)
         run.attempts.clear()
         run.outcomes.clear()
 
@@ -211,56 +260,81 @@ class Performer:
         """
         succeeded = {outcome.op for outcome in run.outcomes if outcome.failure is None}
         return [
-            AttemptRow(op=op, attempt=attempt.number - 1, state="handed_back")
+            AttemptRow(
+                op=op, attempt=attempt.number - 1, state="handed_back", details=attempt.latest_details()
+            )
             for op, attempt in run.attempts.items()
             if attempt.state is AttemptState.RUNNING or op in succeeded
         ]
 
-    def _drop(self, attempt: Attempt) -> None:
+    def _drop(self, attempt: Attempt, reason: str) -> None:
         was, attempt.state = attempt.state, AttemptState.DROPPED
         attempt.stop_timer()
         if was is AttemptState.RUNNING and attempt.task is not None:
-            self._cancel_task(attempt)  # its slot is free once it has unwound
+            if attempt.task.done():
+                self._free_slot(attempt)
+            else:
+                self._stop_code(attempt, reason)  # its slot is free once it has ended
         else:
             self._free_slot(attempt)
 
-    def _cancel_task(self, attempt: Attempt) -> None:
+    def _stop_code(self, attempt: Attempt, reason: str) -> None:
+        """Tell the code of an attempt to stop: a coroutine is cancelled, a thread finds out when it asks."""
+        if attempt.pulse is not None:
+            attempt.pulse.cancel_reason = reason
         task = attempt.task
-        assert task is not None
-        task.cancel()
-        if attempt.call.definition.is_async and not attempt.begun:
-            # asyncio never enters a coroutine that is cancelled before its first step: nobody else would tell its end.
-            self._ended(attempt, task, asyncio.CancelledError(), b"", None)
+        if task is not None and attempt.call.definition.is_async:
+            task.cancel(reason)
+            if not attempt.begun:
+                # asyncio never enters a coroutine that is cancelled before its first step: nobody else would tell its end.
+                self._ended(attempt, task, asyncio.CancelledError(reason), b"", None)
 
     # ─ running user code ──
 
     def _begin(self, attempt: Attempt) -> None:
         attempt.state = AttemptState.RUNNING
-        attempt.timed_out = False
+        attempt.timed_out = None
+        attempt.stop_timer()
         if attempt.cancelled:
             self._cancelled(attempt)
             return
-        attempt.begun = False
         call, definition = attempt.call, attempt.call.definition
+        left_us = self._left_us(attempt)
+        if left_us is not None and left_us <= 0:  # its time passed while its start was written
+            self._expire(attempt, "schedule_to_close")
+            return
+        try:
+            details = () if attempt.details is None else decode_details(attempt.details)
+        except UndecodableError as error:
+            self._failed(attempt, error)
+            return
+        loop = asyncio.get_running_loop()
+        pulse = attempt.pulse = Pulse(
+            details=attempt.details, loop=loop, on_details=partial(self._note, attempt)
+        )
+        attempt.began_at = pulse.beat_at
+        tell = partial(_tell_info, attempt, attempt.number, details, pulse)
         context = self._context.copy()
+        attempt.begun = False
         try:
             if definition.is_async:
-                attempt.task = spawn(self._perform(attempt, self.fence), name=call.key, context=context)
+                attempt.task = spawn(self._perform(attempt, tell, self.fence), name=call.key, context=context)
             else:
                 attempt.task = context.run(
-                    self._executor.submit, partial(self._run_sync, attempt, attempt.number, self.fence)
+                    self._executor.submit, partial(self._run_sync, call, tell, self.fence)
                 )
                 attempt.task.add_done_callback(partial(self._thread_ended, attempt))
         except Exception as error:  # no thread to be had, say: the attempt is charged and has failed
+            attempt.keep_details()
             self._failed(attempt, error)
             return
         self._running.add(attempt)
-        if definition.timeout_us is not None:
-            attempt.timer = asyncio.get_running_loop().call_later(
-                definition.timeout_us / 1_000_000, self._time_out, attempt
-            )
+        if definition.is_limited:
+            self._watch(attempt)
 
-    async def _perform(self, attempt: Attempt, fence: Callable[[], bool]) -> None:
+    async def _perform(
+        self, attempt: Attempt, tell: Callable[[], ActivityInfo], fence: Callable[[], bool]
+    ) -> None:
         """The task of one attempt. It reports its own end: a done-callback would cost another turn of the loop."""
         attempt.begun = True
         task = attempt.task
@@ -271,7 +345,7 @@ class Performer:
         try:
             if not fence():
                 raise _StaleError
-            _info.set(partial(_tell_info, attempt, attempt.number))
+            _info.set(tell)
             args, kwargs = definition.arguments.decode(call.args)
             value = await definition.fn(*args, **kwargs)
             data = definition.result.encode(value)
@@ -280,13 +354,14 @@ class Performer:
             error = raised
         self._ended(attempt, task, error, data, value)
 
-    def _run_sync(self, attempt: Attempt, number: int, fence: Callable[[], bool]) -> Performed:
-        call = attempt.call
+    def _run_sync(
+        self, call: ActivityCall, tell: Callable[[], ActivityInfo], fence: Callable[[], bool]
+    ) -> Performed:
         definition = call.definition
         try:
             if not fence():
                 raise _StaleError
-            _info.set(partial(_tell_info, attempt, number))
+            _info.set(tell)
             args, kwargs = definition.arguments.decode(call.args)
             value = definition.fn(*args, **kwargs)
             data = definition.result.encode(value)
@@ -302,11 +377,65 @@ class Performer:
         else:
             self._ended(attempt, task, *task.result())
 
-    def _time_out(self, attempt: Attempt) -> None:
-        attempt.timed_out = True
-        assert attempt.task is not None
+    # ─ limits ──
+
+    def _left_us(self, attempt: Attempt) -> int | None:
+        """Return how long all of its attempts together may still take."""
+        limit = attempt.call.definition.schedule_to_close_us
+        return None if limit is None else attempt.scheduled_at_us + limit - self._clock.now_us()
+
+    def _limits(self, attempt: Attempt) -> list[tuple[float, TimeoutKind]]:
+        """Return the limits that hold for an attempt that waits for a slot or runs, each with the seconds left."""
+        definition = attempt.call.definition
+        limits: list[tuple[float, TimeoutKind]] = []
+        if (left_us := self._left_us(attempt)) is not None:
+            limits.append((left_us / 1_000_000, "schedule_to_close"))
+        if attempt.state is AttemptState.QUEUED:
+            if (limit_us := definition.schedule_to_start_us) is not None:
+                left_us = attempt.queued_at_us + limit_us - self._clock.now_us()
+                limits.append((left_us / 1_000_000, "schedule_to_start"))
+        elif attempt.pulse is not None:
+            now = asyncio.get_running_loop().time()
+            if (limit_us := definition.timeout_us) is not None:
+                limits.append((attempt.began_at + limit_us / 1_000_000 - now, "start_to_close"))
+            # One that was cancelled with "wait" cleans up: it has better things to do than to beat.
+            if (limit_us := definition.heartbeat_us) is not None and not attempt.cancelled:
+                limits.append((attempt.pulse.beat_at + limit_us / 1_000_000 - now, "heartbeat"))
+        return limits
+
+    def _watch(self, attempt: Attempt) -> None:
+        """Set the attempt's timer for the nearest of its limits."""
+        limits = self._limits(attempt)
+        if limits:
+            left, _ = min(limits)
+            attempt.timer = asyncio.get_running_loop().call_later(max(left, 0.001), self._look, attempt)
+
+    def _look(self, attempt: Attempt) -> None:
+        """The timer rang: see which limit has passed, if one has."""
+        loop = asyncio.get_running_loop()
+        late = 0.0 if attempt.timer is None else loop.time() - attempt.timer.when()
+        attempt.timer = None
+        limits = self._limits(attempt)
+        if not limits or attempt.state not in (AttemptState.QUEUED, AttemptState.RUNNING):
+            return
+        left, kind = min(limits)
+        if left > 0:
+            self._watch(attempt)
+        elif kind == "heartbeat" and late > HELD_UP_SECONDS and -left < late + HELD_UP_SECONDS:
+            # The loop was busy with something else: whoever could not beat meanwhile may do so now.
+            attempt.timer = loop.call_later(HELD_UP_SECONDS, self._look, attempt)
+        else:
+            self._time_out(attempt, kind)
+
+    def _time_out(self, attempt: Attempt, kind: TimeoutKind) -> None:
+        if attempt.state is not AttemptState.RUNNING:
+            self._expire(attempt, kind)
+            return
+        attempt.timed_out = kind
+        self._stop_code(attempt, _late_text(attempt.call.definition, attempt.number, kind))
+        if attempt not in self._running:
+            return  # it had not begun, and is over already
         if attempt.call.definition.is_async:
-            attempt.task.cancel()
             attempt.timer = asyncio.get_running_loop().call_later(LATE_SECONDS, self._give_up, attempt)
         else:
             self._give_up(attempt)
@@ -314,20 +443,58 @@ class Performer:
     def _give_up(self, attempt: Attempt) -> None:
         """The late attempt has failed, whatever its code still does; its slot is free when that ends."""
         attempt.timer = None
-        zombie = Attempt(attempt.run, attempt.call, attempt.number, AttemptState.DROPPED)
-        zombie.task, zombie.has_slot = attempt.task, attempt.has_slot
+        zombie = Attempt(
+            attempt.run, attempt.call, attempt.number, AttemptState.DROPPED, attempt.scheduled_at_us
+        )
+        zombie.task, zombie.has_slot, zombie.pulse = attempt.task, attempt.has_slot, attempt.pulse
+        attempt.keep_details()
         self._running.discard(attempt)
         self._running.add(zombie)
+        kind = attempt.timed_out
+        assert kind is not None
         attempt.task, attempt.has_slot = None, False
-        self._timed_out(attempt)
+        self._expire(attempt, kind)
 
-    def _timed_out(self, attempt: Attempt) -> None:
+    def _expire(self, attempt: Attempt, kind: TimeoutKind) -> None:
+        """A limit of the attempt has passed and its code is done, given up, or was never begun."""
         definition = attempt.call.definition
-        limit = (definition.timeout_us or 0) / 1_000_000
-        error = ActivityTimeoutError(
-            f"attempt {attempt.number} of {definition.name!r} ran longer than its timeout of {limit:g} s"
-        )
-        self._failed(attempt, error)
+        error = ActivityTimeoutError(_late_text(definition, attempt.number, kind), kind=kind)
+        failure = self._record(attempt, error)
+        if kind in NOT_RETRIED:
+            failure = msgspec.structs.replace(failure, cause=attempt.failure)
+        is_retryable = kind not in NOT_RETRIED and definition.retry.is_retryable(error)
+        self._retry_or_fail(attempt, failure, is_retryable=is_retryable)
+
+    # ─ heartbeats ──
+
+    def _note(self, attempt: Attempt, pulse: Pulse) -> None:
+        """An attempt has something new to tell: it is written with the next batch of its interval."""
+        if attempt.pulse is not pulse or attempt.state is not AttemptState.RUNNING:
+            return
+        limit_us = attempt.call.definition.heartbeat_us
+        interval = DETAILS_SECONDS_MAX
+        if limit_us is not None:
+            interval = min(max(DETAILS_SHARE * limit_us / 1_000_000, DETAILS_SECONDS_MIN), interval)
+        if interval not in self._batches:
+            timer = asyncio.get_running_loop().call_later(interval, self._write_details, interval)
+            self._batches[interval] = timer, []
+        self._batches[interval][1].append((attempt, pulse))
+
+    def _write_details(self, interval: float) -> None:
+        """Let the details of a whole batch ride on the next commit."""
+        _, batch = self._batches.pop(interval)
+        rows: dict[LiveRun, list[AttemptRow]] = {}
+        for attempt, pulse in batch:
+            pulse.is_noted = False  # before they are read: what a thread tells from here on is noted anew
+            if attempt.pulse is pulse and attempt.state is AttemptState.RUNNING:
+                row = AttemptRow(
+                    op=attempt.call.op, attempt=attempt.number, state="started", details=pulse.details
+                )
+                rows.setdefault(attempt.run, []).append(row)
+        for run, listed in rows.items():
+            self._mark(run, [], listed)
+
+    # ─ ends ──
 
     def _ended(
         self,
@@ -345,24 +512,34 @@ class Performer:
             return
         self._running.discard(attempt)
         attempt.stop_timer()
+        attempt.keep_details()
         if attempt.state is AttemptState.DROPPED:
             self._free_slot(attempt)
-        elif attempt.timed_out:
-            self._timed_out(attempt)
-        elif error is None:
-            self._succeeded(attempt, data, value)
         elif isinstance(error, _StaleError):
             attempt.state = AttemptState.DROPPED
             self._free_slot(attempt)
             self._on_stale()
-        elif isinstance(error, asyncio.CancelledError) and attempt.cancelled:
-            self._cancelled(attempt)
-        elif isinstance(error, asyncio.CancelledError) and self.is_stopping():
-            self._free_slot(attempt)  # the loop is being torn down: the attempt is handed back
-        else:
+        elif isinstance(error, asyncio.CancelledError):
+            self._was_cancelled(attempt, error)
+        elif error is not None:
             self._failed(attempt, error)
+        elif attempt.timed_out is not None:
+            self._expire(attempt, attempt.timed_out)
+        else:
+            self._succeeded(attempt, data, value)
         if not self._running:
             self.on_idle()
+
+    def _was_cancelled(self, attempt: Attempt, error: asyncio.CancelledError) -> None:
+        if attempt.timed_out is not None:
+            self._expire(attempt, attempt.timed_out)
+        elif attempt.cancelled:
+            self._cancelled(attempt)
+        elif self.is_stopping():
+            self._free_slot(attempt)  # the loop is being torn down: the attempt is handed back
+        else:
+            unasked = asyncio.CancelledError("raised by the activity, unasked")
+            self._failed(attempt, error if error.args else unasked)
 
     def _free_slot(self, attempt: Attempt) -> None:
         if attempt.has_slot:
@@ -373,6 +550,12 @@ class Performer:
 
     def _want_slot(self, attempt: Attempt) -> None:
         attempt.state = AttemptState.QUEUED
+        if attempt.call.definition.is_limited:
+            left, kind = min(self._limits(attempt), default=(1.0, None))
+            if left <= 0 and kind is not None:
+                self._expire(attempt, kind)
+                return
+            self._watch(attempt)
         self._queue.append(attempt)
         if self._free > 0:
             self._on_slots()
@@ -392,44 +575,57 @@ class Performer:
 
     def _cancelled(self, attempt: Attempt) -> None:
         attempt.stop_timer()
-        failure = failures.record(
-            asyncio.CancelledError("cancelled by the workflow"),
-            activity=attempt.call.definition.name,
-            run_id=attempt.run.run_id,
-            attempts=attempt.number,
-        )
+        failure = self._record(attempt, asyncio.CancelledError("cancelled by the workflow"))
         self._finish(attempt, Outcome(attempt.call.op, attempt.number, failure=failure))
 
     def _failed(self, attempt: Attempt, error: BaseException) -> None:
-        failure = failures.record(
+        storable = not isinstance(error, (PayloadError, UndecodableError))
+        policy = attempt.call.definition.retry
+        self._retry_or_fail(
+            attempt,
+            self._record(attempt, error),
+            is_retryable=storable and policy.is_retryable(error),
+            delay_us=asked_delay_us(error),
+        )
+
+    def _record(self, attempt: Attempt, error: BaseException) -> Failure:
+        return failures.record(
             error,
             activity=attempt.call.definition.name,
             run_id=attempt.run.run_id,
             attempts=attempt.number,
         )
-        storable = not isinstance(error, (PayloadError, UndecodableError))
-        policy = attempt.call.definition.retry
-        self._retry_or_fail(attempt, failure, is_retryable=storable and policy.is_retryable(error))
 
-    def _retry_or_fail(self, attempt: Attempt, failure: Failure, *, is_retryable: bool) -> None:
+    def _retry_or_fail(
+        self, attempt: Attempt, failure: Failure, *, is_retryable: bool, delay_us: int | None = None
+    ) -> None:
+        """An attempt has failed: begin the next after `delay_us`, or the policy's interval, or let that be the outcome."""
         self._free_slot(attempt)
+        attempt.stop_timer()
         policy = attempt.call.definition.retry
         if attempt.cancelled:
             self._cancelled(attempt)
             return
-        if not (is_retryable and policy.has_attempt_after(attempt.number)):
+        if delay_us is None:
+            delay_us = policy.delay_us(
+                max(attempt.number, 1), self._random.fraction() if policy.jitter else 0.0
+            )
+        left_us = self._left_us(attempt)
+        in_time = left_us is None or delay_us < left_us
+        if not (is_retryable and in_time and policy.has_attempt_after(attempt.number)):
             self._finish(attempt, Outcome(attempt.call.op, attempt.number, failure=failure))
             return
-        delay_us = policy.delay_us(attempt.number, self._random.fraction() if policy.jitter else 0.0)
         attempt.state = AttemptState.BACKOFF
         attempt.task = None
-        attempt.has_row = True
+        attempt.failure = failure
+        attempt.queued_at_us = self._clock.now_us() + delay_us
         row = AttemptRow(
             op=attempt.call.op,
             attempt=attempt.number,
             state="backoff",
-            due_at_us=self._clock.now_us() + delay_us,
+            due_at_us=attempt.queued_at_us,
             failure=msgspec.json.encode(failure),
+            details=attempt.details,
         )
         self._mark(attempt.run, [], [row])
         self._wait_out(attempt, delay_us)
@@ -444,7 +640,7 @@ class Performer:
         self._want_slot(attempt)
 
 
-def _tell_info(attempt: Attempt, number: int) -> ActivityInfo:
+def _tell_info(attempt: Attempt, number: int, details: tuple[Any, ...], pulse: Pulse) -> ActivityInfo:
     """Return what the activity may know of itself; made only if it asks."""
     return ActivityInfo(
         run_id=attempt.run.run_id,
@@ -452,8 +648,29 @@ def _tell_info(attempt: Attempt, number: int) -> ActivityInfo:
         activity=attempt.call.definition.name,
         attempt=number,
         idempotency_key=attempt.call.key,
+        heartbeat_details=details,
+        _pulse=pulse,
     )
 
 
 class _StaleError(Exception):
     """The process slept between the commit that charged an attempt and its first step, and lost its lease meanwhile."""
+
+
+def _late_text(definition: ActivityDefinition, number: int, kind: TimeoutKind) -> str:
+    name = definition.name
+    match kind:
+        case "start_to_close":
+            limit_us = definition.timeout_us or 0
+            return f"attempt {number} of {name!r} ran longer than its timeout of {limit_us / 1_000_000:g} s"
+        case "heartbeat":
+            limit_us = definition.heartbeat_us or 0
+            return f"attempt {number} of {name!r} was silent for longer than its heartbeat timeout of {limit_us / 1_000_000:g} s"
+        case "schedule_to_start":
+            limit_us = definition.schedule_to_start_us or 0
+            return f"{name!r} waited for a slot for longer than its schedule-to-start timeout of {limit_us / 1_000_000:g} s"
+        case "schedule_to_close":
+            limit_us = definition.schedule_to_close_us or 0
+            return f"{name!r} was not done within its schedule-to-close timeout of {limit_us / 1_000_000:g} s"
+        case _:
+            assert_never(kind)

@@ -21,7 +21,7 @@ from durable.retry import Seconds, seconds
 from durable.scheduler.due import fire_due
 from durable.scheduler.rescue import rescue_dead
 from durable.scheduler.wakeups import Wakeups
-from durable.seams import ThreadExecutor, pause, spawn
+from durable.seams import SystemThreads, Threads, pause, spawn
 from durable.store.records import Claim, Close, Park, Rescue, RunRecord, WorkerInfo
 from durable.worker.committing import Committer
 from durable.worker.driving import Driver
@@ -46,7 +46,7 @@ class Worker:
 
     `workflows` are `@workflow` functions or modules that hold some. `task_queue` is where it claims runs; `concurrency` how
     many activities it performs at a time. `lease_seconds` (default 10, or `DURABLE_LEASE_TTL`) is how long a worker that
-    hangs keeps its runs; one that died on this host loses them at once.
+    hangs keeps its runs; one that died on this host loses them at once. `threads` is where its threads come from (simulations).
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Worker:
         lease_seconds: Seconds | None = None,
         name: str | None = None,
         own_only: bool = False,
+        threads: Threads | None = None,
     ) -> None:
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise DefinitionError(f"concurrency must be an integer >= 1, not {concurrency!r}")
@@ -71,6 +72,7 @@ class Worker:
         self._own_only = own_only
         self._interest: set[int] = set()
         self._clock = client.clock
+        self._threads = threads or SystemThreads()
         self._incarnation: Incarnation | None = None
         self._unsubscribe: Callable[[], None] | None = None
         self._stopping = False
@@ -152,7 +154,7 @@ class Worker:
         self._strays: dict[
             int, int
         ] = {}  # pk -> claim_no of runs that are ours but not driven, as of the last look
-        self._executor = ThreadExecutor(self.concurrency, name="durable-activity")
+        self._executor = self._threads.executor(self.concurrency, name="durable-activity")
         self._driver = Driver(
             registry=self.registry,
             clock=self._clock,
@@ -193,7 +195,12 @@ class Worker:
             embedded=self._own_only,
         )
         self._incarnation = await Incarnation.begin(
-            self._store, info, clock=self._clock, lease_seconds=self.lease_seconds, on_lost=self._on_lost
+            self._store,
+            info,
+            clock=self._clock,
+            threads=self._threads,
+            lease_seconds=self.lease_seconds,
+            on_lost=self._on_lost,
         )
         self._lost = False
         self._driver.worker_id = self._incarnation.worker_id

@@ -20,7 +20,7 @@ import os
 import time
 from pathlib import Path
 
-from durable import Retry, Signal, activity, activity_info, sleep, workflow
+from durable import Retry, Signal, activity, activity_info, sleep, unguarded, workflow
 
 approved = Signal("approved", bool)
 note = Signal("note", str)
@@ -102,7 +102,8 @@ async def train() -> str:
 
 @workflow
 async def spin(path: str) -> None:
-    Path(path).touch()
+    with unguarded():
+        Path(path).touch()
     while True:
         pass
 """

@@ -114,7 +114,16 @@ class TurnWriter:
         db.executemany(
             sql["upsert_attempt"],
             [
-                (commit.pk, commit.generation, row.op, row.attempt, row.state, row.due_at_us, row.failure)
+                (
+                    commit.pk,
+                    commit.generation,
+                    row.op,
+                    row.attempt,
+                    row.state,
+                    row.due_at_us,
+                    row.failure,
+                    row.details,
+                )
                 for commit in open_ones
                 for row in commit.attempts
             ],

@@ -69,7 +69,8 @@ UPDATE run SET status = 0, owner = NULL, ready_at_us = :now_us, is_delayed = 0 W
 
 -- name: list_workers
 SELECT id, name, host, pid, task_queue, is_embedded, is_alive, started_at_us, stopped_at_us, definitions,
-    (SELECT count(*) FROM run WHERE run.owner = worker.id)
+    (SELECT count(*) FROM run WHERE run.owner = worker.id),
+    (SELECT beat_at_us FROM worker_heartbeat WHERE worker_heartbeat.worker = worker.id)
 FROM worker
 WHERE is_alive = 1 OR :alive_only = 0
 ORDER BY id;
@@ -88,13 +89,19 @@ JOIN run ON run.run_id = wanted.value
 JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = run.generation;
 
 -- name: last_run
-SELECT coalesce(max(id), 0) FROM run;
+-- The highest key and the highest epoch ever deleted by retention count, too: neither comes back (P6).
+SELECT
+    max(
+        (SELECT coalesce(max(id), 0) FROM run),
+        coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'last_run_pruned'), 0)
+    ),
+    coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'last_epoch_pruned'), 0);
 
 -- name: insert_run
 INSERT INTO run (
-    id, run_id, workflow, version, task_queue, status, claim_no, owner, ready_at_us, is_delayed, deadline_us,
+    id, run_id, epoch, workflow, version, task_queue, status, claim_no, owner, ready_at_us, is_delayed, deadline_us,
     created_at_us, started_at_us, parent
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: insert_run_payload
 INSERT INTO run_payload (run, generation, input) VALUES (?, ?, ?);
@@ -201,7 +208,7 @@ WHERE run.owner = :worker
 ORDER BY inbox.run, inbox.msg;
 
 -- name: read_owned_attempts
-SELECT attempt.run, attempt.op, attempt.attempt, attempt.state, attempt.due_at_us, attempt.failure
+SELECT attempt.run, attempt.op, attempt.attempt, attempt.state, attempt.due_at_us, attempt.failure, attempt.details
 FROM json_each(:runs) AS chosen
 CROSS JOIN run ON run.id = chosen.value
 CROSS JOIN attempt ON attempt.run = run.id AND attempt.generation = run.generation
@@ -236,9 +243,10 @@ INSERT INTO journal (run, generation, turn, part, data) VALUES (?, ?, ?, ?, ?);
 DELETE FROM inbox WHERE id = ? AND run = ?;
 
 -- name: upsert_attempt
-INSERT INTO attempt (run, generation, op, attempt, state, due_at_us, failure) VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT INTO attempt (run, generation, op, attempt, state, due_at_us, failure, details) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (run, generation, op) DO UPDATE SET
-    attempt = excluded.attempt, state = excluded.state, due_at_us = excluded.due_at_us, failure = excluded.failure;
+    attempt = excluded.attempt, state = excluded.state, due_at_us = excluded.due_at_us, failure = excluded.failure,
+    details = coalesce(excluded.details, details);
 
 -- name: delete_attempt
 DELETE FROM attempt WHERE run = ? AND generation = ? AND op = ?;
@@ -424,7 +432,7 @@ LIMIT :count;
 SELECT turn, part, data FROM journal WHERE run = :run AND generation = :generation ORDER BY turn, part;
 
 -- name: read_attempts
-SELECT op, attempt, state, due_at_us, failure FROM attempt WHERE run = :run AND generation = :generation ORDER BY op;
+SELECT op, attempt, state, due_at_us, failure, details FROM attempt WHERE run = :run AND generation = :generation ORDER BY op;
 
 -- name: count_backlog
 -- One arm per partial index: ready, owned, resting.
@@ -450,3 +458,80 @@ SELECT
     count(*) FILTER (WHERE status = 2 AND due_at_us IS NOT NULL),
     count(*) FILTER (WHERE (status = 2 AND due_at_us IS NULL) OR status = 3)
 FROM open_run;
+
+-- ─ care ──
+
+-- name: open_runs
+SELECT
+    task_queue, workflow, version,
+    CASE WHEN status = 0 AND ready_at_us > :now_us THEN 'delayed' WHEN status = 0 THEN 'ready' WHEN status = 1 THEN 'owned'
+        WHEN status = 2 THEN 'waiting' ELSE 'parked' END AS state,
+    count(*), min(ready_at_us)
+FROM run WHERE status < 10
+GROUP BY task_queue, workflow, version, state
+ORDER BY task_queue, workflow, version, state;
+
+-- name: recent_workflows
+SELECT DISTINCT workflow FROM (SELECT workflow FROM run ORDER BY id DESC LIMIT :count) ORDER BY workflow;
+
+-- name: count_closed_runs
+SELECT count(*) FROM run
+WHERE created_at_us < :before_us AND status >= 10 AND closed_at_us < :before_us
+    AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses)));
+
+-- name: find_closed_runs
+-- A run that was closed before an instant was created before it: the index on creation bounds the search.
+SELECT created_at_us, id FROM run
+WHERE created_at_us < :before_us AND status >= 10 AND closed_at_us < :before_us
+    AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses)))
+    AND created_at_us >= :after_us AND (created_at_us > :after_us OR id > :after_run)
+ORDER BY created_at_us, id
+LIMIT :count;
+
+-- name: begin_retention
+INSERT INTO retention (at_us, before_us, statuses, who) VALUES (:now_us, :before_us, :statuses, :who);
+
+-- name: end_retention
+UPDATE retention SET runs = :runs, journal_rows = :journal_rows WHERE id = :retention;
+
+-- name: drop_retention
+DELETE FROM retention WHERE id = :retention;
+
+-- name: mark_run
+-- From here to `unmark_run`, in one transaction, the journal lets this run's rows go (migration 0003).
+INSERT INTO retention_run (run, retention)
+SELECT id, :retention FROM run
+WHERE id = :run AND status >= 10 AND closed_at_us < :before_us
+    AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses)));
+
+-- name: prune_journal
+DELETE FROM journal WHERE run = :run;
+
+-- name: prune_attempts
+DELETE FROM attempt WHERE run = :run;
+
+-- name: prune_inbox
+DELETE FROM inbox WHERE run = :run;
+
+-- name: prune_message_ids
+DELETE FROM message_id WHERE run = :run;
+
+-- name: prune_requests
+DELETE FROM request WHERE run = :run;
+
+-- name: prune_payloads
+DELETE FROM run_payload WHERE run = :run;
+
+-- name: prune_generations
+DELETE FROM generation WHERE run = :run;
+
+-- name: prune_run
+DELETE FROM run WHERE id = :run RETURNING epoch;
+
+-- name: unmark_run
+DELETE FROM retention_run WHERE run = :run;
+
+-- name: raise_meta
+INSERT INTO meta (key, value) VALUES (:key, CAST(:value AS TEXT))
+ON CONFLICT (key) DO UPDATE SET value = excluded.value
+WHERE CAST(meta.value AS INTEGER) < CAST(excluded.value AS INTEGER);

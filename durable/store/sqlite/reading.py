@@ -149,8 +149,10 @@ def read_claims(db: sqlite3.Connection, sql: Statements, worker: int, pks: Seque
 
 
 def attempt_row(row: Sequence[Any]) -> AttemptRow:
-    op, attempt, state, due_at_us, failure = row
-    return AttemptRow(op=op, attempt=attempt, state=state, due_at_us=due_at_us, failure=failure)
+    op, attempt, state, due_at_us, failure, details = row
+    return AttemptRow(
+        op=op, attempt=attempt, state=state, due_at_us=due_at_us, failure=failure, details=details
+    )
 
 
 def filter_parameters(filter: RunFilter) -> dict[str, object]:
@@ -179,7 +181,20 @@ def as_literal_glob(text: str) -> str:
 
 
 def worker_record(row: Sequence[Any]) -> WorkerRecord:
-    worker_id, name, host, pid, task_queue, is_embedded, is_alive, started, stopped, definitions, runs = row
+    (
+        worker_id,
+        name,
+        host,
+        pid,
+        task_queue,
+        is_embedded,
+        is_alive,
+        started,
+        stopped,
+        definitions,
+        runs,
+        beat,
+    ) = row
     return WorkerRecord(
         worker_id=worker_id,
         name=name,
@@ -192,6 +207,7 @@ def worker_record(row: Sequence[Any]) -> WorkerRecord:
         stopped_at_us=stopped,
         runs=runs,
         definitions=tuple((workflow, version) for workflow, version in msgspec.json.decode(definitions)),
+        beat_at_us=beat,
     )
 
 

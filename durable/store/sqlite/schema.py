@@ -26,10 +26,11 @@ def check_library() -> None:
 def probe(connection: sqlite3.Connection, sql: Statements, database: Path) -> int:
     """Return the schema version of a database of ours, 0 for an empty file; refuse any other without touching it."""
     with explaining(database):
-        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
         (tables,) = connection.execute(sql["count_tables"]).fetchone()
         if tables == 0:
             return 0
+        # After the tables: the transaction of somebody who makes the file this very moment writes both.
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
         if application_id != APPLICATION_ID:
             raise NotADatabaseError(
                 f"{database} is an SQLite database of another program; it was not touched. Name another file"

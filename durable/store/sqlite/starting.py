@@ -77,7 +77,8 @@ class _Starts:
                 sql["runs_by_run_ids"], {"run_ids": run_ids}
             )
         }
-        (self._last_pk,) = db.execute(sql["last_run"]).fetchone()
+        self._last_pk, last_epoch_pruned = db.execute(sql["last_run"]).fetchone()
+        self._first_epoch = last_epoch_pruned + 1  # an id may have been used by a run that retention deleted
         self._runs: list[tuple[Any, ...]] = []
         self._payloads: list[tuple[int, int, bytes]] = []
         self._seen: list[tuple[str, int, int]] = []
@@ -166,6 +167,7 @@ class _Starts:
             (
                 pk,
                 request.run_id,
+                self._first_epoch,
                 request.workflow,
                 request.version,
                 request.task_queue,
@@ -187,7 +189,7 @@ class _Starts:
             pk=pk,
             run_id=request.run_id,
             generation=1,
-            epoch=1,
+            epoch=self._first_epoch,
             workflow=request.workflow,
             version=request.version,
             task_queue=request.task_queue,

@@ -21,28 +21,33 @@ import aiosqlite
 
 from durable.errors import StoreError
 from durable.seams import Clock, Executor, SystemRandom, ThreadExecutor
+from durable.store.migrations import load_migrations
 from durable.store.records import (
     AttemptRow,
     Backlog,
     Claim,
+    ClosedRuns,
     DueOutcome,
     HandBack,
     JournalRow,
     Message,
     NextGeneration,
+    PruneOutcome,
     Rescue,
     RunFilter,
     RunRecord,
+    Schema,
     SendOutcome,
     StartOutcome,
     StartRequest,
     Stay,
+    StoreHealth,
     TurnCommit,
     Verdict,
     WorkerInfo,
     WorkerRecord,
 )
-from durable.store.sqlite import forks, messages, reading
+from durable.store.sqlite import forks, location, maintenance, messages, reading
 from durable.store.sqlite.checkpointer import Checkpointer
 from durable.store.sqlite.committing import TurnWriter, lease_lost, require_alive
 from durable.store.sqlite.connection import Writer, database_uri
@@ -65,6 +70,7 @@ from durable.store.statements import load_statements
 
 T = TypeVar("T")
 
+_RECENT_RUNS: Final = 10_000  # among which names of workflows are looked for
 _CLOSED: Final = "the store is closed: open it again"
 _FORKED: Final = (
     "the store was opened before a fork, in the parent process: open one of your own in this process"
@@ -78,6 +84,7 @@ class SqliteStore:
         self.url = f"sqlite:///{prepared.database}"
         self._database = prepared.database
         self._clock = clock
+        self._durability = durability
         self._executor = executor
         self._sql = load_statements(PACKAGE)
         self._turns = TurnWriter(self._sql)
@@ -269,6 +276,11 @@ class SqliteStore:
     async def list_workers(self, *, alive_only: bool = True) -> list[WorkerRecord]:
         rows = await self._scan("list_workers", {"alive_only": int(alive_only)})
         return [reading.worker_record(row) for row in rows]
+
+    async def find_lost_workers(self) -> list[int]:
+        if self._liveness is None:
+            return []  # opened for reading: nobody can be asked
+        return maintenance.lost_workers(self._liveness, self._read_live_workers(), self._clock.now_us())
 
     async def _is_silent(self, worker: LiveWorker, lease_seconds: float) -> bool:
         """Whether the worker's counter stood still for a lease, while we could write."""
@@ -492,6 +504,57 @@ class SqliteStore:
         with self._reading() as reader:
             row = reader.execute(self._sql["read_meta"], {"key": key}).fetchone()
         return None if row is None else str(row[0])
+
+    # ─ care ──
+
+    async def read_health(self) -> StoreHealth:
+        groups = await self._scan("open_runs", {"now_us": self._clock.now_us()})
+        with self._reading() as reader:
+            (journal_mode,) = reader.execute("PRAGMA journal_mode").fetchone()
+            (free_pages,) = reader.execute("PRAGMA freelist_count").fetchone()
+            (page_bytes,) = reader.execute("PRAGMA page_size").fetchone()
+        side = location.side_directory(self._database)
+        newest = len(load_migrations(PACKAGE))
+        return StoreHealth(
+            engine=f"sqlite {sqlite3.sqlite_version}",
+            journal_mode=journal_mode,
+            durability=self._durability,
+            schema=Schema(version=await self.schema_version(), newest=newest),
+            database_bytes=maintenance.size_of(self._database),
+            log_bytes=maintenance.size_of(self._database.with_name(self._database.name + "-wal")),
+            free_bytes=free_pages * page_bytes,
+            locks=str(side) if side.is_dir() else "",
+            unwritable=self._unwritable,
+            open_runs=maintenance.open_runs(groups),
+        )
+
+    async def recent_workflows(self) -> list[str]:
+        return [row[0] for row in await self._scan("recent_workflows", {"count": _RECENT_RUNS})]
+
+    async def back_up(self, target: Path) -> int:
+        """In a thread of its own: the store's one is the writer's. Goes on to its end if the caller is cancelled."""
+        self._require_usable()
+        executor = ThreadExecutor(1, name="durable-backup")
+        try:
+            copying = partial(maintenance.back_up, self._database, self._reader_mode, target)
+            return await asyncio.shield(executor.submit(copying))
+        finally:
+            executor.close()
+
+    async def count_closed_runs(self, chosen: ClosedRuns) -> int:
+        rows = await self._scan("count_closed_runs", maintenance.chosen_parameters(chosen))
+        return int(rows[0][0])
+
+    async def find_closed_runs(
+        self, chosen: ClosedRuns, *, after: tuple[int, int] | None, limit: int
+    ) -> list[tuple[int, int]]:
+        after_us, after_run = after or (-(1 << 62), 0)
+        place = {"after_us": after_us, "after_run": after_run, "count": limit}
+        rows = await self._scan("find_closed_runs", {**maintenance.chosen_parameters(chosen), **place})
+        return [(created_at_us, pk) for created_at_us, pk in rows]
+
+    async def prune_runs(self, pks: Sequence[int], chosen: ClosedRuns, now_us: int) -> PruneOutcome:
+        return await self._write(lambda db: maintenance.prune_runs(db, self._sql, pks, chosen, now_us))
 
     # ─ being told ──
 

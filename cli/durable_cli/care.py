@@ -1,0 +1,143 @@
+"""Taking care: resume a parked run; migrate, back up and prune a database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import click
+
+from durable import RunStatus, connect
+from durable_cli.completing import complete_run_id
+from durable_cli.durations import duration_option
+from durable_cli.finding import database, exact_run_id, run_async
+from durable_cli.health import bytes_text
+from durable_cli.options import Settings, common_options
+from durable_cli.output import Output, builtins, count, iso
+from durable_cli.problems import CONFLICT, OK, RUN_FAILED, Problem, ask
+
+CLOSED: Final = tuple(str(one) for one in RunStatus if one.is_closed and one != "continued")
+
+
+@click.command("resume")
+@click.argument("run_id", metavar="ID", shell_complete=complete_run_id)
+@common_options
+@click.pass_obj
+def resume_command(settings: Settings, run_id: str) -> int:
+    """Let a parked run go on from where it stopped. Deploy code that fits its journal first, or it parks again."""
+    return run_async(_resume(settings, Output(settings), run_id))
+
+
+async def _resume(settings: Settings, output: Output, run_id: str) -> int:
+    async with database(settings) as client:
+        await exact_run_id(client, run_id, "resume")
+        await client.resume(run_id)
+    if output.is_text:
+        output.note(f"{run_id} resumed: a worker goes on with it")
+    else:
+        output.json({"run_id": run_id, "resume": "done"})
+    return OK
+
+
+@click.command("migrate")
+@click.option("--check", is_flag=True, help="Change nothing; exit code 1 if there is something to migrate.")
+@common_options
+@click.pass_obj
+def migrate_command(settings: Settings, check: bool) -> int:
+    """Bring a database's schema up to this version of durable.
+
+    Whatever opens a database for work does the same; this is for deployments that want it as a step of its own. There is no
+    way back: keep a backup. Exit code 4 if the database is newer than this code.
+    """
+    return run_async(_migrate(settings, Output(settings), check))
+
+
+async def _migrate(settings: Settings, output: Output, check: bool) -> int:
+    client = connect(settings.db, create=False)
+    before = await client.schema()
+    after = before
+    if not check:
+        async with client:
+            after = await client.schema()
+    if not output.is_text:
+        output.json({"from": before.version, "to": after.version, "newest": after.newest})
+    elif before.version == after.version:
+        output.line(f"schema {after.version} of {after.newest}")
+    else:
+        output.line(f"schema {before.version} of {before.newest}, now {after.version}")
+    return OK if after.version == after.newest else RUN_FAILED
+
+
+@click.command("backup")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@common_options
+@click.pass_obj
+def backup_command(settings: Settings, file: Path) -> int:
+    """Copy the database as it is at this moment into a new FILE, while workers go on.
+
+    The file appears when it is complete and checked. Nothing is overwritten: exit code 6 if it exists.
+    """
+    if file.exists() or file.is_symlink():
+        raise Problem(f"{file} exists", code=CONFLICT, hint="a backup overwrites nothing: name a new file")
+    return run_async(_backup(settings, Output(settings), file))
+
+
+async def _backup(settings: Settings, output: Output, file: Path) -> int:
+    async with database(settings) as client:
+        made = await client.backup(file)
+    if output.is_text:
+        output.line(f"{made.path}  {bytes_text(made.bytes)}")
+    else:
+        output.json(builtins(made))
+    return OK
+
+
+@click.command("prune")
+@click.option(
+    "--older-than",
+    type=duration_option,
+    metavar="DURATION",
+    required=True,
+    help="Runs that were closed longer ago: 30d, 12h.",
+)
+@click.option(
+    "--status",
+    multiple=True,
+    type=click.Choice(CLOSED),
+    help="Only those that ended so. Repeat it for any of several.",
+)
+@click.option("--dry-run", is_flag=True, help="Count them, delete nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common_options
+@click.pass_obj
+def prune_command(
+    settings: Settings, older_than: float, status: tuple[str, ...], dry_run: bool, yes: bool
+) -> int:
+    """Delete closed runs with everything that belongs to them: journal, payloads, earlier generations, message ids.
+
+    In small batches, so that workers go on. Open runs are never touched. The file does not shrink: its space is used again.
+    Nothing is ever deleted unless somebody asks for it.
+    """
+    return run_async(_prune(settings, Output(settings), older_than, list(status), dry_run, yes))
+
+
+async def _prune(
+    settings: Settings, output: Output, older_than: float, status: list[str], dry_run: bool, yes: bool
+) -> int:
+    async with database(settings) as client:
+        pruned = await client.prune(older_than, status=status, dry_run=True)
+        if not dry_run and pruned.runs:
+            if not yes:
+                ask(
+                    f"delete {count(pruned.runs, 'run')} closed before {iso(pruned.before)}, for good",
+                    "prune",
+                )
+            pruned = await client.prune(older_than, status=status)
+    if not output.is_text:
+        output.json({**builtins(pruned), "is_dry": dry_run})
+    elif dry_run:
+        output.line(f"{count(pruned.runs, 'run')} closed before {iso(pruned.before)} would be deleted")
+    else:
+        rows = f" with {count(pruned.journal_rows, 'journal row')}" if pruned.runs else ""
+        output.line(f"{count(pruned.runs, 'run')} deleted{rows}, closed before {iso(pruned.before)}")
+    return OK

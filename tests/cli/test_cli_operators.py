@@ -1,0 +1,404 @@
+"""What operators type: why, workers, resume, doctor, migrate, backup, prune, completion."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from durable_cli.health import Check, Group, bytes_text, check_log, check_queues, check_schema, next_steps
+
+import durable.store.sqlite.preparing
+import durable.store.sqlite.schema
+from durable.store.migrations import load_migrations
+from tests.cli.cli_harness import Child, Cli, wait_until
+from tests.cli.test_cli_processes import on_a_terminal
+
+Start = Callable[..., Child]
+AT = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def app(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """The command line with app.py as the app."""
+    monkeypatch.setenv("DURABLE_APP", "app.py")
+    return cli
+
+
+def changed(database: Path, statement: str) -> list[tuple[object, ...]]:
+    """Run a statement behind the library's back."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as db:
+        return db.execute(statement).fetchall()
+
+
+def a_living_worker(app: Cli, child: Start, *targets: str) -> Child:
+    """Start a worker process and wait until the database knows it."""
+    worker = child("worker", *(targets or ("app.py",)))
+    worker.wait_for("ready")
+    return worker
+
+
+# ─ why ──
+
+
+def test_why_gives_one_reason_and_what_to_do(app: Cli) -> None:
+    """In text by keys, in JSON for alerts; the newest run by default."""
+    app("run", "hello", "W", "--id", "done")
+    app("start", "train", "--id", "t")
+
+    told = dict(row for row in app("why").rows if len(row) == 2)
+    assert told["run"] == "t"
+    assert told["reason"] == "no_worker"
+    assert told["text"] == 'no living worker serves train version 1 on queue "gpu"'
+    assert told["next"] == "durable worker TARGET --task-queue gpu"
+    whole = json.loads(app("why", "done", "-o", "json").out)
+    assert (whole["v"], whole["run_id"], whole["reason"], whole["status"]) == (
+        1,
+        "done",
+        "closed",
+        "completed",
+    )
+    assert whole["next"] == ["durable result done"]
+    assert app("why", "nothing").code == 3
+
+
+def test_why_of_a_run_that_a_worker_serves(app: Cli, child: Start) -> None:
+    """The signal it waits for, where, and since when."""
+    app("start", "noted", "--id", "n")
+    a_living_worker(app, child)
+    wait_until(lambda: "reason\tsignal" in app("why", "n").out, "the wait for the signal")
+
+    whole = json.loads(app("why", "n", "-o", "json").out)
+    assert (whole["name"], whole["text"]) == ("note", 'signal "note"')
+    assert "app.py:" in whole["source"]
+    assert whole["since"].endswith("Z")
+    assert [one["kind"] for one in whole["waiting_on"]] == ["signal"]
+    assert whole["next"] == ["durable signal n note VALUE"]
+
+
+def test_why_on_a_terminal(app: Cli) -> None:
+    """A sentence and the next command."""
+    app("start", "noted", "--id", "n")
+
+    code, shown = on_a_terminal("why", "n", "--color", "never")
+
+    assert code == 0
+    assert shown.splitlines() == [
+        "○ n pending: no_worker",
+        'no living worker serves noted version 1 on queue "default"',
+        "next: durable worker TARGET",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "steps"),
+    [
+        ("closed", "failed", ["durable show r"]),
+        ("parked", "parked", ["durable show r", "durable resume r"]),
+        ("worker_lost", "running", ["durable recover", "durable worker TARGET --task-queue gpu"]),
+        ("deadlock", "waiting", ["durable cancel r"]),
+        ("timer", "waiting", ["durable show r -f"]),
+    ],
+)
+def test_every_reason_has_a_next_step(reason: str, status: str, steps: list[str]) -> None:
+    """A command that can be copied."""
+    assert next_steps(reason, "r", status, "", "gpu") == steps
+
+
+# ─ workers ──
+
+
+def test_workers_are_listed_while_they_live(app: Cli, child: Start) -> None:
+    """Id, name, host, pid, kind, queue, runs, since, workflows; a killed one is counted apart."""
+    app("start", "noted", "--id", "n")
+    worker = a_living_worker(app, child, "app.py:noted")
+    wait_until(lambda: app("workers").rows[0][6] == "1", "the claim")
+
+    (row,) = app("workers").rows
+    assert row[3] == str(worker.process.pid)
+    assert row[4:7] == ["worker", "default", "1"]
+    assert row[8] == "noted@1"
+    told = json.loads(app("workers", "-o", "json").out)
+    assert told["lost"] == []
+    assert told["workers"][0]["workflows"] == [{"workflow": "noted", "version": 1}]
+    assert told["workers"][0]["since"].endswith("Z")
+    assert json.loads(app("workers", "-o", "jsonl").out)["worker_id"] == told["workers"][0]["worker_id"]
+
+    worker.process.kill()
+    worker.process.wait()
+    dead = app("workers")
+    assert dead.out == ""
+    assert "no living worker" in dead.err
+    assert "durable recover" in dead.err
+    assert "reason\tworker_lost" in app("why", "n").out
+    doctor = app("doctor")
+    assert doctor.code == 1
+    assert "is dead and holds 1 run\tdurable recover" in doctor.out
+    app("recover")
+    assert "durable recover" not in app("workers").err
+
+
+# ─ resume ──
+
+
+def test_a_parked_run_is_resumed_and_nothing_else_is(app: Cli, here: Path) -> None:
+    """Exit code 6 for a run that is not parked, 3 for none; only exact ids."""
+    app("start", "noted", "--id", "n")
+    changed(here / "durable.db", "UPDATE run SET status = 3, reason = 'NonDeterminismError: changed'")
+
+    assert "text\tNonDeterminismError: changed" in app("why", "n").out
+    doctor = app("doctor")
+    assert doctor.code == 1
+    assert 'noted version 1 has 1 parked run on queue "default"' in doctor.out
+    assert app("resume", "@last").code == 2
+    ended = app("resume", "n")
+    assert (ended.code, ended.out) == (0, "")
+    assert "resumed" in ended.err
+    assert app("list").rows[0][2] == "pending"
+    again = app("resume", "n")
+    assert again.code == 6
+    assert "only a parked run can be resumed" in again.err
+    assert app("resume", "other").code == 3
+    changed(here / "durable.db", "UPDATE run SET status = 3")
+    assert json.loads(app("resume", "n", "-o", "json").out) == {"v": 1, "run_id": "n", "resume": "done"}
+
+
+# ─ doctor and migrate ──
+
+
+def test_doctor_is_content_with_a_healthy_database(app: Cli) -> None:
+    """Exit code 0, and what was looked at."""
+    app("run", "hello", "W")
+
+    ended = app("doctor")
+
+    assert ended.code == 0
+    assert {row[0] for row in ended.rows} == {"ok"}
+    assert [row[1] for row in ended.rows] == [
+        "schema", "versions", "durability", "size", "log", "locks", "workers", "queues",
+    ]  # fmt: skip
+    newest = len(load_migrations("durable.store.sqlite"))
+    assert f"schema {newest} of {newest}" in ended.out
+    assert f"sqlite {sqlite3.sqlite_version}" in ended.out
+    told = json.loads(app("doctor", "-o", "json").out)
+    assert (told["v"], told["ok"], told["checks"][0]["status"]) == (1, True, "ok")
+
+
+def test_doctor_finds_queues_and_workflows_without_a_worker(app: Cli, child: Start) -> None:
+    """A queue that nobody serves is told once; beside a worker that serves others, the workflow is."""
+    app("start", "train", "--id", "t")
+    app("start", "noted", "--id", "n")
+    a_living_worker(app, child, "app.py:hello")
+
+    ended = app("doctor")
+
+    assert ended.code == 1
+    complaints = [row for row in ended.rows if row[0] != "ok"]
+    assert [row[1] for row in complaints] == ["queues", "workflows"]
+    assert 'queue "gpu" has 1 ready run' in complaints[0][2]
+    assert complaints[0][3] == "durable worker TARGET --task-queue gpu"
+    assert complaints[1][2] == 'noted version 1 has 1 open run on queue "default" and no worker'
+    code, shown = on_a_terminal("doctor", "--color", "never")
+    assert code == 1
+    assert "   → durable worker TARGET --task-queue gpu" in shown
+
+
+@pytest.mark.parametrize(
+    ("groups", "queues", "served", "found"),
+    [
+        ([], set(), set(), ["ok"]),
+        ([("q", "w", 1, "delayed", 3, AT)], set(), set(), ["ok"]),
+        ([("q", "w", 1, "owned", 3, AT)], set(), set(), ["ok"]),
+        ([("q", "w", 1, "ready", 3, AT)], {"q"}, {("q", "w", 1)}, ["ok"]),
+        ([("q", "w", 1, "ready", 3, AT), ("q", "x", 1, "ready", 1, AT)], set(), set(), ["queues"]),
+        ([("q", "w", 1, "waiting", 3, AT)], set(), set(), ["workflows"]),
+        ([("q", "w", 2, "ready", 3, AT)], {"q"}, {("q", "w", 1)}, ["workflows"]),
+        ([("q", "w", 1, "parked", 3, AT)], {"q"}, {("q", "w", 1)}, ["ok", "parked runs"]),
+    ],
+)
+def test_what_counts_as_a_run_without_a_worker(
+    groups: list[Group], queues: set[str], served: set[tuple[str, str, int]], found: list[str]
+) -> None:
+    """Ready and waiting runs that no living worker serves; each is told once."""
+    checks = list(check_queues(groups, queues, served, AT + timedelta(minutes=31)))
+
+    assert [check.check if check.status != "ok" else "ok" for check in checks] == found
+
+
+def test_a_long_log_and_an_old_schema_are_complaints() -> None:
+    """With what to do."""
+    assert check_log(64 << 20).status == "ok"
+    assert check_log((64 << 20) + 1).status == "warning"
+    assert check_schema(1, 3) == Check("schema", "warning", "schema 1 of 3", "durable migrate")
+
+
+def test_sizes() -> None:
+    """Powers of 1024."""
+    assert [bytes_text(size) for size in (0, 1023, 1024, 1536, 5 << 20, 3 << 40, 1 << 60)] == [
+        "0 bytes", "1023 bytes", "1.0 KiB", "1.5 KiB", "5.0 MiB", "3.0 TiB", "1048576.0 TiB",
+    ]  # fmt: skip
+
+
+def test_migrate_brings_an_old_database_up_to_date(app: Cli, here: Path) -> None:
+    """--check and doctor change nothing; without a database, or with a newer one, it is exit code 4."""
+    every = load_migrations("durable.store.sqlite")
+    assert app("migrate").code == app("doctor").code == 4
+    with pytest.MonkeyPatch.context() as older:
+        for module in (durable.store.sqlite.schema, durable.store.sqlite.preparing):
+            older.setattr(module, "load_migrations", lambda package: every[:1])
+        app("worker", "app.py", "--drain")
+
+    for _ in range(2):
+        check = app("migrate", "--check")
+        assert (check.code, check.out) == (1, f"schema 1 of {len(every)}\n")
+    assert "durable migrate" in app("doctor").out
+    assert app("migrate", "--check").code == 1
+    assert app("migrate").out == f"schema 1 of {len(every)}, now {len(every)}\n"
+    assert app("migrate", "--check").code == app("migrate").code == app("doctor").code == 0
+    told = json.loads(app("migrate", "-o", "json").out)
+    assert told == {"v": 1, "from": len(every), "to": len(every), "newest": len(every)}
+    changed(here / "durable.db", "INSERT INTO migration VALUES (999, 'future', 0)")
+    assert app("migrate", "--check").code == app("doctor").code == 4
+
+
+# ─ backup ──
+
+
+def test_a_backup_can_be_looked_into(app: Cli, here: Path) -> None:
+    """A file of its own; nothing is overwritten (exit code 6)."""
+    app("run", "hello", "W", "--id", "h")
+
+    assert app("backup", "copy.db").out.startswith("copy.db  ")
+    assert app("result", "h", "--db", "copy.db").out == '"Hello, W!"\n'
+    before = (here / "copy.db").read_bytes()
+    again = app("backup", "copy.db")
+    assert again.code == 6
+    assert (here / "copy.db").read_bytes() == before
+    assert app("backup", "durable.db").code == 6
+    assert app("backup", "missing/copy.db").code == 4
+    assert app("backup", "other.db", "--db", "nothing.db").code == 4
+    told = json.loads(app("backup", "other.db", "-o", "json").out)
+    assert told == {"v": 1, "path": "other.db", "bytes": (here / "other.db").stat().st_size}
+
+
+# ─ prune ──
+
+
+def test_prune_counts_asks_and_deletes(app: Cli) -> None:
+    """--dry-run deletes nothing; without a terminal --yes is needed; open and younger runs stay."""
+    for run_id in ("a", "b"):
+        app("run", "hello", run_id, "--id", run_id)
+    app("run", "fulfil", "bad", "--id", "f")
+    app("start", "noted", "--id", "open")
+
+    assert app("prune", "--older-than", "0s", "--dry-run").out.startswith("3 runs closed before ")
+    assert app("prune", "--older-than", "1d", "--yes").out.startswith("0 runs deleted, ")
+    refused = app("prune", "--older-than", "0s")
+    assert (refused.code, "--yes" in refused.err) == (2, True)
+    assert app("prune").code == app("prune", "--older-than", "soon").code == 2
+    assert app("prune", "--older-than", "0s", "--status", "running").code == 2
+    assert len(app("list").rows) == 4
+
+    failed = json.loads(app("prune", "--older-than", "0s", "--status", "failed", "--yes", "-o", "json").out)
+    assert (failed["runs"], failed["is_dry"]) == (1, False)
+    assert failed["before"].endswith("Z")
+    assert app("prune", "--older-than", "0s", "--yes").out.startswith("2 runs deleted with ")
+    assert [row[0] for row in app("list").rows] == ["open"]
+    assert app("show", "a").code == 3
+    assert app("prune", "--older-than", "0s").code == 0
+
+
+def test_prune_asks_on_a_terminal(app: Cli) -> None:
+    """No deletes nothing, yes deletes."""
+    app("run", "hello", "W", "--id", "h")
+
+    code, shown = on_a_terminal("prune", "--older-than", "0s", answer="n\n")
+    assert (code, len(app("list").rows)) == (130, 1)
+    assert "delete 1 run closed before " in shown
+    code, _ = on_a_terminal("prune", "--older-than", "0s", answer="y\n")
+    assert (code, app("list").out) == (0, "")
+
+
+def test_prune_while_a_worker_works(app: Cli, child: Start) -> None:
+    """Many batches under load: every closed run goes, every open one completes."""
+    a_living_worker(app, child)
+    for n in range(10):
+        app("start", "hello", str(n), "--id", f"r{n}")
+        app("prune", "--older-than", "0s", "--yes")
+    wait_until(
+        lambda: app("prune", "--older-than", "0s", "--yes").code == 0 and not app("list").out, "all are gone"
+    )
+    assert "locks" in app("doctor").out
+
+
+# ─ completion ──
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(app: Cli, shell: str) -> None:
+    """click's own, for our name."""
+    ended = app("completion", shell)
+
+    assert ended.code == 0
+    assert f"_DURABLE_COMPLETE={shell}_complete" in ended.out
+    assert json.loads(app("completion", shell, "-o", "json").out)["shell"] == shell
+
+
+def test_the_bash_script_is_bash(app: Cli) -> None:
+    """It can be evaluated."""
+    script = app("completion", "bash").out
+
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+    assert app("completion", "tcsh").code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("durable resu", ["result", "resume"]),
+        ("durable show ord", ["order-2", "order-1"]),
+        ("durable signal order-1", ["order-1"]),
+        ("durable wait order-1 n", ["note-1"]),
+        ("durable why zzz", []),
+        ("durable show 1", []),  # ids that end so are found by commands, but a shell inserts what begins so
+        ("durable list --workflow no", ["noted"]),
+        ("durable show --db nothing.db ord", []),
+        ("durable show --db other.db o", ["only"]),
+        ("durable prune --status fa", ["failed"]),
+    ],
+)
+def test_what_is_completed(
+    app: Cli, here: Path, monkeypatch: pytest.MonkeyPatch, words: str, completed: list[str]
+) -> None:
+    """Commands, run ids (newest first) and workflows of the database that the line names; no file is made by it."""
+    app("start", "hello", "W", "--id", "order-1")
+    app("start", "noted", "--id", "note-1")
+    app("start", "hello", "W", "--id", "order-2")
+    app("start", "hello", "W", "--id", "only", "--db", "other.db")
+    monkeypatch.setenv("_DURABLE_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+
+    ended = app()
+
+    assert [line.removeprefix("plain,") for line in ended.out.split()] == completed
+    assert ended.err == ""
+    assert not (here / "nothing.db").exists()
+
+
+def test_a_key_press_does_not_migrate(app: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database with an older schema completes nothing and stays as it is."""
+    app("start", "noted", "--id", "n")
+    newest = len(load_migrations("durable.store.sqlite"))
+    changed(here / "durable.db", f"DELETE FROM migration WHERE number = {newest}")  # noqa: S608  # our own number
+    monkeypatch.setenv("_DURABLE_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "durable show ")
+    monkeypatch.setenv("COMP_CWORD", "2")
+
+    assert app().out.split() == []
+    assert changed(here / "durable.db", "SELECT max(number) FROM migration") == [(newest - 1,)]

@@ -1,0 +1,59 @@
+"""Retention through the client: batch after batch until nothing chosen is left."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from durable import ArgumentsError, Client, RunNotFoundError, workflow
+from durable import client as client_module
+from durable.store.sqlite import maintenance
+from tests.support.workers import running_worker
+
+
+@workflow
+async def quick(number: int) -> int:
+    return number
+
+
+async def closed_runs(client: Client, count: int) -> None:
+    async with running_worker(client, quick):
+        runs = await client.start_many(
+            quick, [(n,) for n in range(count)], run_ids=[f"r{n}" for n in range(count)]
+        )
+        for run in runs:
+            await run.result(10)
+
+
+async def test_many_small_batches(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages end in the middle of a batch and batches in the middle of a page; none is forgotten, none counted twice."""
+    monkeypatch.setattr(client_module, "PRUNE_PAGE", 3)
+    monkeypatch.setattr(maintenance, "BATCH_ROWS_MAX", 5)
+    await closed_runs(client, 10)
+    kept = await client.start(quick, 0, run_id="open")
+
+    dry = await client.prune(0, dry_run=True)
+    pruned = await client.prune(0)
+
+    assert (dry.runs, dry.journal_rows, dry.is_dry) == (10, 0, True)
+    assert (pruned.runs, pruned.journal_rows, pruned.is_dry) == (10, 10, False)
+    assert [run.run_id for run in await client.list()] == [kept.run_id]
+    with pytest.raises(RunNotFoundError):
+        await client.get("r3")
+
+
+async def test_two_at_once_share_the_work(client: Client, url: str) -> None:
+    """Neither fails, and together they delete each run once."""
+    await closed_runs(client, 30)
+    async with Client(url, durability="off") as other:
+        both = await asyncio.gather(client.prune(0), other.prune(0))
+
+    assert sum(one.runs for one in both) == 30
+
+
+@pytest.mark.parametrize("status", ["running", "continued", "bogus", ["completed", "waiting"]])
+async def test_only_statuses_of_closed_runs_can_be_chosen(client: Client, status: str) -> None:
+    """The error names them."""
+    with pytest.raises(ArgumentsError, match="completed, failed, cancelled, terminated, timed_out"):
+        await client.prune(0, status=status)
