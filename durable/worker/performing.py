@@ -510,9 +510,8 @@ class Performer:
                 self._running.discard(zombie)
                 self._free_slot(zombie)
             return
-        attempt.task = (
-            None  # task, context, info, attempt: a ring that only the garbage collector could take apart
-        )
+        # Task, context, info, attempt: a ring that only the garbage collector could take apart.
+        attempt.task = None
         self._running.discard(attempt)
         attempt.stop_timer()
         attempt.keep_details()

@@ -260,9 +260,8 @@ class Worker:
         former = self.worker_id
         self._close_incarnation()
         self._driver.lose_all()
-        while (
-            True
-        ):  # `_lost` stays true until the new incarnation stands: news of the former one must not be its own
+        # `_lost` stays true until the new incarnation stands: news of the former one must not be its own.
+        while True:
             try:
                 await self._store.retire_worker(
                     former
