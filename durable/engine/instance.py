@@ -399,5 +399,5 @@ class Instance:
     async def wait_signal(self, name: str, value_type: ValueType) -> Any:
         return await self._signals.wait(name, value_type, self._loop.source(sys._getframe(1)))
 
-    async def wait_condition(self, condition: Callable[[], bool], src_depth: int = 2) -> None:
+    async def wait_condition(self, condition: Callable[[], bool]) -> None:
         await self._conditions.wait(condition, self._loop.source(sys._getframe(1)))

@@ -79,7 +79,7 @@ class Runtime(Protocol):
         """Return the next signal of that name: in order of sending, each once, buffered before anyone waits."""
         ...
 
-    async def wait_condition(self, condition: Callable[[], bool], src_depth: int = 2) -> None:
+    async def wait_condition(self, condition: Callable[[], bool]) -> None:
         """Return once `condition()` is true; it is looked at after each activation has come to rest."""
         ...
 

@@ -52,10 +52,3 @@ _NEXT: Final = MappingProxyType(
     }
 )
 assert set(_NEXT) == set(RunStatus), "a status without a row"
-
-OPEN: Final = frozenset(status for status in RunStatus if not status.is_closed)
-
-
-def may_follow(before: RunStatus, after: RunStatus) -> bool:
-    """Whether a run may go from `before` to `after`."""
-    return after in _NEXT[before]

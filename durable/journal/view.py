@@ -5,7 +5,7 @@ A pure fold over entries. Knows nothing of stores; attempts in progress are hand
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
@@ -291,8 +291,3 @@ def duration_text(seconds: float) -> str:
     if whole < 86_400:
         return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
     return f"{whole // 86_400}d {whole % 86_400 // 3600}h"
-
-
-def flatten(turns: Sequence[Sequence[AnyEntry]]) -> list[AnyEntry]:
-    """Return the entries of turns, in order."""
-    return [entry for turn in turns for entry in turn]

@@ -114,11 +114,6 @@ class Writer:
         self._commit_mean = 0.0
         self._wal_checked_at = 0.0
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether the connection may be used on this thread right now."""
-        return not self._in_thread
-
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` in one transaction and return what it returns. Does not suspend if it can run inline.
 
