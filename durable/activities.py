@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar, cast, overload
 import msgspec
 
 from durable.definitions import ActivityDefinition, CancellationType, check_name
-from durable.engine.runtime import current
+from durable.engine.runtime import RunLoop, current
 from durable.errors import DefinitionError
 from durable.payloads import Arguments, ValueType
 from durable.retry import DEFAULT_RETRY, Retry, Seconds, seconds
@@ -54,28 +54,27 @@ class ActivityInfo(msgspec.Struct, frozen=True, kw_only=True):
         return self._pulse.cancel_reason
 
 
-class Pulse:
-    """What a running attempt and its worker tell one another, from any thread.
+class Pulse(msgspec.Struct, eq=False):
+    """What one execution of an attempt and its worker tell one another, from any thread.
 
     The attempt writes `details` and `beat_at`, the worker `cancel_reason`, each by one assignment: no lock is needed.
     `is_noted`: the worker was told of details it has not written yet; it clears that *before* it reads them.
+    `owner`, `number`, `fence` and `fresh_until` are the worker's own; until `fresh_until` (its clock) there is no need to ask
+    `fence` whether it still holds its lease.
     """
 
-    __slots__ = ("_on_details", "beat_at", "cancel_reason", "details", "is_noted", "loop")
-
-    def __init__(
-        self,
-        *,
-        details: bytes | None = None,
-        loop: asyncio.AbstractEventLoop | None = None,
-        on_details: Callable[[Pulse], None] | None = None,
-    ) -> None:
-        self.details = details
-        self.loop = loop
-        self.beat_at = 0.0 if loop is None else loop.time()
-        self.cancel_reason: str | None = None
-        self.is_noted = False
-        self._on_details = on_details
+    owner: Any = None
+    number: int = 0
+    fence: Callable[[], bool] | None = None
+    fresh_until: float = 0.0
+    describe: Callable[[Pulse], ActivityInfo] | None = None
+    loop: asyncio.AbstractEventLoop | None = None
+    on_details: Callable[[Pulse], None] | None = None
+    details: bytes | None = None
+    earlier: tuple[Any, ...] = ()  # the details of the attempts before this one
+    beat_at: float = 0.0
+    cancel_reason: str | None = None
+    is_noted: bool = False
 
     def beat(self, details: bytes | None) -> None:
         """Note a sign of life; raise CancelledError where no event loop would do so."""
@@ -89,7 +88,7 @@ class Pulse:
         if details is None or details == self.details:
             return
         self.details = details
-        on_details = self._on_details
+        on_details = self.on_details
         if self.is_noted or on_details is None:
             return
         self.is_noted = True
@@ -103,18 +102,18 @@ class Pulse:
 
     def close(self) -> None:
         """The attempt is over: nobody listens any more."""
-        self._on_details = None
+        self.on_details = None
 
 
-_info: Final[ContextVar[Callable[[], ActivityInfo] | None]] = ContextVar("durable_activity", default=None)
+_pulse: Final[ContextVar[Pulse | None]] = ContextVar("durable_activity", default=None)
 
 
 def activity_info() -> ActivityInfo:
     """Return what the running activity may know of itself; outside of one, raise `DefinitionError`."""
-    tell = _info.get()
-    if tell is None:
+    pulse = _pulse.get()
+    if pulse is None or pulse.describe is None:
         raise DefinitionError("activity_info() answers only inside an activity that a run has called")
-    return tell()
+    return pulse.describe(pulse)
 
 
 def heartbeat(*details: object) -> None:
@@ -132,9 +131,9 @@ def heartbeat(*details: object) -> None:
     if current() is not None:
         raise DefinitionError("heartbeat() is for activities; a workflow is alive as long as its journal is")
     data = _DETAILS.encode(list(details)) if details else None
-    tell = _info.get()
-    if tell is not None:
-        tell()._pulse.beat(data)
+    pulse = _pulse.get()
+    if pulse is not None:
+        pulse.beat(data)
 
 
 def decode_details(data: bytes) -> tuple[Any, ...]:
@@ -168,9 +167,9 @@ class Activity(Generic[P, R]):
         return f"<activity {self.name}>"
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
-        run = current()
-        if run is not None:
-            return run.call_activity(self.definition, args, kwargs)
+        loop = asyncio._get_running_loop()
+        if isinstance(loop, RunLoop):
+            return loop.runtime.call_activity(self.definition, args, kwargs)
         return self._run_plainly(args, kwargs)
 
     async def _run_plainly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:

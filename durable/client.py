@@ -238,7 +238,7 @@ class Client:
                 f"a task queue is printable text of 1 to {RUN_ID_LENGTH_MAX} characters, not {queue!r}"
             )
         data = definition.arguments.encode(args, kwargs)
-        definition.arguments.check(data)
+        definition.arguments.check_types(data)
         now = self.clock.now_us()
         ready = None if delay is None else now + round(seconds(delay, what="delay") * 1_000_000)
         return StartRequest(

@@ -19,18 +19,19 @@ import msgspec
 
 from durable.client import Client, connect, url_here
 from durable.definitions import WorkflowDefinition
-from durable.errors import DefinitionError, LeaseLostError, WorkflowVersionMismatchError
+from durable.errors import DefinitionError, DurableError, LeaseLostError, WorkflowVersionMismatchError
 from durable.journal.lifecycle import RunStatus
 from durable.retry import Seconds
 from durable.run_handle import Run, RunHandle
 from durable.seams import pause, spawn
 from durable.store.opening import Durability
-from durable.store.records import RunFilter, StartRequest
+from durable.store.records import RunFilter, StartOutcome, StartRequest
 from durable.worker.worker import Worker, definitions_in, lease_from
 from durable.workflows import Signal
 
 DEFAULT_URL: Final = "sqlite:///durable.db"
 RETRY_SECONDS: Final = 0.05
+STARTS_MAX: Final = 500  # in one transaction
 log = logging.getLogger("durable.engine")
 RECOVER_MAX: Final = 100_000  # runs that one recover() takes over
 
@@ -64,6 +65,30 @@ def configure(
     _settings.durability = durability
 
 
+class _Start:
+    """One call that waits for its run to be started."""
+
+    __slots__ = ("definition", "handle", "request")
+
+    def __init__(
+        self,
+        definition: WorkflowDefinition,
+        request: StartRequest,
+        handle: asyncio.Future[RunHandle[Any]],
+    ) -> None:
+        self.definition = definition
+        self.request = request
+        self.handle = handle
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the caller, if it still waits."""
+        if not self.handle.done():
+            if isinstance(error, asyncio.CancelledError):
+                self.handle.cancel()
+            else:
+                self.handle.set_exception(error)
+
+
 class EmbeddedEngine:
     """A client and, once something is driven here, a worker that drives only what this process asked for."""
 
@@ -73,6 +98,8 @@ class EmbeddedEngine:
         self._lock = asyncio.Lock()
         self._keeper: asyncio.Task[None] | None = None
         self._work: asyncio.Task[None] | None = None
+        self._starting: list[_Start] = []
+        self._start_tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> EmbeddedEngine:
         """Open the database; idempotent."""
@@ -117,28 +144,71 @@ class EmbeddedEngine:
         if not drive:
             (outcome,) = await client.store.start_runs([request], client.clock.now_us())
             return client.handle_of(outcome.run, definition.result)
-        # A caller that is cancelled between the insert and the adoption must not leave a run that is ours, undriven.
-        return await asyncio.shield(spawn(self._start(definition, request), name="durable start"))
+        # Not awaited by the caller itself: one that is cancelled between the insert and the adoption must not leave a run
+        # that is ours, undriven.
+        start = _Start(definition, request, asyncio.get_running_loop().create_future())
+        self._starting.append(start)
+        if len(self._starting) == 1:
+            task = spawn(self._start_all(), name="durable start")
+            self._start_tasks.add(task)
+            task.add_done_callback(self._start_tasks.discard)
+        return await start.handle
 
-    async def _start(self, definition: WorkflowDefinition, request: StartRequest) -> RunHandle[Any]:
+    async def _start_all(self) -> None:
+        """Start what was asked for within one turn of the loop, in one transaction."""
+        starts, self._starting = self._starting, []
+        for first in range(0, len(starts), STARTS_MAX):
+            await self._start_together(starts[first : first + STARTS_MAX])
+
+    async def _start_together(self, starts: list[_Start]) -> None:
+        try:
+            worker, outcomes = await self._insert(starts)
+        except DurableError as error:
+            if len(starts) == 1:
+                starts[0].fail(error)
+            else:  # one of them cannot be started, which is not the others' business
+                for start in starts:
+                    await self._start_together([start])
+            return
+        except BaseException as error:
+            for start in starts:
+                start.fail(error)
+            raise
+        for outcome in outcomes:
+            if outcome.claim is not None:  # all of them first: nothing of ours is left undriven
+                worker.adopt(outcome.claim)
+        for start, outcome in zip(starts, outcomes, strict=True):
+            try:
+                handle = await self._attach(worker, start.definition, outcome)
+            except BaseException as error:
+                start.fail(error)
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                if not start.handle.done():
+                    start.handle.set_result(handle)
+
+    async def _insert(self, starts: list[_Start]) -> tuple[Worker, list[StartOutcome]]:
         client = self.client
         while True:
             worker = await self.worker()
-            worker.registry.add(definition)
-            owned = msgspec.structs.replace(request, owner=worker.worker_id)
+            for start in starts:
+                worker.registry.add(start.definition)
+            owned = [msgspec.structs.replace(start.request, owner=worker.worker_id) for start in starts]
             try:
-                (outcome,) = await client.store.start_runs([owned], client.clock.now_us())
-                break
+                return worker, await client.store.start_runs(owned, client.clock.now_us())
             except LeaseLostError:  # the embedded worker slept too long and is being born again
                 await pause(RETRY_SECONDS)
+
+    async def _attach(
+        self, worker: Worker, definition: WorkflowDefinition, outcome: StartOutcome
+    ) -> RunHandle[Any]:
         record = outcome.run
-        if outcome.claim is not None:
-            worker.adopt(outcome.claim)
-        elif not record.status.is_closed:
+        if outcome.claim is None and not record.status.is_closed:
             if record.version != definition.version:
                 raise WorkflowVersionMismatchError(record.run_id, record.version, definition.version)
             await self.resume(worker, record.pk, record.run_id, record.status)
-        handle = client.handle_of(record, definition.result)
+        handle = self.client.handle_of(record, definition.result)
         handle.on_detach(worker.detach)
         return handle
 

@@ -29,6 +29,7 @@ class ActivityDefinition:
         "heartbeat_us",
         "is_async",
         "is_limited",
+        "is_simple",
         "name",
         "result",
         "retry",
@@ -64,6 +65,7 @@ class ActivityDefinition:
         self.heartbeat_us = heartbeat_us
         limits = (timeout_us, schedule_to_start_us, schedule_to_close_us, heartbeat_us)
         self.is_limited = any(limit is not None for limit in limits)
+        self.is_simple = is_async and not self.is_limited  # nothing to see to before its first step
         self.cancellation = cancellation
 
 

@@ -6,7 +6,7 @@ One poller serves all waiters of a client. Knows nothing of results' types.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from durable.errors import PlatformFault, StoreError
@@ -28,11 +28,12 @@ class OutcomeWatch:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._monotonic = clock.monotonic
-        self._waiting: dict[Key, asyncio.Future[RunRecord]] = {}
+        self._waiting: dict[Key, list[asyncio.Future[RunRecord]]] = {}
         self._faults: dict[int, PlatformFault] = {}
         self._poller: asyncio.Task[None] | None = None
         self._hint = asyncio.Event()
-        self._asking: tuple[list[Key], asyncio.Task[list[RunRecord]]] | None = None
+        self._to_look: list[Key] = []  # at what was just asked for
+        self._looking: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] | None = None
         self._drivers: list[Callable[[int], bool]] = []
         self._pause = HINT_SECONDS_MIN
@@ -51,39 +52,58 @@ class OutcomeWatch:
         `look_alone` looks before it suspends for the first time: an end that stands is found even without any patience.
         """
         while True:
-            waiter = self._waiter(
-                (pk, generation)
-            )  # before the look: an announcement in between must find it
-            if not waiter.done() and not self._is_driven_here(pk):
-                key = (pk, generation)
-                for record in await (self._store.read_ended([key]) if look_alone else self._read(key)):
-                    if not waiter.done():
-                        waiter.set_result(record)
-            record = await asyncio.shield(waiter)
+            key = (pk, generation)
+            waiter: asyncio.Future[RunRecord] = asyncio.get_running_loop().create_future()
+            # Before the look: an announcement in between must find it.
+            self._waiting.setdefault(key, []).append(waiter)
+            try:
+                if self._poller is None or self._poller.done():
+                    self._start_poller()
+                if not self._is_driven_here(pk):
+                    if look_alone:
+                        self._tell_all(await self._store.read_ended([key]))
+                    else:
+                        self._look_soon(key)
+                record = await waiter
+            finally:
+                self._forget(key, waiter)
             if record.status is not RunStatus.CONTINUED:
                 return record
             generation = record.generation + 1
 
-    async def _read(self, key: Key) -> list[RunRecord]:
+    def _forget(self, key: Key, waiter: asyncio.Future[RunRecord]) -> None:
+        waiters = self._waiting.get(key)
+        if waiters is not None and waiter in waiters:
+            waiters.remove(waiter)
+            if not waiters:
+                del self._waiting[key]
+
+    def _look_soon(self, key: Key) -> None:
         """Look once; all who ask within one turn of the loop share a statement."""
-        if self._asking is None:
-            keys: list[Key] = []
-            self._asking = keys, spawn(self._read_together(keys), name="durable outcome")
-        keys, reading = self._asking
-        keys.append(key)
-        return [record for record in await asyncio.shield(reading) if (record.pk, record.generation) == key]
+        self._to_look.append(key)
+        if self._looking is None:
+            self._looking = spawn(self._look_together(), name="durable outcome")
 
-    async def _read_together(self, keys: list[Key]) -> list[RunRecord]:
-        self._asking = None
-        return await self._store.read_ended(keys)
+    async def _look_together(self) -> None:
+        keys, self._to_look, self._looking = self._to_look, [], None
+        try:
+            self._tell_all(await self._store.read_ended(keys))
+        except StoreError as error:
+            for key in keys:
+                for waiter in self._waiting.get(key, ()):
+                    if not waiter.done():
+                        waiter.set_exception(error)
 
-    def _waiter(self, key: Key) -> asyncio.Future[RunRecord]:
-        future = self._waiting.get(key)
-        if future is None:
-            future = self._waiting[key] = asyncio.get_running_loop().create_future()
-            future.add_done_callback(lambda _: self._waiting.pop(key, None))
-        self._ensure_poller()
-        return future
+    def _tell_all(self, ended: Iterable[RunRecord]) -> None:
+        for record in ended:
+            self._tell(record)
+
+    def _tell(self, record: RunRecord) -> None:
+        waiters = self._waiting.pop((record.pk, record.generation), None)
+        if waiters is not None:
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(record)
 
     def announce(self, record: RunRecord, fault: PlatformFault | None = None) -> None:
         """Tell waiters that a run ended, without a look at the database: a worker of this process committed it."""
@@ -91,9 +111,7 @@ class OutcomeWatch:
             self._faults[record.pk] = fault
         else:
             self._faults.pop(record.pk, None)
-        future = self._waiting.get((record.pk, record.generation))
-        if future is not None and not future.done():
-            future.set_result(record)
+        self._tell(record)
 
     def look(self) -> None:
         """Look at the store soon: a run that was driven here was closed by somebody else."""
@@ -107,11 +125,10 @@ class OutcomeWatch:
         """Return the fault with which a worker of this process parked the run."""
         return self._faults.get(pk)
 
-    def _ensure_poller(self) -> None:
-        if self._poller is None or self._poller.done():
-            if self._unsubscribe is None:
-                self._unsubscribe = self._store.subscribe(None, self._hint.set)
-            self._poller = spawn(self._poll(), name="durable outcomes")
+    def _start_poller(self) -> None:
+        if self._unsubscribe is None:
+            self._unsubscribe = self._store.subscribe(None, self._hint.set)
+        self._poller = spawn(self._poll(), name="durable outcomes")
 
     async def _poll(self) -> None:
         while self._waiting:
@@ -126,10 +143,7 @@ class OutcomeWatch:
                 self._fail(error)
                 return
             self._pause = max(HINT_SECONDS_MIN, min((self._monotonic() - since) * LOOK_SHARE, POLL_SECONDS))
-            for record in ended:
-                waiter = self._waiting.get((record.pk, record.generation))
-                if waiter is not None and not waiter.done():
-                    waiter.set_result(record)
+            self._tell_all(ended)
 
     async def _hinted(self) -> bool:
         """Wait for a hint, at most `POLL_SECONDS`; return whether there was one."""
@@ -143,12 +157,16 @@ class OutcomeWatch:
         return True
 
     def _is_driven_here(self, pk: int) -> bool:
-        return any(drives(pk) for drives in self._drivers)
+        for drives in self._drivers:  # noqa: SIM110  # any() would make a generator for each of a thousand waiters
+            if drives(pk):
+                return True
+        return False
 
     def _fail(self, error: StoreError) -> None:
-        for future in list(self._waiting.values()):
-            if not future.done():
-                future.set_exception(error)
+        for waiters in list(self._waiting.values()):
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_exception(error)
 
     async def close(self) -> None:
         """Stop polling; whoever still waits is cancelled."""
@@ -158,5 +176,8 @@ class OutcomeWatch:
         if self._poller is not None:
             self._poller.cancel()
             await asyncio.gather(self._poller, return_exceptions=True)
-        for future in list(self._waiting.values()):
-            future.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
+        for waiters in list(self._waiting.values()):
+            for waiter in waiters:
+                waiter.cancel()

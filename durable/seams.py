@@ -23,6 +23,9 @@ EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # no i, l, o, u: ids are typed by people
 
 
+_PAIRS: Final = [first + second for first in _ALPHABET for second in _ALPHABET]
+
+
 class Clock(Protocol):
     """Time as one node sees it."""
 
@@ -91,8 +94,7 @@ class SystemClock:
     def now_us(self) -> int:
         return time.time_ns() // 1000
 
-    def monotonic(self) -> float:
-        return time.monotonic()
+    monotonic = staticmethod(time.monotonic)  # asked many times a step: not through a function of ours
 
 
 class SystemRandom:
@@ -101,10 +103,15 @@ class SystemRandom:
 
     def run_suffix(self) -> str:
         bits = int.from_bytes(os.urandom(5), "big")
-        return "".join(_ALPHABET[(bits >> shift) & 31] for shift in range(0, 40, 5))
+        return (
+            _PAIRS[bits & 1023]
+            + _PAIRS[bits >> 10 & 1023]
+            + _PAIRS[bits >> 20 & 1023]
+            + _PAIRS[bits >> 30 & 1023]
+        )
 
     def request_id(self) -> str:
-        return uuid.uuid4().hex
+        return os.urandom(16).hex()
 
     def seed(self) -> int:
         return int.from_bytes(os.urandom(8), "big") >> 1

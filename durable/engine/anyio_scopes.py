@@ -16,6 +16,7 @@ from durable.engine.loop import DeterministicLoop
 from durable.errors import DefinitionError
 
 _MARK: Final = "_durable_hashed"
+_installed: Final[list[bool]] = []
 _tasks: Final[Any] = asyncio.tasks  # what is replaced there is private, hence unknown to type checkers
 
 
@@ -26,6 +27,9 @@ def _next_hash(one: object) -> int:
 
 def install() -> None:
     """Replace both classes, once per process; cheap when it was done."""
+    if _installed:
+        return
+    _installed.append(True)
     if not hasattr(_tasks._GatheringFuture, _MARK):
         _install_gathering()
     try:

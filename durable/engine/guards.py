@@ -312,7 +312,7 @@ def _is_exempt(innermost: FrameType) -> bool:
     return False
 
 
-_BOUNDARY: Final = DeterministicLoop._run.__code__
+_BOUNDARY: Final = DeterministicLoop.drain.__code__
 
 
 def _guard_thread_starts() -> None:

@@ -17,7 +17,6 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from contextvars import Context
 from random import Random as RandomSource
 from typing import Any, Final, assert_never
 
@@ -84,13 +83,19 @@ class Instance:
         self._definition = definition
         self._input = input
         self._operations = operations = Operations(f"{identity.run_id}@{identity.epoch}/")
+        # The open activities by operation; one cancelled with "wait" stays, with `.closing`, until its outcome.
+        self.activities: dict[int, ActivityCall] = operations.activities
+        # The open timers: operation -> due, in microseconds UTC.
+        self.timers: dict[int, int] = operations.timers
+        # The open waits for signals and conditions, by operation.
+        self.waits: dict[int, OpenWait] = operations.waits
         self._loop = loop = DeterministicLoop(  # type: ignore[abstract]  # it refuses those by a table
             self, operations, salt_id=identity.salt_id or identity.run_id, callbacks_max=callbacks_max
         )
         loop.on_exit = self._fail
         loop.on_guard = self._park
-        self._signals = Signals(loop, operations, self._park)
-        self._conditions = Conditions(loop, operations)
+        self._signals: Signals | None = None  # both made when they are first needed
+        self._conditions: Conditions | None = None
         self._started: Started | None = None
         self._random: RandomSource | None = None
         self._main: asyncio.Task[None] | None = None
@@ -106,21 +111,6 @@ class Instance:
         self._failures: dict[int, tuple[BaseException, int, int]] = {}
 
     # ─ what the driver asks ──────────────────────────────────────────────────
-
-    @property
-    def activities(self) -> dict[int, ActivityCall]:
-        """The open activities by operation; one cancelled with "wait" stays, with `.closing`, until its outcome."""
-        return self._operations.activities
-
-    @property
-    def timers(self) -> dict[int, int]:
-        """The open timers: operation -> due, in microseconds UTC."""
-        return self._operations.timers
-
-    @property
-    def waits(self) -> dict[int, OpenWait]:
-        """The open waits for signals and conditions, by operation."""
-        return self._operations.waits
 
     def activate(
         self,
@@ -163,11 +153,17 @@ class Instance:
         """End every coroutine of the run, inside its own loop; nothing they ask for is heard. Never raises."""
         self.is_evicting = self.is_replaying = self._is_over = True
         try:
-            self._loop.evict()
+            is_clean = self._loop.evict()
         except Exception:
             _logger.exception("run %s: eviction failed", self.identity.run_id)
+            is_clean = False
         self._operations.clear()
         self._failures.clear()
+        if is_clean:
+            # Instance, loop and tasks refer to one another. Let go of the others here, or a worker that drives thousands of
+            # runs a second leaves all of them to the garbage collector.
+            self._signals = self._conditions = self._main = None
+            del self._loop
 
     # ─ events ────────────────────────────────────────────────────────────────
 
@@ -177,8 +173,16 @@ class Instance:
         self._event_at = event.at
         loop = self._loop
         try:
-            if type(event) is ActivityCompleted:
-                self._complete(event, value)
+            if event.__class__ is ActivityCompleted:
+                if event.at > loop.now_us:
+                    loop.advance(event.at)
+                call = self._operations.activities.pop(event.op, None)
+                if call.__class__ is Call and not call.future.done():
+                    if call.closing is not None:
+                        value = None  # nobody will look at it
+                    elif value is UNSET:
+                        value = call.definition.result.decode(memoryview(event.result))
+                    call.future.set_result(value)
             else:
                 self._deliver(event, turn, index)
             if not loop.stopped:
@@ -211,7 +215,7 @@ class Instance:
         self._loop.advance(event.at)
         match event:
             case SignalReceived():
-                self._signals.receive(event.name, event.value)
+                self._signals_here().receive(event.name, event.value)
             case ActivityFailed():
                 self._fail_activity(event, turn, index)
             case CancelRequested():
@@ -229,19 +233,7 @@ class Instance:
         self.started_at_us = event.at
         self._loop.start_clock(event.at)
         args, kwargs = self._definition.arguments.decode(self._input)
-        self._main = self._loop.create_task(self._run(args, kwargs), name="main", context=Context())
-
-    def _complete(self, event: ActivityCompleted, value: object) -> None:
-        if event.at > self._loop.now_us:
-            self._loop.advance(event.at)
-        call = self._operations.take_call(event.op)
-        if call is None or call.future.done():
-            return
-        if call.closing is not None:
-            value = None  # nobody will look at it
-        elif value is UNSET:
-            value = call.definition.result.decode(memoryview(event.result))
-        call.future.set_result(value)
+        self._main = self._loop.create_main_task(self._run(args, kwargs))
 
     def _fail_activity(self, event: ActivityFailed, turn: int, index: int) -> None:
         call = self._operations.take_call(event.op)
@@ -397,7 +389,14 @@ class Instance:
         return is_new
 
     async def wait_signal(self, name: str, value_type: ValueType) -> Any:
-        return await self._signals.wait(name, value_type, self._loop.source(sys._getframe(1)))
+        return await self._signals_here().wait(name, value_type, self._loop.source(sys._getframe(1)))
+
+    def _signals_here(self) -> Signals:
+        if self._signals is None:
+            self._signals = Signals(self._loop, self._operations, self._park)
+        return self._signals
 
     async def wait_condition(self, condition: Callable[[], bool]) -> None:
+        if self._conditions is None:
+            self._conditions = Conditions(self._loop, self._operations)
         await self._conditions.wait(condition, self._loop.source(sys._getframe(1)))

@@ -92,17 +92,18 @@ class _Handle(asyncio.Handle):
 
     __slots__ = ()
 
-    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...], context: Context | None) -> None:
-        self._context = copy_context() if context is None else context
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
+    _callback: Callable[..., Any]
+    _args: tuple[Any, ...]
+    _context: Context
 
     def cancel(self) -> None:
         self._cancelled = True
 
     def __repr__(self) -> str:
         return f"<{self._callback!r} of {getattr(self._callback, '__self__', None)!r}>"
+
+
+_new_handle: Final = _Handle.__new__
 
 
 class Timer(asyncio.TimerHandle):
@@ -184,7 +185,7 @@ class DeterministicLoop(RunLoop):
         self._ready: deque[asyncio.Handle] = deque()
         self._parked: list[asyncio.Handle] = []
         self._parked_rounds: dict[int, int] = {}
-        self._finalizer = self._finalize_generator
+        self._generators: set[int] = set()  # ids of the async generators begun here
         self._created = 0
         self._time = 0.0
         self._running = False
@@ -228,8 +229,13 @@ class DeterministicLoop(RunLoop):
     def call_soon(  # type: ignore[override]  # the base class's TypeVarTuple adds nothing here
         self, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        handle = _Handle(callback, args, context)
-        if type(callback) is MethodType and callback.__func__.__name__ == "_deliver_cancellation":
+        # Without a constructor of its own: one is made per callback.
+        handle = _new_handle(_Handle)
+        handle._context = copy_context() if context is None else context
+        handle._callback = callback
+        handle._args = args
+        handle._cancelled = False
+        if callback.__class__ is MethodType and callback.__func__.__name__ == "_deliver_cancellation":
             self._parked.append(handle)
         elif not self._closed:
             self._ready.append(handle)
@@ -314,18 +320,22 @@ class DeterministicLoop(RunLoop):
             self._prune_at = 2 * len(tasks) + 64
         return task
 
+    def create_main_task(self, coroutine: Coroutine[Any, Any, Any]) -> DetTask:
+        """Create the run's first task, in a context of its own."""
+        task = DetTask(coroutine, loop=self, name="main", context=Context())
+        self._tasks.append(task)
+        return task
+
     # ─ running ───────────────────────────────────────────────────────────────
 
     def drain(self) -> None:
         """Run callbacks until nothing is ready, `at_rest` has no more to offer, and no parked delivery helps."""
-        self._run(self._callbacks_max)
-
-    def _run(self, callbacks_max: int) -> None:
         # One function on purpose: it is the hottest of the engine.
+        callbacks_max = self._callbacks_max
         previous = _get_running_loop()
-        first_iteration, finalizer = get_asyncgen_hooks()
+        if get_asyncgen_hooks().firstiter.__class__ is not _FirstIteration:
+            _hook_generators()
         _set_running_loop(self)
-        set_asyncgen_hooks(None, self._finalizer)
         self._running = True
         if self._parked_rounds:
             self._parked_rounds.clear()
@@ -355,7 +365,6 @@ class DeterministicLoop(RunLoop):
                 before = steps
         finally:
             self._running = False
-            set_asyncgen_hooks(first_iteration, finalizer)
             _set_running_loop(previous)
 
     def _livelock(self, handle: asyncio.Handle, callbacks_max: int) -> NoReturn:
@@ -390,7 +399,13 @@ class DeterministicLoop(RunLoop):
             {"message": "Exception in callback", "exception": error, "handle": handle}
         )
 
-    def _finalize_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
+    def adopt_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
+        """An async generator takes its first step in this run: it is to be ended in this run too."""
+        _owners[id(generator)] = self
+        self._generators.add(id(generator))
+
+    def finalize_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
+        """Nobody refers any more to a generator that was begun here and has not ended."""
         # Python calls this wherever the last reference went, which may be a garbage collection in another run.
         if self._running and _get_running_loop() is self:
             self.create_task(generator.aclose())
@@ -399,9 +414,13 @@ class DeterministicLoop(RunLoop):
 
     # ─ eviction ──────────────────────────────────────────────────────────────
 
-    def evict(self) -> None:
-        """Cancel every task and run until all have ended, within bounds; keep for ever what refuses to."""
+    def evict(self) -> bool:
+        """Cancel every task and run until all have ended, within bounds; return whether all have.
+
+        What refuses to is kept for ever.
+        """
         self.is_evicting = True
+        self._callbacks_max = EVICTION_CALLBACKS_MAX
         self.stopped = False
         self.at_rest = None
         for generator in self._orphans:
@@ -414,7 +433,7 @@ class DeterministicLoop(RunLoop):
             for task in pending:
                 task.cancel()
             try:
-                self._run(EVICTION_CALLBACKS_MAX)
+                self.drain()
             except LivelockError:
                 break
         stubborn = [task for task in self._tasks if not task.done()]
@@ -423,8 +442,14 @@ class DeterministicLoop(RunLoop):
         self._closed = True
         self._ready.clear()
         self._parked.clear()
-        if not stubborn:
-            self._tasks.clear()
+        for generator_id in self._generators:
+            if _owners.get(generator_id) is self:
+                del _owners[generator_id]
+        self._generators.clear()
+        if stubborn:
+            return False
+        self._tasks.clear()
+        return True
 
     def refuse(self) -> None:
         """Raise `Evicted` out of an operation that a `finally` asks for at eviction.
@@ -438,8 +463,7 @@ class DeterministicLoop(RunLoop):
 
     # ─ the rest of what asyncio and anyio ask of a loop ──────────────────────
 
-    def get_debug(self) -> bool:
-        return False
+    get_debug = staticmethod(bool)  # False; every future asks, so that it is not a function of ours
 
     def set_debug(self, enabled: bool) -> None:
         """Accepted and ignored."""
@@ -475,6 +499,46 @@ class DeterministicLoop(RunLoop):
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """Nothing to do: there is no executor."""
+
+
+# Which run an async generator was begun in, by its id: it cannot hold an attribute, and when it is finalized its weak
+# references are gone. An entry outlives a generator that ended by itself, until its id is used again or the run leaves.
+_owners: Final[dict[int, DeterministicLoop]] = {}
+
+
+class _FirstIteration:
+    """What the thread's hook for generators' first steps was, and the one of ours before it.
+
+    Set once per thread and loop around it, not per activation: setting hooks is audited, and costs as much as a step.
+    """
+
+    __slots__ = ("_previous",)
+
+    def __init__(self, previous: Callable[[AsyncGenerator[Any, Any]], object] | None) -> None:
+        self._previous = previous
+
+    def __call__(self, generator: AsyncGenerator[Any, Any]) -> None:
+        loop = _get_running_loop()
+        if isinstance(loop, DeterministicLoop):
+            loop.adopt_generator(generator)
+            return
+        _owners.pop(id(generator), None)  # the id of one that has ended
+        if self._previous is not None:
+            self._previous(generator)
+
+
+def _hook_generators() -> None:
+    """Have the generators of runs finalized by their runs, on this thread; all others as before."""
+    first_iteration, finalizer = get_asyncgen_hooks()
+
+    def finalize(generator: AsyncGenerator[Any, Any]) -> None:
+        owner = _owners.pop(id(generator), None)
+        if owner is not None:
+            owner.finalize_generator(generator)
+        elif finalizer is not None:
+            finalizer(generator)
+
+    set_asyncgen_hooks(_FirstIteration(first_iteration), finalize)
 
 
 def _raise(error: BaseException) -> NoReturn:
@@ -542,4 +606,4 @@ def _refusal(name: str, advice: str) -> Callable[..., NoReturn]:
 for _name, _advice in _REFUSED.items():
     setattr(DeterministicLoop, _name, _refusal(_name, _advice))
 
-end_walks_at(DeterministicLoop._run)
+end_walks_at(DeterministicLoop.drain)

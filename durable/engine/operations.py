@@ -186,7 +186,11 @@ class Operations:
     def number(self, reserve: Callable[[], bool] | None, ended: bool) -> list[Command]:
         """Number what the activation asked for, in order, and return it as commands."""
         commands: list[Command] = []
-        for one in self._asked:
+        asked = self._asked
+        if len(asked) == 1 and not ended and asked[0].__class__ is Call and not asked[0].dead:
+            commands.append(self._number_call(asked.pop(), reserve is not None and reserve()))  # type: ignore[arg-type]
+            return commands
+        for one in asked:
             if isinstance(one, Closing):
                 commands.append(CloseOp(op=one.operation.op, how=one.how))
             elif isinstance(one, Marker):

@@ -119,6 +119,16 @@ class Store(Protocol):
         """
         ...
 
+    def commit_turns_now(
+        self, worker_id: int, commits: Sequence[TurnCommit], now_us: int
+    ) -> list[Verdict] | None:
+        """Do what `commit_turns` does on the spot, or nothing and return None. Not a coroutine; raises as that does.
+
+        For a store whose commit is a matter of microseconds, if nobody is in its way: no turn of the loop is spent. A
+        store behind a network always returns None.
+        """
+        ...
+
     async def read_inbox(self, worker_id: int) -> list[Message]:
         """Return the unconsumed messages of all runs this worker owns, in order of (run, msg)."""
         ...

@@ -53,7 +53,6 @@ from durable.store.records import (
     Park,
     Redelivery,
     Stay,
-    TurnCommit,
     Verdict,
     Wait,
 )
@@ -64,6 +63,10 @@ TURN_EVENTS_MAX: Final = 500  # P19
 TURN_BYTES_MAX: Final = 1 << 20
 PUMP_SECONDS_MAX: Final = 0.05  # then the loop breathes
 WARM_US: Final = 5_000_000  # a wait shorter than this, or of unknown length for so long, stays in memory
+# Looking a member of an enumeration up costs more than comparing it.
+_IDLE: Final = Phase.IDLE
+_COMMITTING: Final = Phase.COMMITTING
+_GONE: Final = Phase.GONE
 log = logging.getLogger("durable.worker")
 
 
@@ -147,11 +150,10 @@ class Driver:
 
     def mark(self, run: LiveRun) -> None:
         """Something happened to this run: drive it in the next round."""
-        if run.phase is Phase.GONE:
-            self.schedule_pump()  # a slot may have become free
-            return
-        self._dirty[run] = None
-        self.schedule_pump()
+        if run.phase is not _GONE:  # else a slot may have become free
+            self._dirty[run] = None
+        if not self._pump_is_due:
+            self.schedule_pump()
 
     def add_marks(self, item: Item) -> None:
         """Let the marks of attempts ride on the next commit."""
@@ -178,7 +180,7 @@ class Driver:
         waiting = iter(dirty)
         driven = 0
         for run in waiting:
-            if run.phase is Phase.IDLE:
+            if run.phase is _IDLE:
                 self._drive(run)
                 driven += 1
                 if driven & 15 == 0 and self._clock.monotonic() > deadline:
@@ -190,9 +192,13 @@ class Driver:
 
     def _drive(self, run: LiveRun) -> None:
         try:
-            if run.instance is None:
-                self._rebuild(run)
-            item = self._turn(run)
+            instance = run.instance
+            if instance is None:
+                item = self._turn(run, self._rebuild(run))
+            elif len(run.outcomes) == 1 and not run.inbox and run.outcomes[0].failure is None:
+                item = self._common_turn(run, instance, run.outcomes[0])
+            else:
+                item = self._turn(run, instance)
         except PlatformFault as fault:
             item = self._park(run, fault)
         except Exception as error:  # a fault of ours must not take the neighbours along
@@ -201,27 +207,28 @@ class Driver:
             internal.__cause__ = error
             item = self._park(run, internal)
         if item is not None:
-            run.phase = Phase.COMMITTING
+            run.phase = _COMMITTING
             self.items.append(item)
         elif run.instance is not None:
             self._rest(run, run.instance)
 
     def _rest(self, run: LiveRun, instance: Instance) -> None:
         """Nothing to do for this run now: note since when, and see to its next timer."""
-        run.idle_since = self._clock.monotonic()
+        if not run.attempts:
+            run.idle_since = self._clock.monotonic()
         if instance.timers:
             self._arm(min(instance.timers.values()), run.pk)
 
     def _park(self, run: LiveRun, fault: Exception) -> Item:
         item = self._item(run, after=Park(reason=f"{type(fault).__name__}: {fault}"))
-        item.commit.attempts = self.performer.handed_back(run)
+        item.attempts = self.performer.handed_back(run)
         item.fault = fault
         item.status = RunStatus.PARKED
         return item
 
     # ─ rebuilding ──
 
-    def _rebuild(self, run: LiveRun) -> None:
+    def _rebuild(self, run: LiveRun) -> Instance:
         """Replay the journal into a fresh instance and pair its open activities with the work at hand."""
         claim = run.claim
         instance = Instance(
@@ -261,7 +268,8 @@ class Driver:
         for warning in instance.warnings:
             log.warning("run %r: %s", run.run_id, warning)
         rows = {row.op: row for row in claim.attempts}
-        run.claim = msgspec.structs.replace(claim, journal=[], inbox=[], attempts=[])  # read: not to be kept
+        if claim.journal or claim.inbox or claim.attempts:  # read: not to be kept
+            run.claim = msgspec.structs.replace(claim, journal=[], inbox=[], attempts=[])
         is_first, run.is_recovered = not run.is_recovered, True
         for op, call in instance.activities.items():
             attempt = run.attempts.get(op)
@@ -278,12 +286,11 @@ class Driver:
                 )
         for op in [op for op in run.attempts if op not in instance.activities]:
             self.performer.close(run, op, "try")
+        return instance
 
     # ─ one turn ──
 
-    def _turn(self, run: LiveRun) -> Item | None:
-        instance = run.instance
-        assert instance is not None
+    def _turn(self, run: LiveRun, instance: Instance) -> Item | None:
         now = self._clock.now_us()
         entries: list[AnyEntry] = []
         messages: list[Message] = []
@@ -338,6 +345,48 @@ class Driver:
         slots = self.performer.reserved - reserved
         return self._close_turn(run, instance, turn, entries, messages, taken, slots, now)
 
+    def _common_turn(self, run: LiveRun, instance: Instance, outcome: Outcome) -> Item | None:
+        """`_turn` for one result and what it makes the workflow ask for: nearly every turn is such."""
+        op = outcome.op
+        if op not in instance.activities:
+            return self._turn(run, instance)
+        run.outcomes.clear()
+        performer = self.performer
+        reserved = performer.reserved
+        turn = run.turn + 1
+        now = self._clock.now_us()
+        assert outcome.result is not None
+        event = ActivityCompleted(
+            op=op, at=now, result=msgspec.Raw(outcome.result), attempts=outcome.attempts
+        )
+        try:
+            commands = instance.activate(
+                event, turn=turn, index=0, value=outcome.value, reserve=performer.reserve
+            )
+        except BaseException:
+            self._undo(run, [], [outcome], performer.reserved - reserved)
+            raise
+        entries: list[AnyEntry] = [event, *commands]
+        slots = performer.reserved - reserved
+        if instance.end is not None or not instance.activities:
+            return self._close_turn(run, instance, turn, entries, [], [outcome], slots, now)
+        run.release_asked = False
+        attempt = run.attempts.get(op)
+        return Item(
+            pk=run.pk,
+            generation=run.generation,
+            claim_no=run.claim_no,
+            turn=turn,
+            parts=encode_turn(self.worker_id, entries),
+            seen=run.seen,
+            attempts_done=(op,) if attempt is None or attempt.has_row else (),
+            run=run,
+            entries=entries,
+            at_us=now,
+            taken=(outcome,),
+            slots=slots,
+        )
+
     def _close_turn(
         self,
         run: LiveRun,
@@ -360,18 +409,17 @@ class Driver:
         if not entries and not taken and type(after) is Stay:
             return None
         item = self._item(run, after=after)
-        commit = item.commit
         if entries:
-            commit.turn = turn
-            commit.parts = encode_turn(self.worker_id, entries)
+            item.turn = turn
+            item.parts = encode_turn(self.worker_id, entries)
         if messages:
-            commit.consumed = [message.inbox_id for message in messages]
-            commit.seen = messages[-1].msg
+            item.consumed = [message.inbox_id for message in messages]
+            item.seen = messages[-1].msg
         if taken:
             attempts = run.attempts
             done = [o.op for o in taken if (attempt := attempts.get(o.op)) is None or attempt.has_row]
             if done:
-                commit.attempts_done = done
+                item.attempts_done = done
         item.entries = entries
         item.at_us = now
         item.taken = taken
@@ -382,14 +430,12 @@ class Driver:
 
     def _item(self, run: LiveRun, *, after: After) -> Item:
         return Item(
-            run,
-            TurnCommit(
-                pk=run.pk,
-                generation=run.generation,
-                claim_no=run.claim_no,
-                seen=run.seen,
-                after=after,
-            ),
+            pk=run.pk,
+            generation=run.generation,
+            claim_no=run.claim_no,
+            seen=run.seen,
+            after=after,
+            run=run,
         )
 
     def _started(self, run: LiveRun, now: int) -> Started:
@@ -439,22 +485,21 @@ class Driver:
         messages: list[Message],
         now: int,
     ) -> None:
-        commit = item.commit
         match end:
             case Completed():
                 item.status = RunStatus.COMPLETED
-                commit.after = Close(status=RunStatus.COMPLETED, result=bytes(end.result))
+                item.after = Close(status=RunStatus.COMPLETED, result=bytes(end.result))
             case Cancelled():
                 item.status = RunStatus.CANCELLED
-                commit.after = Close(status=RunStatus.CANCELLED, reason=end.reason)
+                item.after = Close(status=RunStatus.CANCELLED, reason=end.reason)
             case Failed():
                 failure = msgspec.json.encode(end.failure)
                 if run.claim.attempt <= run.definition.retries:
                     item.status = RunStatus.CONTINUED
-                    commit.after = self._next_generation(run, instance, item, failure, messages, now)
+                    item.after = self._next_generation(run, instance, item, failure, messages, now)
                 else:
                     item.status = RunStatus.FAILED
-                    commit.after = Close(status=RunStatus.FAILED, failure=failure)
+                    item.after = Close(status=RunStatus.FAILED, failure=failure)
 
     def _next_generation(
         self,
@@ -469,7 +514,7 @@ class Driver:
         attempt = run.claim.attempt + 1
         ready_at = now + run.definition.retry_delay_us
         turn, index = instance.failed_at if instance.failed_at is not None else (1, 0)
-        this_turn = item.commit.turn
+        this_turn = item.turn
         kept: list[AnyEntry] = []
         dropped: list[AnyEntry] = []
         for number, recorded in run.recorded or ():
@@ -478,8 +523,8 @@ class Driver:
             if number >= turn:
                 dropped.extend(recorded[index:] if number == turn else recorded)
         if turn == this_turn:
-            kept = item.entries[:index]
-            dropped = item.entries[index:]
+            kept = list(item.entries[:index])
+            dropped = list(item.entries[index:])
         else:
             dropped.extend(item.entries)
         kept_any = turn > 1 or bool(kept)
@@ -500,57 +545,69 @@ class Driver:
     def settle(self, item: Item, verdict: Verdict) -> None:
         """Release the effects of a durable item, or take it back."""
         run = item.run
-        if item.is_marks:
+        if verdict == "committed" and item.turn is not None and run.phase is _COMMITTING:
+            if item.after.__class__ is Stay:
+                self._go_on(run, item)
+            else:
+                self._settle_end(run, item)
+        elif item.is_marks:
             if verdict == "lost":
                 self.performer.unmarked(item)
                 self.doubt(run)
             else:
                 self.performer.marked(item)
-            return
-        if verdict in ("committed", "stayed"):
-            self._settle_turn(item, stayed=verdict == "stayed")
-        else:
+        elif verdict not in ("committed", "stayed"):
             self.discard(item)
             self.doubt(run)
-
-    def _settle_turn(self, item: Item, *, stayed: bool) -> None:
-        run, commit = item.run, item.commit
-        if run.phase is Phase.GONE:
+        elif run.phase is _GONE:
             self.performer.unreserve(item.slots)
             self._on_ended(run, item)
-            return
-        if commit.turn is not None:
-            run.turn = commit.turn
-        run.seen = commit.seen
+        elif type(item.after) is not Stay and verdict == "committed":
+            self._settle_end(run, item)
+        else:
+            self._go_on(run, item)
+
+    def _settle_end(self, run: LiveRun, item: Item) -> None:
+        """The item ended the run's stay here."""
+        self._take_in(run, item)
+        self.performer.unreserve(item.slots)
+        for index, entry in enumerate(item.entries):
+            if type(entry) is CloseOp and entry.how in ("abandon", "try"):
+                # it was let go before the end, or is to know why it is stopped
+                self.performer.close(run, entry.op, entry.how, _reason(item.entries, index))
+        self._on_ended(run, item)
+        self._leave(run)
+
+    def _take_in(self, run: LiveRun, item: Item) -> None:
+        if item.turn is not None:
+            run.turn = item.turn
+        run.seen = item.seen
         for outcome in item.taken:
             run.attempts.pop(outcome.op, None)
-        if type(commit.after) is not Stay and not stayed:
-            self.performer.unreserve(item.slots)
-            for index, entry in enumerate(item.entries):
-                if type(entry) is CloseOp and entry.how in ("abandon", "try"):
-                    # it was let go before the end, or is to know why it is stopped
-                    self.performer.close(run, entry.op, entry.how, _reason(item.entries, index))
-            self._on_ended(run, item)
-            self._leave(run)
-            return
+
+    def _go_on(self, run: LiveRun, item: Item) -> None:
+        """The turn is durable and the run stays: do what it asked for."""
+        self._take_in(run, item)
         instance = run.instance
         assert instance is not None
-        for index, entry in enumerate(item.entries):
-            kind = type(entry)
+        performer = self.performer
+        entries = item.entries
+        for index, entry in enumerate(entries):
+            kind = entry.__class__
             if kind is ScheduleActivity:
                 call = instance.activities.get(entry.op)  # type: ignore[union-attr]
                 if call is None:
                     if entry.started:  # type: ignore[union-attr]
-                        self.performer.unreserve(1)
+                        performer.unreserve(1)
                 elif entry.started:  # type: ignore[union-attr]
-                    self.performer.start(run, call, item.at_us)
+                    performer.start(run, call, item.at_us)
                 else:
-                    self.performer.enqueue(run, call, item.at_us)
+                    performer.enqueue(run, call, item.at_us)
             elif kind is CloseOp:
-                self.performer.close(run, entry.op, entry.how, _reason(item.entries, index))  # type: ignore[union-attr]
-        if run.recorded is not None and item.entries:
-            run.recorded.append((run.turn, item.entries))
-        run.phase = Phase.IDLE
+                performer.close(run, entry.op, entry.how, _reason(entries, index))  # type: ignore[union-attr]
+        if run.recorded is not None and entries:
+            run.recorded.append((run.turn, list(entries)))
+        run.phase = _IDLE
         self._rest(run, instance)
         if run.leave_asked:
             self._release(run)
@@ -576,7 +633,7 @@ class Driver:
         """Write marks that tell of what has happened with the next commit, before anything that came after them."""
         self.items[:0] = [item for item in marks if item.run.phase is not Phase.GONE]
 
-    def _undo(self, run: LiveRun, messages: list[Message], taken: list[Outcome], slots: int) -> None:
+    def _undo(self, run: LiveRun, messages: list[Message], taken: Sequence[Outcome], slots: int) -> None:
         run.inbox.extendleft(reversed(messages))
         run.outcomes.extendleft(reversed(taken))
         self.performer.unreserve(slots)
@@ -600,9 +657,9 @@ class Driver:
         item.slots = 0
         if run.phase is Phase.GONE or claim is None:
             return
-        written = bool(claim.journal) and claim.journal[-1].turn == item.commit.turn
+        written = bool(claim.journal) and claim.journal[-1].turn == item.turn
         marks = {row.op: row for row in claim.attempts if row.state == "started"}
-        never_begun = [a.call.op for a in item.attempts if a.call.op in marks]
+        never_begun = [a.call.op for a in item.marked if a.call.op in marks]
         rows = [AttemptRow(op=op, attempt=marks[op].attempt - 1, state="handed_back") for op in never_begun]
         if written:
             rows.extend(
@@ -704,7 +761,7 @@ class Driver:
     def _release(self, run: LiveRun, rows: Sequence[AttemptRow] = ()) -> None:
         """Hand the run back; what still runs of it is not charged (P22). One that only waits goes on waiting, with nobody."""
         item = self._item(run, after=self._how_to_leave(run))
-        item.commit.attempts = [*self.performer.handed_back(run), *rows]
+        item.attempts = [*self.performer.handed_back(run), *rows]
         item.status = RunStatus.RUNNING
         run.phase = Phase.COMMITTING
         self.items.append(item)

@@ -17,6 +17,7 @@ from durable.store.contract import Store
 from durable.store.records import WorkerInfo
 
 HARD_LIMIT_SECONDS: Final = 60.0
+FRESH_SHARE: Final = 2 / 3  # of the lease: a fence checked longer ago is checked again (P11)
 log = logging.getLogger("durable.worker")
 
 
@@ -68,7 +69,7 @@ class Incarnation:
 
         If not, the database is asked again.
         """
-        if self._clock.monotonic() - since < self.lease_seconds * 2 / 3:
+        if self._clock.monotonic() - since < self.lease_seconds * FRESH_SHARE:
             return True
         try:
             return self._store.beat(self.worker_id)

@@ -5,10 +5,12 @@ Discarding an instance never discards work (P15): attempts in flight and outcome
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Literal
+
+import msgspec
 
 from durable.activities import Pulse
 from durable.definitions import WorkflowDefinition
@@ -39,7 +41,7 @@ class AttemptState(Enum):
 TimeoutKind = Literal["start_to_close", "schedule_to_start", "schedule_to_close", "heartbeat"]
 
 
-class Attempt:
+class Attempt(msgspec.Struct, eq=False):
     """One open activity in this worker's care. `number` is the last attempt charged.
 
     `scheduled_at_us` is when the journal says it was asked for, `queued_at_us` since when the next attempt has been due:
@@ -47,51 +49,25 @@ class Attempt:
     those of the attempt that runs are in its `pulse`. `failure` is that of the attempt before, if it failed here.
     """
 
-    __slots__ = (
-        "began_at",
-        "begun",
-        "call",
-        "cancelled",
-        "details",
-        "failure",
-        "has_row",
-        "has_slot",
-        "number",
-        "pulse",
-        "queued_at_us",
-        "run",
-        "scheduled_at_us",
-        "state",
-        "task",
-        "timed_out",
-        "timer",
+    run: LiveRun
+    call: ActivityCall
+    number: int
+    state: AttemptState
+    scheduled_at_us: int
+    queued_at_us: int
+    has_slot: bool = False
+    task: Any = (
+        None  # the task or future of its code; none before a coroutine has suspended for the first time
     )
-
-    def __init__(
-        self,
-        run: LiveRun,
-        call: ActivityCall,
-        number: int,
-        state: AttemptState,
-        scheduled_at_us: int,
-    ) -> None:
-        self.run = run
-        self.call = call
-        self.number = number
-        self.state = state
-        self.task: asyncio.Future[Any] | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.timed_out: TimeoutKind | None = None
-        self.cancelled = False  # on request of the workflow
-        self.has_slot = False
-        self.has_row = False  # a row of attempts tells of it: to be removed with the outcome
-        self.begun = False  # the task has taken its first step
-        self.scheduled_at_us = scheduled_at_us
-        self.queued_at_us = scheduled_at_us
-        self.began_at = 0.0
-        self.pulse: Pulse | None = None
-        self.details: bytes | None = None
-        self.failure: Failure | None = None
+    timer: Any = None  # a TimerHandle
+    timed_out: TimeoutKind | None = None
+    cancelled: bool = False  # on request of the workflow
+    has_row: bool = False  # a row of attempts tells of it: to be removed with the outcome
+    begun: bool = False  # its code has taken its first step
+    began_at: float = 0.0
+    pulse: Pulse | None = None
+    details: bytes | None = None
+    failure: Failure | None = None
 
     def latest_details(self) -> bytes | None:
         """Return what its last heartbeat told, this attempt's or an earlier one's."""
@@ -99,9 +75,10 @@ class Attempt:
 
     def keep_details(self) -> None:
         """The attempt that ran is over: what it told stays, what it still tells is not heard."""
-        if self.pulse is not None:
-            self.details = self.pulse.details
-            self.pulse.close()
+        pulse = self.pulse
+        if pulse is not None:
+            self.details = pulse.details
+            pulse.close()
             self.pulse = None
 
     def stop_timer(self) -> None:
@@ -110,25 +87,14 @@ class Attempt:
             self.timer = None
 
 
-class Outcome:
+class Outcome(msgspec.Struct, eq=False):
     """How one activity ended, not yet in the journal. `value` is what replay would decode from `result`."""
 
-    __slots__ = ("attempts", "failure", "op", "result", "value")
-
-    def __init__(
-        self,
-        op: int,
-        attempts: int,
-        *,
-        result: bytes | None = None,
-        value: Any = None,
-        failure: Failure | None = None,
-    ) -> None:
-        self.op = op
-        self.attempts = attempts
-        self.result = result
-        self.value = value
-        self.failure = failure
+    op: int
+    attempts: int
+    result: bytes | None = None
+    value: Any = None
+    failure: Failure | None = None
 
 
 class LiveRun:
@@ -207,28 +173,24 @@ class LiveRun:
         return bool(self.attempts) or bool(self.outcomes)
 
 
-class Item:
+class Item(TurnCommit, gc=True, eq=False, kw_only=True):
     """One entry of a group commit: a turn with what to do once it is durable, or marks of attempts."""
 
-    __slots__ = ("at_us", "attempts", "commit", "entries", "fault", "run", "slots", "status", "taken")
-
-    def __init__(self, run: LiveRun, commit: TurnCommit) -> None:
-        self.run = run
-        self.commit = commit
-        self.entries: list[AnyEntry] = []
-        self.at_us = 0  # the instant of its events
-        self.taken: list[Outcome] = []
-        self.slots = 0  # reserved for activities this turn schedules
-        self.attempts: list[Attempt] = []  # whose marks these are
-        self.status: RunStatus | None = None  # the run's end, if the turn ends it
-        self.fault: Exception | None = None
+    run: LiveRun
+    entries: Sequence[AnyEntry] = ()
+    at_us: int = 0  # the instant of its events
+    taken: Sequence[Outcome] = ()
+    slots: int = 0  # reserved for activities this turn schedules
+    marked: Sequence[Attempt] = ()  # whose marks these are
+    status: RunStatus | None = None  # the run's end, if the turn ends it
+    fault: Exception | None = None
 
     @property
     def is_marks(self) -> bool:
         """Whether it only counts attempts: no turn, and the run stays."""
-        return self.commit.turn is None and bool(self.commit.attempts) and type(self.commit.after) is Stay
+        return self.turn is None and bool(self.attempts) and type(self.after) is Stay
 
     @property
     def is_report(self) -> bool:
         """Whether it tells of what has happened (a failure, a heartbeat), so that it is to be written in any case."""
-        return self.is_marks and not self.attempts
+        return self.is_marks and not self.marked

@@ -28,16 +28,17 @@ from typing import Any, Final, assert_never
 import msgspec
 
 from durable import failures
-from durable.activities import ActivityInfo, Pulse, _info, decode_details
+from durable.activities import ActivityInfo, Pulse, _pulse, decode_details
 from durable.client import url_here
 from durable.definitions import ActivityDefinition
 from durable.engine.runtime import ActivityCall
 from durable.errors import ActivityTimeoutError, PayloadError, UndecodableError, WorkerLostError
 from durable.failures import Failure
 from durable.retry import asked_delay_us
-from durable.seams import Clock, Executor, Random, spawn
-from durable.store.records import AttemptRow, TurnCommit
+from durable.seams import Clock, Executor, Random
+from durable.store.records import AttemptRow
 from durable.worker.live import Attempt, AttemptState, Item, LiveRun, Outcome, Phase, TimeoutKind
+from durable.worker.runners import Runners, StaleError
 
 LATE_SECONDS: Final = 5.0  # how long a timed-out coroutine may take to unwind before it is given up
 HELD_UP_SECONDS: Final = 0.05  # a timer that rings so late was held up with the loop, and so were heartbeats
@@ -47,6 +48,10 @@ DETAILS_SECONDS_MAX: Final = 3.0
 NOT_RETRIED: Final = frozenset[TimeoutKind]({"schedule_to_start", "schedule_to_close"})
 UNAWAITED: Final = "the workflow no longer waits for it"
 Performed = tuple[BaseException | None, bytes, Any]
+_RUNNING: Final = AttemptState.RUNNING  # looking a member up costs more than the rest of a comparison
+_DONE: Final = AttemptState.DONE
+_DROPPED: Final = AttemptState.DROPPED
+_GONE: Final = Phase.GONE
 log = logging.getLogger("durable.worker")
 
 
@@ -76,9 +81,14 @@ class Performer:
         self._on_slots = on_slots
         self._on_stale = on_stale
         # Whether the commit whose effects are being released still proves the lease; set before they are (P11).
+        # Until `fresh_until` (monotonic) there is no need to ask.
         self.fence: Callable[[], bool] = lambda: True
+        self.fresh_until = 0.0
         self._context = copy_context()
         self._context.run(url_here.set, url)
+        self._runners = Runners(clock=clock, context=self._context, on_ended=self._ended)
+        self._loop = asyncio.get_running_loop()
+        self._on_details = self._note
         self._queue: deque[Attempt] = deque()
         self._running: set[Attempt] = set()
         # By interval: the timer of the next write, and who has something to tell.
@@ -116,6 +126,7 @@ class Performer:
         for timer, _ in self._batches.values():
             timer.cancel()
         self._batches.clear()
+        self._runners.close()
         tasks: list[asyncio.Task[Any]] = []
         for attempt in self._running:
             attempt.state = AttemptState.DROPPED
@@ -151,9 +162,13 @@ class Performer:
 
     def _mark(self, run: LiveRun, attempts: list[Attempt], rows: list[AttemptRow]) -> None:
         item = Item(
-            run, TurnCommit(pk=run.pk, generation=run.generation, claim_no=run.claim_no, attempts=rows)
+            pk=run.pk,
+            generation=run.generation,
+            claim_no=run.claim_no,
+            attempts=rows,
+            run=run,
+            marked=attempts,
         )
-        item.attempts = attempts
         for row in rows:
             if row.op in run.attempts:
                 run.attempts[row.op].has_row = True
@@ -161,14 +176,14 @@ class Performer:
 
     def marked(self, item: Item) -> None:
         """The marks of `item` are durable: start what they announced."""
-        for attempt in item.attempts:
+        for attempt in item.marked:
             if attempt.state is AttemptState.MARKING:
                 attempt.number += 1
                 self._begin(attempt)
 
     def unmarked(self, item: Item) -> None:
         """The marks of `item` were not written: its attempts wait for a slot again."""
-        for attempt in item.attempts:
+        for attempt in item.marked:
             if attempt.state is AttemptState.MARKING:
                 self._free_slot(attempt)
                 self._want_slot(attempt)
@@ -177,10 +192,13 @@ class Performer:
 
     def start(self, run: LiveRun, call: ActivityCall, scheduled_at_us: int) -> None:
         """Start attempt 1: its slot is reserved and its charge is durable."""
-        attempt = Attempt(run, call, 1, AttemptState.MARKING, scheduled_at_us)
-        attempt.has_slot = True
-        run.attempts[call.op] = attempt
-        self._begin(attempt)
+        attempt = run.attempts[call.op] = Attempt(
+            run, call, 1, _RUNNING, scheduled_at_us, scheduled_at_us, True
+        )
+        if call.definition.is_simple:
+            self._run(attempt, ())
+        else:
+            self._begin(attempt)
 
     def enqueue(self, run: LiveRun, call: ActivityCall, scheduled_at_us: int) -> None:
         """Start the first attempt as soon as there is a slot."""
@@ -196,7 +214,7 @@ class Performer:
         scheduled_at_us: int,
     ) -> None:
         """Go on with an activity of a run that was just claimed; an attempt lost with its worker has failed (P22)."""
-        attempt = Attempt(run, call, int(was_started), AttemptState.QUEUED, scheduled_at_us)
+        attempt = Attempt(run, call, int(was_started), AttemptState.QUEUED, scheduled_at_us, scheduled_at_us)
         run.attempts[call.op] = attempt
         if row is not None:
             attempt.number, attempt.details, attempt.has_row = row.attempt, row.details, True
@@ -233,7 +251,7 @@ class Performer:
             return
         if how == "wait":
             attempt.cancelled = True
-            if attempt.state is AttemptState.RUNNING and attempt.task is not None:
+            if attempt.state is AttemptState.RUNNING:
                 self._stop_code(attempt, reason)
             elif attempt.state in (AttemptState.QUEUED, AttemptState.BACKOFF):
                 self._cancelled(attempt)
@@ -270,8 +288,8 @@ class Performer:
     def _drop(self, attempt: Attempt, reason: str) -> None:
         was, attempt.state = attempt.state, AttemptState.DROPPED
         attempt.stop_timer()
-        if was is AttemptState.RUNNING and attempt.task is not None:
-            if attempt.task.done():
+        if was is AttemptState.RUNNING:
+            if attempt.task is not None and attempt.task.done():
                 self._free_slot(attempt)
             else:
                 self._stop_code(attempt, reason)  # its slot is free once it has ended
@@ -282,12 +300,12 @@ class Performer:
         """Tell the code of an attempt to stop: a coroutine is cancelled, a thread finds out when it asks."""
         if attempt.pulse is not None:
             attempt.pulse.cancel_reason = reason
-        task = attempt.task
-        if task is not None and attempt.call.definition.is_async:
-            task.cancel(reason)
-            if not attempt.begun:
-                # asyncio never enters a coroutine that is cancelled before its first step: nobody else would tell its end.
-                self._ended(attempt, task, asyncio.CancelledError(reason), b"", None)
+        if not attempt.call.definition.is_async:
+            return
+        if attempt.task is not None:
+            attempt.task.cancel(reason)
+        elif not attempt.begun:
+            self._ended(attempt, None, asyncio.CancelledError(reason), b"", None)
 
     # ─ running user code ──
 
@@ -298,70 +316,60 @@ class Performer:
         if attempt.cancelled:
             self._cancelled(attempt)
             return
-        call, definition = attempt.call, attempt.call.definition
         left_us = self._left_us(attempt)
         if left_us is not None and left_us <= 0:  # its time passed while its start was written
             self._expire(attempt, "schedule_to_close")
             return
         try:
-            details = () if attempt.details is None else decode_details(attempt.details)
+            earlier = () if attempt.details is None else decode_details(attempt.details)
         except UndecodableError as error:
             self._failed(attempt, error)
             return
-        loop = asyncio.get_running_loop()
+        self._run(attempt, earlier)
+
+    def _run(self, attempt: Attempt, earlier: tuple[Any, ...]) -> None:
+        """Have the attempt's code run; nothing is in its way any more."""
+        definition = attempt.call.definition
         pulse = attempt.pulse = Pulse(
-            details=attempt.details, loop=loop, on_details=partial(self._note, attempt)
+            attempt,
+            attempt.number,
+            self.fence,
+            self.fresh_until,
+            _describe,
+            self._loop,
+            self._on_details,
+            attempt.details,
+            earlier,
         )
-        attempt.began_at = pulse.beat_at
-        tell = partial(_tell_info, attempt, attempt.number, details, pulse)
-        context = self._context.copy()
         attempt.begun = False
-        try:
-            if definition.is_async:
-                attempt.task = spawn(self._perform(attempt, tell, self.fence), name=call.key, context=context)
-            else:
-                attempt.task = context.run(
-                    self._executor.submit, partial(self._run_sync, call, tell, self.fence)
-                )
-                attempt.task.add_done_callback(partial(self._thread_ended, attempt))
-        except Exception as error:  # no thread to be had, say: the attempt is charged and has failed
-            attempt.keep_details()
-            self._failed(attempt, error)
-            return
         self._running.add(attempt)
+        if definition.is_async:
+            self._runners.add(pulse)
+        elif not self._start_thread(attempt, pulse):
+            return
         if definition.is_limited:
+            attempt.began_at = pulse.beat_at = self._loop.time()
             self._watch(attempt)
 
-    async def _perform(
-        self, attempt: Attempt, tell: Callable[[], ActivityInfo], fence: Callable[[], bool]
-    ) -> None:
-        """The task of one attempt. It reports its own end: a done-callback would cost another turn of the loop."""
-        attempt.begun = True
-        task = attempt.task
-        call = attempt.call
-        definition = call.definition
-        error: BaseException | None = None
-        data, value = b"", None
+    def _start_thread(self, attempt: Attempt, pulse: Pulse) -> bool:
         try:
-            if not fence():
-                raise _StaleError
-            _info.set(tell)
-            args, kwargs = definition.arguments.decode(call.args)
-            value = await definition.fn(*args, **kwargs)
-            data = definition.result.encode(value)
-            value = definition.result.decode(data)
-        except BaseException as raised:  # the boundary of user code: SystemExit must not stop the worker
-            error = raised
-        self._ended(attempt, task, error, data, value)
+            attempt.task = self._context.copy().run(
+                self._executor.submit, partial(self._run_sync, attempt.call, pulse)
+            )
+        except Exception as error:  # no thread to be had, say: the attempt is charged and has failed
+            self._running.discard(attempt)
+            attempt.keep_details()
+            self._failed(attempt, error)
+            return False
+        attempt.task.add_done_callback(partial(self._thread_ended, attempt))
+        return True
 
-    def _run_sync(
-        self, call: ActivityCall, tell: Callable[[], ActivityInfo], fence: Callable[[], bool]
-    ) -> Performed:
+    def _run_sync(self, call: ActivityCall, pulse: Pulse) -> Performed:
         definition = call.definition
         try:
-            if not fence():
-                raise _StaleError
-            _info.set(tell)
+            if pulse.fence is not None and not pulse.fence():
+                raise StaleError
+            _pulse.set(pulse)
             args, kwargs = definition.arguments.decode(call.args)
             value = definition.fn(*args, **kwargs)
             data = definition.result.encode(value)
@@ -444,9 +452,16 @@ class Performer:
         """The late attempt has failed, whatever its code still does; its slot is free when that ends."""
         attempt.timer = None
         zombie = Attempt(
-            attempt.run, attempt.call, attempt.number, AttemptState.DROPPED, attempt.scheduled_at_us
+            attempt.run,
+            attempt.call,
+            attempt.number,
+            AttemptState.DROPPED,
+            attempt.scheduled_at_us,
+            attempt.queued_at_us,
+            attempt.has_slot,
+            attempt.task,
         )
-        zombie.task, zombie.has_slot, zombie.pulse = attempt.task, attempt.has_slot, attempt.pulse
+        zombie.pulse = attempt.pulse
         attempt.keep_details()
         self._running.discard(attempt)
         self._running.add(zombie)
@@ -467,8 +482,9 @@ class Performer:
 
     # ─ heartbeats ──
 
-    def _note(self, attempt: Attempt, pulse: Pulse) -> None:
+    def _note(self, pulse: Pulse) -> None:
         """An attempt has something new to tell: it is written with the next batch of its interval."""
+        attempt: Attempt = pulse.owner
         if attempt.pulse is not pulse or attempt.state is not AttemptState.RUNNING:
             return
         limit_us = attempt.call.definition.heartbeat_us
@@ -510,26 +526,28 @@ class Performer:
                 self._running.discard(zombie)
                 self._free_slot(zombie)
             return
-        # Task, context, info, attempt: a ring that only the garbage collector could take apart.
+        # Task, context, pulse, attempt: a ring that only the garbage collector could take apart.
         attempt.task = None
         self._running.discard(attempt)
-        attempt.stop_timer()
+        if attempt.timer is not None:
+            attempt.stop_timer()
         attempt.keep_details()
-        if attempt.state is AttemptState.DROPPED:
+        if attempt.state is _DROPPED:
             self._free_slot(attempt)
-        elif isinstance(error, _StaleError):
+        elif error is None:
+            if attempt.timed_out is None:
+                self._finish(attempt, Outcome(attempt.call.op, attempt.number, data, value))
+            else:
+                self._expire(attempt, attempt.timed_out)
+        elif isinstance(error, StaleError):
             attempt.state = AttemptState.DROPPED
             self._free_slot(attempt)
             self._on_stale()
         elif isinstance(error, asyncio.CancelledError):
             self._was_cancelled(attempt, error)
-        elif error is not None:
-            self._failed(attempt, error)
-        elif attempt.timed_out is not None:
-            self._expire(attempt, attempt.timed_out)
         else:
-            self._succeeded(attempt, data, value)
-        if not self._running:
+            self._failed(attempt, error)
+        if self.is_draining and not self._running:
             self.on_idle()
 
     def _was_cancelled(self, attempt: Attempt, error: asyncio.CancelledError) -> None:
@@ -564,14 +582,12 @@ class Performer:
 
     # ─ what came of it ──
 
-    def _succeeded(self, attempt: Attempt, data: bytes, value: Any) -> None:
-        self._finish(attempt, Outcome(attempt.call.op, attempt.number, result=data, value=value))
-
     def _finish(self, attempt: Attempt, outcome: Outcome) -> None:
-        self._free_slot(attempt)
-        attempt.state = AttemptState.DONE
+        if attempt.has_slot:
+            self._free_slot(attempt)
+        attempt.state = _DONE
         run = attempt.run
-        if run.phase is not Phase.GONE and run.attempts.get(outcome.op) is attempt:
+        if run.phase is not _GONE and run.attempts.get(outcome.op) is attempt:
             run.outcomes.append(outcome)
             self._on_outcome(run)
 
@@ -642,21 +658,18 @@ class Performer:
         self._want_slot(attempt)
 
 
-def _tell_info(attempt: Attempt, number: int, details: tuple[Any, ...], pulse: Pulse) -> ActivityInfo:
+def _describe(pulse: Pulse) -> ActivityInfo:
     """Return what the activity may know of itself; made only if it asks."""
+    attempt: Attempt = pulse.owner
     return ActivityInfo(
         run_id=attempt.run.run_id,
         workflow=attempt.run.definition.name,
         activity=attempt.call.definition.name,
-        attempt=number,
+        attempt=pulse.number,
         idempotency_key=attempt.call.key,
-        heartbeat_details=details,
+        heartbeat_details=pulse.earlier,
         _pulse=pulse,
     )
-
-
-class _StaleError(Exception):
-    """The process slept between the commit that charged an attempt and its first step, and lost its lease meanwhile."""
 
 
 def _late_text(definition: ActivityDefinition, number: int, kind: TimeoutKind) -> str:

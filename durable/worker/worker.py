@@ -501,7 +501,7 @@ def _fault(item: Item) -> PlatformFault | None:
 
 def _record(run: LiveRun, item: Item, now_us: int) -> RunRecord:
     """Return what a reader of the store would now see of a run that just ended."""
-    claim, after = run.claim, item.commit.after
+    claim, after = run.claim, item.after
     assert item.status is not None
     return RunRecord(
         pk=run.pk,

@@ -53,22 +53,37 @@ class CommitMeter:
     def attach(self, store: Store) -> None:
         """Stand between a store and its worker from now on."""
         commit_turns = store.commit_turns
+        commit_turns_now = store.commit_turns_now
 
         async def metered(worker_id: int, commits: Sequence[TurnCommit], now_us: int) -> list[Verdict]:
             began = time.perf_counter()
             verdicts = await self._on_cpu(commit_turns(worker_id, commits, now_us))
             self.seconds += time.perf_counter() - began
-            self.calls += 1
-            self.items += len(commits)
-            for commit, verdict in zip(commits, verdicts, strict=True):
-                if commit.turn is not None and verdict in ("committed", "stayed"):
-                    self.turns += 1
-                    self.row_bytes += sum(map(len, commit.parts))
-                    self.closed += type(commit.after) is Close
-            self._changed.set()
+            self._count(commits, verdicts)
             return verdicts
 
-        store.commit_turns = metered  # type: ignore[method-assign]  # one instance, for the time of a measurement
+        def metered_now(worker_id: int, commits: Sequence[TurnCommit], now_us: int) -> list[Verdict] | None:
+            began, began_cpu = time.perf_counter(), time.thread_time()
+            verdicts = commit_turns_now(worker_id, commits, now_us)
+            if verdicts is not None:
+                self.cpu_seconds += time.thread_time() - began_cpu
+                self.seconds += time.perf_counter() - began
+                self._count(commits, verdicts)
+            return verdicts
+
+        # One instance, for the time of a measurement.
+        store.commit_turns = metered  # type: ignore[method-assign]
+        store.commit_turns_now = metered_now  # type: ignore[method-assign]
+
+    def _count(self, commits: Sequence[TurnCommit], verdicts: Sequence[Verdict]) -> None:
+        self.calls += 1
+        self.items += len(commits)
+        for commit, verdict in zip(commits, verdicts, strict=True):
+            if commit.turn is not None and verdict in ("committed", "stayed"):
+                self.turns += 1
+                self.row_bytes += sum(map(len, commit.parts))
+                self.closed += type(commit.after) is Close
+        self._changed.set()
 
     @types.coroutine
     def _on_cpu(self, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:

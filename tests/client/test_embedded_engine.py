@@ -27,7 +27,15 @@ from durable import (
 )
 from durable.default import engine_here
 from durable.worker.live import Phase
-from tests.support.workers import Calls, is_waiting, no_durability, running_worker, status_is, until
+from tests.support.workers import (
+    Calls,
+    is_waiting,
+    no_durability,
+    running_worker,
+    status_is,
+    through_commit_turns,
+    until,
+)
 
 number = Signal("number", int)
 calls = Calls()
@@ -364,6 +372,7 @@ async def _is_free(run: Any) -> bool:
 
 async def test_detach_in_the_middle_of_a_commit_hands_the_run_over(embedded: str) -> None:
     """The wish is kept until the commit is through."""
+    through_commit_turns((await engine_here()).client.store)
     run = await adds.start(1, run_id="a")
     worker = await (await engine_here()).worker()
     (live,) = worker._driver.runs.values()

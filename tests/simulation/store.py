@@ -70,6 +70,24 @@ class SimStore(SqliteStore):
             self._gone = "its process is dead"
             self._close_files()
 
+    def commit_turns_now(
+        self, worker_id: int, commits: Sequence[TurnCommit], now_us: int
+    ) -> list[Verdict] | None:
+        """As production's, with the faults of a transaction that show on the spot; the others make it the committer's."""
+        self.node.require_alive()
+        faults = self.node.simulation.faults
+        if faults.fraction() < 0.5:
+            return None  # somebody is in the way
+        match faults.transaction():
+            case "busy" | "busy once":
+                return None
+            case "disk full" | "rolled back" as fault:
+                raise StoreError(f"the commit failed: {fault}")
+            case "unknown":
+                super().commit_turns_now(worker_id, commits, now_us)
+                raise StoreError("the commit's reply was lost")
+        return super().commit_turns_now(worker_id, commits, now_us)
+
     async def _scan(self, name: str, parameters: dict[str, object]) -> list[Any]:
         with self._reading() as reader:
             return reader.execute(self._sql[name], parameters).fetchall()
@@ -159,6 +177,14 @@ class NodeStore:
         await self._held_up()
         node.require_alive()
         return result
+
+    def commit_turns_now(
+        self, worker_id: int, commits: Sequence[TurnCommit], now_us: int
+    ) -> list[Verdict] | None:
+        verdicts = self._real.commit_turns_now(worker_id, commits, now_us)
+        if verdicts is not None:
+            self._trace("commit_turns_now", _told("commit_turns", (worker_id, commits), verdicts))
+        return verdicts
 
     async def _held_up(self) -> None:
         delay = self._faults.delay()

@@ -33,6 +33,11 @@ def file_of(client: Client) -> Path:
     return Path(client.url.removeprefix("sqlite:///"))
 
 
+def through_commit_turns(store: Any) -> None:
+    """Have every commit of a store go through `commit_turns`, where a test may stand in its way."""
+    store.commit_turns_now = lambda worker_id, commits, now_us: None
+
+
 async def until(
     condition: Callable[[], T | Awaitable[T]], *, seconds: float = PATIENCE_SECONDS, what: str = ""
 ) -> T:

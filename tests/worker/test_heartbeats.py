@@ -30,6 +30,7 @@ from tests.support.workers import (
     file_of,
     running_worker,
     tampered,
+    through_commit_turns,
     until,
 )
 
@@ -313,6 +314,7 @@ async def test_many_activities_that_beat_cost_one_commit_per_interval(client: Cl
         runs = [await client.start(works, number) for number in range(count)]
         await until(lambda: len(begun) == count)
         batches: list[int] = []
+        through_commit_turns(client.store)
         commit_turns = client.store.commit_turns
 
         async def counted(worker_id: int, commits: Any, now_us: int) -> Any:
@@ -697,6 +699,7 @@ async def test_marks_that_were_refused_are_written_in_their_order(
         await tells()
 
     async with running_worker(client, works):
+        through_commit_turns(client.store)
         commit_turns = client.store.commit_turns
         calls = Calls()
 

@@ -28,6 +28,7 @@ from tests.support.workers import (
     no_durability,
     running_worker,
     status_is,
+    through_commit_turns,
     until,
 )
 
@@ -259,6 +260,7 @@ async def test_a_signal_that_arrives_at_completion_is_delivered_before_the_close
         return [await number.wait(0, default=-1)]
 
     async with running_worker(client, ends) as worker:
+        through_commit_turns(worker._store)
         real = worker._store.commit_turns
 
         async def commit(worker_id: int, commits: Any, now_us: int) -> Any:

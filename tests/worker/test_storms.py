@@ -21,7 +21,7 @@ from durable.journal.turns import Activated, split_activations
 from durable.worker import committing
 from durable.worker import worker as worker_module
 from durable.worker.driving import joined
-from tests.support.workers import declare_dead, no_durability, running_worker, until
+from tests.support.workers import declare_dead, no_durability, running_worker, through_commit_turns, until
 
 RUNS: Final = 15
 STEPS: Final = ("call", "retry", "sleep", "signal", "gather", "timeout", "thread", "relapse")
@@ -118,6 +118,7 @@ class Weather:
 
     def spoil(self, worker: Worker) -> None:
         """Make commits of this worker fail now and then, before or after they are written, or take their time."""
+        through_commit_turns(worker._store)
         real = worker._store.commit_turns
 
         async def commit(*arguments: Any) -> Any:
@@ -170,6 +171,8 @@ async def test_runs_end_with_what_their_plan_says_whatever_happens(
             warm_us, concurrency = weather.chance.choice([0, 1000, None]), weather.chance.choice([2, 5, 50])
             context = running_worker(one, life, warm_us=warm_us, concurrency=concurrency)
             workers.append(await stack.enter_async_context(context))
+        for worker in workers:
+            through_commit_turns(worker._store)
         commits = [worker._store.commit_turns for worker in workers]
         for worker in workers:
             weather.spoil(worker)

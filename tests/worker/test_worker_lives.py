@@ -33,6 +33,7 @@ from tests.support.workers import (
     is_waiting,
     no_durability,
     running_worker,
+    through_commit_turns,
     until,
 )
 
@@ -442,6 +443,7 @@ async def test_a_worker_declared_dead_during_a_commit_survives_its_late_reply(cl
         return await work() + await number.wait()
 
     async with running_worker(client, works) as worker:
+        through_commit_turns(worker._store)
         real = worker._store.commit_turns
         died: list[int] = []
 
@@ -517,6 +519,7 @@ async def test_a_run_terminated_while_its_turn_is_written_stays_terminated(clien
         return await work()
 
     async with running_worker(client, works) as worker:
+        through_commit_turns(worker._store)
         real = worker._store.commit_turns
 
         async def commit(worker_id: int, commits: Any, now_us: int) -> Any:

@@ -26,7 +26,15 @@ from durable import (
     workflow,
 )
 from durable.worker import committing
-from tests.support.workers import Calls, file_of, is_waiting, no_durability, running_worker, until
+from tests.support.workers import (
+    Calls,
+    file_of,
+    is_waiting,
+    no_durability,
+    running_worker,
+    through_commit_turns,
+    until,
+)
 
 number = Signal("number", int)
 
@@ -199,6 +207,7 @@ async def test_a_commit_that_fails_at_any_point_costs_nothing(client: Client, st
     """Commit N writes nothing and says so: all is done again from the journal, no body runs twice."""
     counting = Counting()
     async with running_worker(client, counting.workflow) as worker:
+        through_commit_turns(worker._store)
         real, commits = worker._store.commit_turns, 0
 
         async def commit(*arguments: Any) -> Any:
@@ -221,6 +230,7 @@ async def test_a_commit_whose_reply_was_lost_starts_its_activities_once(client: 
     """Commit N is in the database though it was reported as failed: the journal is believed (P15, P16)."""
     counting = Counting()
     async with running_worker(client, counting.workflow) as worker:
+        through_commit_turns(worker._store)
         real, commits = worker._store.commit_turns, 0
 
         async def commit(*arguments: Any) -> Any:
@@ -260,6 +270,7 @@ async def test_trouble_with_every_other_commit_loses_no_signal_retry_or_timer(
         return [one, two, await number.wait()]
 
     async with running_worker(client, lives, concurrency=4) as worker:
+        through_commit_turns(worker._store)
         real, commits = worker._store.commit_turns, 0
 
         async def commit(*arguments: Any) -> Any:

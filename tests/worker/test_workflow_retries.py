@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from durable import Client, RunStatus, Signal, WorkflowFailedError, activity, activity_info, info, workflow
-from tests.support.workers import Calls, is_released, is_waiting, running_worker, until
+from tests.support.workers import Calls, is_released, is_waiting, running_worker, through_commit_turns, until
 
 number = Signal("number", int)
 
@@ -272,6 +272,7 @@ async def test_the_next_attempt_hears_signals_though_the_reply_of_the_last_commi
         return value + await number.wait()
 
     async with running_worker(client, works) as worker:
+        through_commit_turns(worker._store)
         real = worker._store.commit_turns
 
         async def commit(*arguments: Any) -> Any:

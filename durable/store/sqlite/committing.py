@@ -67,7 +67,11 @@ class TurnWriter:
         staying: list[int] = []  # positions of the items behind `rows`
         proven: list[tuple[int, int, int, int, bytes]] = []  # fenced already
         marked: list[int] = []  # positions of items that do more than add a journal row
+        closing: list[int] = []  # positions of the items that end their run
         for position, commit in enumerate(commits):
+            if commit.after.__class__ is Close:
+                closing.append(position)
+                continue
             if commit.after.__class__ is not Stay:
                 verdict = self._change_hands(db, worker, commit, now_us)
                 verdicts[position] = verdict
@@ -97,6 +101,14 @@ class TurnWriter:
                 commit = commits[position]
                 if db.execute(self._is_owned, (commit.pk, worker, commit.claim_no)).fetchone() is None:
                     verdicts[position] = "lost"
+        if closing:
+            self._close_all(db, worker, commits, closing, now_us, verdicts)
+            for position in closing:
+                if verdicts[position] == "committed":
+                    commit = commits[position]
+                    marked.append(position)
+                    if commit.turn is not None:
+                        proven.extend(_journal_rows(commit))
         if proven:
             db.executemany(self._insert, proven)
         if marked:
@@ -151,40 +163,61 @@ class TurnWriter:
                 parked = db.execute(sql["park_run"], {**fence, "reason": after.reason})
                 return "committed" if parked.rowcount else "lost"
             case Close():
-                return self._close(db, worker, commit, after, now_us)
+                raise InternalError("runs are closed together")
             case NextGeneration():
                 return self._open_next(db, worker, commit, after, now_us)
             case _:
                 assert_never(after)
 
-    def _close(
-        self, db: sqlite3.Connection, worker: int, commit: TurnCommit, after: Close, now_us: int
-    ) -> Verdict:
-        closed = db.execute(
-            self._sql["close_run"],
-            {
-                "run": commit.pk,
-                "worker": worker,
-                "claim_no": commit.claim_no,
-                "seen": commit.seen,
-                "status": CODES[after.status],
-                "now_us": now_us,
-                "reason": after.reason,
-            },
+    def _close_all(
+        self,
+        db: sqlite3.Connection,
+        worker: int,
+        commits: Sequence[TurnCommit],
+        closing: Sequence[int],
+        now_us: int,
+        verdicts: list[Verdict],
+    ) -> None:
+        """Close runs, each if its fence and its message count allow; write the verdicts. One statement for all, if none is refused."""
+        sql = self._sql
+        rows = [_closing_row(commits[position], worker, now_us) for position in closing]
+        if len(rows) > 1:
+            db.execute("SAVEPOINT closing")
+            if db.executemany(sql["close_run"], rows).rowcount != len(rows):
+                db.execute("ROLLBACK TO closing")
+                self._close_each(db, worker, commits, closing, rows, verdicts)
+            db.execute("RELEASE closing")
+        else:
+            self._close_each(db, worker, commits, closing, rows, verdicts)
+        ends: list[tuple[TurnCommit, Close]] = []
+        for position in closing:
+            commit = commits[position]
+            if verdicts[position] == "committed" and isinstance(commit.after, Close):
+                ends.append((commit, commit.after))
+        db.executemany(
+            sql["write_outcome"],
+            [_outcome_row(commit, after.result, after.failure) for commit, after in ends],
         )
-        if not closed.rowcount:
-            return self._refused(db, worker, commit)
-        self._write_outcome(db, commit, after.result, after.failure)
-        return "committed"
+        db.executemany(sql["delete_attempts"], [(commit.pk, commit.generation) for commit, _ in ends])
+
+    def _close_each(
+        self,
+        db: sqlite3.Connection,
+        worker: int,
+        commits: Sequence[TurnCommit],
+        closing: Sequence[int],
+        rows: Sequence[dict[str, object]],
+        verdicts: list[Verdict],
+    ) -> None:
+        for position, row in zip(closing, rows, strict=True):
+            if not db.execute(self._sql["close_run"], row).rowcount:
+                verdicts[position] = self._refused(db, worker, commits[position])
 
     def _write_outcome(
         self, db: sqlite3.Connection, commit: TurnCommit, result: bytes | None, failure: bytes | None
     ) -> None:
         """Write how a generation ended; its attempts end with it."""
-        db.execute(
-            self._sql["write_outcome"],
-            {"run": commit.pk, "generation": commit.generation, "result": result, "failure": failure},
-        )
+        db.execute(self._sql["write_outcome"], _outcome_row(commit, result, failure))
         db.execute(self._sql["delete_attempts"], (commit.pk, commit.generation))
 
     def _refused(self, db: sqlite3.Connection, worker: int, commit: TurnCommit) -> Verdict:
@@ -252,3 +285,22 @@ def _journal_rows(commit: TurnCommit) -> list[tuple[int, int, int, int, bytes]]:
     return [
         (commit.pk, commit.generation, turn, part, data) for part, data in enumerate(commit.parts, FIRST_PART)
     ]
+
+
+def _closing_row(commit: TurnCommit, worker: int, now_us: int) -> dict[str, object]:
+    after = commit.after
+    if not isinstance(after, Close):
+        raise InternalError("only a close has a row that closes")
+    return {
+        "run": commit.pk,
+        "worker": worker,
+        "claim_no": commit.claim_no,
+        "seen": commit.seen,
+        "status": CODES[after.status],
+        "now_us": now_us,
+        "reason": after.reason,
+    }
+
+
+def _outcome_row(commit: TurnCommit, result: bytes | None, failure: bytes | None) -> dict[str, object]:
+    return {"run": commit.pk, "generation": commit.generation, "result": result, "failure": failure}

@@ -39,8 +39,11 @@ _PRAGMAS: Final = (
 
 OPEN_SECONDS: Final = 10.0
 WAIT_SECONDS: Final = 30.0  # how long a write may queue before StoreBusyError
-SLOW_COMMIT_SECONDS: Final = 0.001  # mean of COMMIT above this: the loop must not wait for the disk
-CONTENDED_SECONDS: Final = 0.1  # after another writer was met, this long in the thread
+# Mean of COMMIT above this: the loop must not wait for the disk. What the rows themselves take does not count: a loop that
+# made a thousand turns ready has just spent more on each, and a thread would fight it for the interpreter at every row.
+SLOW_COMMIT_SECONDS: Final = 0.003
+ROW_SECONDS: Final = 0.00001
+CONTENDED_SECONDS: Final = 0.03  # after another writer was met, this long in the thread
 LOOK_SECONDS: Final = 0.002  # an inline writer looks at the turnstile this often
 WAL_LOOK_SECONDS: Final = 0.1
 WAL_BYTES_MAX: Final = 64 << 20
@@ -120,23 +123,34 @@ class Writer:
         Raises what `work` raises (rolled back), `StoreBusyError` past the deadline, `StoreError` for the database's own
         troubles. If the caller is cancelled while the thread is at it, the transaction still ends one way or the other.
         """
-        now = self._monotonic()
-        if not self._in_thread and now >= self._contended_until and self._commit_mean <= SLOW_COMMIT_SECONDS:
-            look = now - self._looked_at >= LOOK_SECONDS
-            if look:
-                self._looked_at = now
-            if self._lock.try_acquire(look=look):
-                try:
-                    return self._transaction(work)
-                except sqlite3.Error as error:
-                    if not is_busy(error):
-                        raise explained(error, self.database) from error
-                finally:
-                    self._lock.release()
-                    if now - self._wal_checked_at >= WAL_LOOK_SECONDS:
-                        self._look_at_wal(now)
-            self._contended_until = now + CONTENDED_SECONDS
+        done = self.try_run(work)
+        if done is not None:
+            return done[0]
         return await asyncio.shield(self._submit(lambda: self._run_waiting(work)))
+
+    def try_run(self, work: Callable[[sqlite3.Connection], T]) -> tuple[T] | None:
+        """Run `work` in one transaction here and now and return what it returns, or do nothing: somebody is in the way.
+
+        Raises what `work` raises (rolled back), and `StoreError` for the database's own troubles.
+        """
+        now = self._monotonic()
+        if self._in_thread or now < self._contended_until or self._commit_mean > SLOW_COMMIT_SECONDS:
+            return None
+        look = now - self._looked_at >= LOOK_SECONDS
+        if look:
+            self._looked_at = now
+        if self._lock.try_acquire(look=look):
+            try:
+                return (self._transaction(work),)
+            except sqlite3.Error as error:
+                if not is_busy(error):
+                    raise explained(error, self.database) from error
+            finally:
+                self._lock.release()
+                if now - self._wal_checked_at >= WAL_LOOK_SECONDS:
+                    self._look_at_wal(now)
+        self._contended_until = now + CONTENDED_SECONDS
+        return None
 
     async def settle(self) -> None:
         """Wait until nothing of this writer runs in the thread."""
@@ -151,15 +165,19 @@ class Writer:
 
     def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
         execute = self._execute
+        connection = self._connection
+        changes = connection.total_changes
         execute("BEGIN IMMEDIATE")
         try:
-            result = work(self._connection)
+            result = work(connection)
+            changes -= connection.total_changes
             before = self._monotonic()
             execute("COMMIT")
         except BaseException:
             self._roll_back()
             raise
-        self._commit_mean += 0.05 * (self._monotonic() - before - self._commit_mean)
+        waited = self._monotonic() - before + changes * ROW_SECONDS
+        self._commit_mean += 0.05 * (waited - self._commit_mean)
         return result
 
     def _roll_back(self) -> None:

@@ -377,11 +377,27 @@ class SqliteStore:
         if self._writer is None or self._gone is not None:
             raise self._refusal()
         verdicts = await self._writer.run(lambda db: self._turns.write(db, worker_id, commits, now_us))
+        self._tell_of(commits)
+        return verdicts
+
+    def commit_turns_now(
+        self, worker_id: int, commits: Sequence[TurnCommit], now_us: int
+    ) -> list[Verdict] | None:
+        """Write a batch of turns on the loop's thread, if nothing is in the way."""
+        if self._writer is None or self._gone is not None:
+            raise self._refusal()
+        done = self._writer.try_run(lambda db: self._turns.write(db, worker_id, commits, now_us))
+        if done is None:
+            return None
+        self._tell_of(commits)
+        return done[0]
+
+    def _tell_of(self, commits: Sequence[TurnCommit]) -> None:
+        """Wake whoever may have something to do now that these are written."""
         for commit in commits:
             if commit.after.__class__ is not Stay:
                 self._wakeups.tell(others=any(_lets_others_go_on(commit) for commit in commits))
                 break
-        return verdicts
 
     async def read_inbox(self, worker_id: int) -> list[Message]:
         with self._reading() as reader:
