@@ -128,7 +128,15 @@ class Instance:
         Raises `PlatformFault`.
         """
         self._feed(event, turn, index, value)
-        commands = self._operations.number(reserve, self.end is not None)
+        operations = self._operations
+        asked = operations.pending
+        if len(asked) == 1 and self.end is None:  # one call, nearly always
+            call = asked[0]
+            if call.__class__ is Call and not call.dead:
+                asked.clear()
+                self.events += 2
+                return [operations.number_call(call, reserve is not None and reserve())]
+        commands = operations.number(reserve, self.end is not None)
         self.events += 1 + len(commands)
         return commands
 
@@ -358,7 +366,7 @@ class Instance:
     def call_activity(
         self, definition: ActivityDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Coroutine[Any, Any, Any]:
-        source = find_source(sys._getframe(1)) or self._loop.task_source()
+        source = find_source(sys._getframe(2)) or self._loop.task_source()
         call = Call(definition, definition.arguments.encode(args, kwargs), source)
         coroutine = perform(call, self._loop, self._operations)
         coroutine.__qualname__ = definition.name  # type: ignore[attr-defined]  # "coroutine ... was never awaited"

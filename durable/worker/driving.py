@@ -104,6 +104,7 @@ class Driver:
         self._dirty: dict[LiveRun, None] = {}
         self._evictions: list[Instance] = []
         self._pump_is_due = False
+        self._now_us = 0  # of the turns that are being made
         self._dues: list[tuple[int, int]] = []  # (due_us, pk), a heap; stale entries are harmless
         self._due_timer: asyncio.TimerHandle | None = None
         self._due_at = 0
@@ -177,14 +178,17 @@ class Driver:
                 instance.evict()
         dirty, self._dirty = self._dirty, {}
         deadline = self._clock.monotonic() + PUMP_SECONDS_MAX
+        self._now_us = self._clock.now_us()  # one instant for the turns of a moment
         waiting = iter(dirty)
         driven = 0
         for run in waiting:
             if run.phase is _IDLE:
                 self._drive(run)
                 driven += 1
-                if driven & 15 == 0 and self._clock.monotonic() > deadline:
-                    break
+                if driven & 15 == 0:
+                    self._now_us = self._clock.now_us()
+                    if self._clock.monotonic() > deadline:
+                        break
         for run in waiting:
             self.mark(run)
         if self.items:
@@ -291,7 +295,7 @@ class Driver:
     # ─ one turn ──
 
     def _turn(self, run: LiveRun, instance: Instance) -> Item | None:
-        now = self._clock.now_us()
+        now = self._now_us
         entries: list[AnyEntry] = []
         messages: list[Message] = []
         taken: list[Outcome] = []
@@ -354,7 +358,7 @@ class Driver:
         performer = self.performer
         reserved = performer.reserved
         turn = run.turn + 1
-        now = self._clock.now_us()
+        now = self._now_us
         assert outcome.result is not None
         event = ActivityCompleted(
             op=op, at=now, result=msgspec.Raw(outcome.result), attempts=outcome.attempts
@@ -569,7 +573,11 @@ class Driver:
 
     def _settle_end(self, run: LiveRun, item: Item) -> None:
         """The item ended the run's stay here."""
-        self._take_in(run, item)
+        if item.turn is not None:
+            run.turn = item.turn
+        run.seen = item.seen
+        for outcome in item.taken:
+            run.attempts.pop(outcome.op, None)
         self.performer.unreserve(item.slots)
         for index, entry in enumerate(item.entries):
             if type(entry) is CloseOp and entry.how in ("abandon", "try"):
@@ -578,16 +586,13 @@ class Driver:
         self._on_ended(run, item)
         self._leave(run)
 
-    def _take_in(self, run: LiveRun, item: Item) -> None:
+    def _go_on(self, run: LiveRun, item: Item) -> None:
+        """The turn is durable and the run stays: do what it asked for."""
         if item.turn is not None:
             run.turn = item.turn
         run.seen = item.seen
         for outcome in item.taken:
             run.attempts.pop(outcome.op, None)
-
-    def _go_on(self, run: LiveRun, item: Item) -> None:
-        """The turn is durable and the run stays: do what it asked for."""
-        self._take_in(run, item)
         instance = run.instance
         assert instance is not None
         performer = self.performer
@@ -608,7 +613,8 @@ class Driver:
         if run.recorded is not None and entries:
             run.recorded.append((run.turn, list(entries)))
         run.phase = _IDLE
-        self._rest(run, instance)
+        if instance.timers or not run.attempts:
+            self._rest(run, instance)
         if run.leave_asked:
             self._release(run)
         elif run.inbox or run.outcomes:
