@@ -15,6 +15,7 @@ import msgspec
 from durable import failures
 from durable.definitions import WorkflowDefinition
 from durable.errors import ArgumentsError, DefinitionError, UndecodableError, WorkflowStateError
+from durable.holding import hold_of
 from durable.journal import view
 from durable.journal.events import AnyEntry, Retried
 from durable.journal.lifecycle import RunStatus
@@ -31,6 +32,8 @@ from durable.store.records import (
     ClosedRuns,
     IfClosed,
     IfOpen,
+    PauseKind,
+    PauseRecord,
     Rescue,
     RunFilter,
     RunRecord,
@@ -397,13 +400,53 @@ class Client:
         """Close an open run at once; see `RunHandle.terminate`."""
         await self.store.terminate_run(check_run_id(run_id), _checked_reason(reason), self.clock.now_us())
 
+    async def pause(self, run_id: str, reason: str | None = None) -> None:
+        """Hold an open run back; see `RunHandle.pause`."""
+        await self.store.pause_run(check_run_id(run_id), _checked_reason(reason), self.clock.now_us())
+
     async def resume(self, run_id: str) -> None:
-        """Let a parked run go on; see `RunHandle.resume`."""
-        if not await self.store.unpark_run(check_run_id(run_id), self.clock.now_us()):
+        """Let a paused or parked run go on; see `RunHandle.resume`."""
+        was_paused = await self.store.resume_run(check_run_id(run_id))
+        was_parked = await self.store.unpark_run(run_id, self.clock.now_us())
+        if not was_paused and not was_parked:
             status = (await self.store.get_run(run_id)).status
-            raise WorkflowStateError(
-                run_id, str(status), f"run {run_id!r} is {status}: only a parked run can be resumed"
+            text = f"run {run_id!r} is {status}: only a paused or parked run can be resumed"
+            raise WorkflowStateError(run_id, str(status), text)
+
+    async def pause_task_queue(self, task_queue: str, reason: str | None = None) -> bool:
+        """Hold a task queue back, for all workers, until `resume_task_queue`; return False if it was paused already.
+
+        Within a second nothing of its runs begins any more; activities that run may end, and are recorded. Embedded
+        engines obey, too. The queue need not exist yet.
+        """
+        return await self._pause("task_queue", task_queue, reason)
+
+    async def resume_task_queue(self, task_queue: str) -> bool:
+        """Let a task queue go on; return False if it was not paused."""
+        return await self.store.resume("task_queue", task_queue)
+
+    async def pause_worker(self, name: str, reason: str | None = None) -> bool:
+        """Hold the workers of this name back until `resume_worker`; return False if they were paused already.
+
+        They claim nothing more, let running activities end, and hand their runs to others; they go on living. The pause
+        is kept by name, so a restart under the same name is paused, too.
+        """
+        return await self._pause("worker", name, reason)
+
+    async def resume_worker(self, name: str) -> bool:
+        """Let the workers of this name go on; return False if they were not paused."""
+        return await self.store.resume("worker", name)
+
+    async def pauses(self) -> builtins.list[PauseRecord]:
+        """Return the task queues and workers that are paused."""
+        return await self.store.list_pauses()
+
+    async def _pause(self, kind: PauseKind, name: str, reason: str | None) -> bool:
+        if not isinstance(name, str) or not name or len(name) > RUN_ID_LENGTH_MAX or not name.isprintable():
+            raise ArgumentsError(
+                f"a {kind.replace('_', ' ')} is printable text of 1 to {RUN_ID_LENGTH_MAX} characters, not {name!r}"
             )
+        return await self.store.pause(kind, name, _checked_reason(reason), self.clock.now_us())
 
     # ─ care of the database ──
 
@@ -502,6 +545,10 @@ class Client:
         failure = decode_failure(record.failure)
         error = None if failure is None else failures.describe(failure)
         wanted = (record.workflow, record.version)
+        serving = tuple(
+            one.name for one in living if one.task_queue == record.task_queue and wanted in one.definitions
+        )
+        hold = hold_of(record, await self.store.list_pauses(), self.clock.now_us(), serving=serving)
         return Facts(
             run_id=record.run_id,
             generation=record.generation,
@@ -517,11 +564,10 @@ class Client:
             owner_fault=_owner_fault(record, lost),
             unread=record.unread,
             is_beginning=False,
-            serving=tuple(
-                one.name
-                for one in living
-                if one.task_queue == record.task_queue and wanted in one.definitions
-            ),
+            serving=serving,
+            pause="" if hold is None else hold.text,
+            paused_at=None if hold is None else hold.since,
+            paused_name="" if hold is None else hold.name,
             nearby=_nearby(record, living),
         )
 
@@ -537,7 +583,7 @@ class Client:
         if story is not None:
             entries = story.entries
             if not status.is_closed:
-                waiting = self._waiting_on(record, story, now)
+                waiting = await self._waiting_on(record, story, now)
             if (
                 status is RunStatus.RUNNING
                 and record.owner_is_alive
@@ -567,11 +613,18 @@ class Client:
             worker=record.owner_name,
             journal=entries,
             waiting_on=waiting,
+            paused_at=None if record.paused_at_us is None else view.instant(record.paused_at_us),
+            pause_reason=record.pause_reason,
         )
 
-    def _waiting_on(self, record: RunRecord, story: view.Story, now: datetime) -> builtins.list[Blocker]:
+    async def _waiting_on(
+        self, record: RunRecord, story: view.Story, now: datetime
+    ) -> builtins.list[Blocker]:
         if record.status is RunStatus.PARKED:
             return [Blocker(kind="nothing", name="parked", text=record.reason or "parked")]
+        hold = hold_of(record, await self.store.list_pauses(), self.clock.now_us())
+        if hold is not None:
+            return [Blocker(kind="nothing", name="paused", text=hold.text)]
         if record.owner is None and record.status is not RunStatus.WAITING:
             due = None if record.due_at_us is None else view.instant(record.due_at_us)
             if due is not None and due > now:

@@ -66,6 +66,8 @@ class Run(msgspec.Struct, kw_only=True):
     worker: str | None
     journal: list[Entry]
     waiting_on: list[Blocker]
+    paused_at: datetime | None = None
+    pause_reason: str | None = None
 
 
 class RunHandle(Generic[R]):
@@ -149,10 +151,19 @@ class RunHandle(Generic[R]):
         """Close the run at once; no code of it runs any more. Closed: `WorkflowStateError`."""
         await self._client.terminate(self._run_id, reason)
 
-    async def resume(self) -> None:
-        """Let a parked run go on, from where it stopped: a worker takes it as soon as one has its code.
+    async def pause(self, reason: str | None = None) -> None:
+        """Hold the run back until it is resumed: within a second its worker begins nothing more of it.
 
-        Does not help by itself: with the same code or bytes the run parks again. Otherwise than parked: `WorkflowStateError`.
+        Activities that run may end, and are recorded; then nobody holds the run. Messages are kept, timers that fall due wait.
+        Its deadline (`timeout=`) still counts. Pausing a paused run changes nothing; closed: `WorkflowStateError`.
+        """
+        await self._client.pause(self._run_id, reason)
+
+    async def resume(self) -> None:
+        """Let a paused or parked run go on, from where it stopped: a worker takes it as soon as one has its code.
+
+        A parked one is not helped by that alone: with the same code or bytes it parks again. Neither paused nor parked:
+        `WorkflowStateError`.
         """
         await self._client.resume(self._run_id)
 

@@ -1,4 +1,4 @@
-"""Taking care: resume a parked run; migrate, back up and prune a database."""
+"""Taking care of a database: migrate, back up, prune."""
 
 from __future__ import annotations
 
@@ -8,35 +8,14 @@ from typing import Final
 import click
 
 from durable import RunStatus, connect
-from durable_cli.completing import complete_run_id
 from durable_cli.durations import duration_option
-from durable_cli.finding import database, exact_run_id, run_async
+from durable_cli.finding import database, run_async
 from durable_cli.health import bytes_text
 from durable_cli.options import Settings, common_options
 from durable_cli.output import Output, builtins, count, iso
 from durable_cli.problems import CONFLICT, OK, RUN_FAILED, Problem, ask
 
 CLOSED: Final = tuple(str(one) for one in RunStatus if one.is_closed and one != "continued")
-
-
-@click.command("resume")
-@click.argument("run_id", metavar="ID", shell_complete=complete_run_id)
-@common_options
-@click.pass_obj
-def resume_command(settings: Settings, run_id: str) -> int:
-    """Let a parked run go on from where it stopped. Deploy code that fits its journal first, or it parks again."""
-    return run_async(_resume(settings, Output(settings), run_id))
-
-
-async def _resume(settings: Settings, output: Output, run_id: str) -> int:
-    async with database(settings) as client:
-        await exact_run_id(client, run_id, "resume")
-        await client.resume(run_id)
-    if output.is_text:
-        output.note(f"{run_id} resumed: a worker goes on with it")
-    else:
-        output.json({"run_id": run_id, "resume": "done"})
-    return OK
 
 
 @click.command("migrate")

@@ -60,6 +60,8 @@ def next_steps(run: Run) -> list[str]:
     """Return the commands a person is likely to want now."""
     signals = [one.name for one in run.waiting_on if one.kind == "signal"]
     steps = [f"durable signal {run.run_id} {name} VALUE" for name in signals[:1]]
+    if run.paused_at is not None and not run.status.is_closed:
+        steps.append(f"durable resume {run.run_id}")
     if needs_a_worker(run):
         steps.append("durable worker TARGET")
     if not run.status.is_closed and not steps:

@@ -22,6 +22,9 @@ from durable.store.records import (
     DueOutcome,
     JournalRow,
     Message,
+    PauseKind,
+    PauseRecord,
+    Pauses,
     PruneOutcome,
     Rescue,
     RunFilter,
@@ -104,6 +107,7 @@ class Store(Protocol):
         """Take up to `limit` ready runs, oldest `ready_at` first, and read all that driving needs. One transaction.
 
         Only runs whose (workflow, version) is among `definitions` (P13), on `task_queue` if given, among `pks` if given.
+        Nothing while the worker is paused, nothing from a queue that is.
         """
         ...
 
@@ -179,6 +183,37 @@ class Store(Protocol):
 
         Return False if it was not waiting.
         """
+        ...
+
+    # ─ pauses ──
+
+    async def pause_run(self, run_id: str, reason: str | None, now_us: int) -> bool:
+        """Hold an open run back; return False if it was paused already.
+
+        From here on nobody claims it: whatever would set it ready (a message, a due timer, a hand-back, a rescue) leaves it
+        held, in that same statement. An owner learns of it by `read_pauses`, starts nothing more of it and hands it back.
+        Closed: `WorkflowStateError`. Deadlines still count.
+        """
+        ...
+
+    async def resume_run(self, run_id: str) -> bool:
+        """End the pause of a run, and set it ready if it was held; return False if it was not paused."""
+        ...
+
+    async def pause(self, kind: PauseKind, name: str, reason: str | None, now_us: int) -> bool:
+        """Hold a task queue or the workers of a name back: no claims from it, or by them. False: it was paused already."""
+        ...
+
+    async def resume(self, kind: PauseKind, name: str) -> bool:
+        """End such a pause; return False if there was none."""
+        ...
+
+    async def list_pauses(self) -> list[PauseRecord]:
+        """Return the pauses of task queues and workers."""
+        ...
+
+    async def read_pauses(self, worker_id: int) -> Pauses:
+        """Return what this worker must obey. Polled: a few look-ups by key."""
         ...
 
     # ─ reading ──

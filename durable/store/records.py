@@ -107,6 +107,8 @@ class RunRecord(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     result: bytes | None
     failure: bytes | None  # a JSON Failure
     unread: int = 0  # messages in the inbox
+    paused_at_us: int | None = None  # somebody holds it back: nothing of it begins until it is resumed
+    pause_reason: str | None = None
 
 
 class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -284,6 +286,28 @@ class Backlog(msgspec.Struct, frozen=True, kw_only=True):
     idle: int  # waiting for outside input only, or parked
 
 
+# ─ pauses ────────────────────────────────────────────────────────────────────
+
+PauseKind = Literal["task_queue", "worker"]
+
+
+class PauseRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A task queue or a worker, by name, that somebody holds back."""
+
+    kind: PauseKind
+    name: str
+    at_us: int
+    reason: str | None
+
+
+class Pauses(msgspec.Struct, frozen=True, kw_only=True):
+    """What one worker must obey: whether it is paused itself, which queues are, and which of the runs it owns."""
+
+    is_worker_paused: bool = False
+    task_queues: frozenset[str] = frozenset()
+    pks: frozenset[int] = frozenset()
+
+
 # ─ care of the database ──────────────────────────────────────────────────────
 
 
@@ -300,7 +324,7 @@ class OpenRuns(msgspec.Struct, frozen=True, kw_only=True):
     task_queue: str
     workflow: str
     version: int
-    state: Literal["ready", "delayed", "owned", "waiting", "parked"]
+    state: Literal["ready", "delayed", "owned", "waiting", "parked", "paused"]
     runs: int
     since_us: int
 

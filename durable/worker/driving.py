@@ -191,6 +191,8 @@ class Driver:
             self._on_work()
 
     def _drive(self, run: LiveRun) -> None:
+        if run.is_held and not run.outcomes:
+            return
         try:
             instance = run.instance
             if instance is None:
@@ -297,7 +299,7 @@ class Driver:
         taken: list[Outcome] = []
         bytes_fed = 0
         turn = run.turn + 1
-        reserve = self.performer.reserve
+        reserve = self.performer.reserve if not run.is_held else _none_reserved
         reserved = self.performer.reserved
         if instance.events == 0:
             started = self._started(run, now)
@@ -609,7 +611,7 @@ class Driver:
             run.recorded.append((run.turn, list(entries)))
         run.phase = _IDLE
         self._rest(run, instance)
-        if run.leave_asked:
+        if run.leave_asked or (run.is_held and self._is_still(run)):
             self._release(run)
         elif run.inbox or run.outcomes:
             self.mark(run)
@@ -773,6 +775,22 @@ class Driver:
             return HandBack()
         return Wait(due_at_us=min(instance.timers.values(), default=None))
 
+    def hold(self, is_held: Callable[[LiveRun], bool]) -> None:
+        """Hold back the runs that are paused, let go on those that no longer are.
+
+        A run is handed back once nothing of it runs and what had run is recorded.
+        """
+        for run in list(self.runs.values()):
+            was, run.is_held = run.is_held, is_held(run)
+            if run.is_held and run.phase is Phase.IDLE and self._is_still(run):
+                self._release(run)
+            elif was and not run.is_held:
+                self.mark(run)
+
+    def _is_still(self, run: LiveRun) -> bool:
+        """Whether nothing of a run that is held back runs, and what had run is recorded."""
+        return not run.outcomes and not run.has_running_attempts
+
     def stop(self) -> None:
         """Drop whatever is left and set no more callbacks."""
         self.lose_all()
@@ -794,6 +812,10 @@ def joined(rows: list[JournalRow]) -> list[tuple[int, list[AnyEntry]]]:
         else:
             turns.append((row.turn, entries))
     return turns
+
+
+def _none_reserved() -> bool:
+    return False
 
 
 def _due_timer(instance: Instance, now: int) -> int | None:

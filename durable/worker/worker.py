@@ -22,7 +22,7 @@ from durable.scheduler.due import fire_due
 from durable.scheduler.rescue import rescue_dead
 from durable.scheduler.wakeups import Wakeups
 from durable.seams import SystemThreads, Threads, pause, spawn
-from durable.store.records import Claim, Close, Park, Rescue, RunRecord, WorkerInfo
+from durable.store.records import Claim, Close, Park, Pauses, Rescue, RunRecord, WorkerInfo
 from durable.worker.committing import Committer
 from durable.worker.driving import Driver
 from durable.worker.incarnation import Incarnation
@@ -76,6 +76,7 @@ class Worker:
         self._incarnation: Incarnation | None = None
         self._unsubscribe: Callable[[], None] | None = None
         self._stopping = False
+        self._pauses = Pauses()
         self._torn_down = False
         self._grace = GRACE_SECONDS
         self._background: asyncio.Task[None] | None = None
@@ -127,6 +128,8 @@ class Worker:
         """Drive a run this process has just started as its owner."""
         self._interest.add(claim.pk)
         self._driver.adopt(claim)
+        if self._pauses != Pauses():
+            self._hold_paused()
 
     def ask_for(self, pk: int) -> None:
         """Claim this run as soon as it is ready (embedded engines)."""
@@ -146,6 +149,7 @@ class Worker:
         await self.client.open()
         self._store = self.client.store
         self._stopping = self._torn_down = False
+        self._pauses = Pauses()
         self._main = asyncio.Event()
         self._lost = False
         self._wakeups = Wakeups()
@@ -204,6 +208,7 @@ class Worker:
         )
         self._lost = False
         self._driver.worker_id = self._incarnation.worker_id
+        self._pauses = await self._store.read_pauses(self.worker_id)
         self._unsubscribe = self._store.subscribe(self._incarnation.worker_id, self._wakeups.hint)
         self._wakeups.hint()
 
@@ -347,6 +352,7 @@ class Worker:
                 if self._clock.monotonic() - checked_at > OWNERSHIP_SECONDS:
                     checked_at = self._clock.monotonic()
                     await self._check_ownership()
+                    await self._obey_pauses()
             except LeaseLostError:
                 self._on_lost(worker_id)
             except StoreError as error:
@@ -374,6 +380,24 @@ class Worker:
         for claim in claims:
             self._driver.adopt(claim)
         return len(claims) == room
+
+    async def _obey_pauses(self) -> None:
+        """Hold back what is paused: this worker, task queues, single runs. Each is told when it begins."""
+        pauses = await self._store.read_pauses(self.worker_id)
+        if pauses == self._pauses == Pauses():
+            return
+        if pauses.is_worker_paused is not self._pauses.is_worker_paused:
+            log.warning("worker %s is %s", self.name, "paused" if pauses.is_worker_paused else "resumed")
+        self._pauses = pauses
+        self._hold_paused()
+
+    def _hold_paused(self) -> None:
+        pauses = self._pauses
+        self._driver.hold(
+            lambda run: (
+                pauses.is_worker_paused or run.claim.task_queue in pauses.task_queues or run.pk in pauses.pks
+            )
+        )
 
     async def _check_ownership(self) -> None:
         """Compare what the store says is ours with what is driven here: drop what was taken away, take up what was left lying."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import subprocess
@@ -15,6 +16,7 @@ from durable_cli.health import Check, Group, bytes_text, check_log, check_queues
 
 import durable.store.sqlite.preparing
 import durable.store.sqlite.schema
+from durable import connect
 from durable.store.migrations import load_migrations
 from tests.cli.cli_harness import Child, Cli, wait_until
 from tests.cli.test_cli_processes import on_a_terminal
@@ -102,6 +104,7 @@ def test_why_on_a_terminal(app: Cli) -> None:
         ("parked", "parked", ["durable show r", "durable resume r"]),
         ("worker_lost", "running", ["durable recover", "durable worker TARGET --task-queue gpu"]),
         ("deadlock", "waiting", ["durable cancel r"]),
+        ("paused", "running", ["durable resume r"]),
         ("timer", "waiting", ["durable show r -f"]),
     ],
 )
@@ -162,10 +165,75 @@ def test_a_parked_run_is_resumed_and_nothing_else_is(app: Cli, here: Path) -> No
     assert app("list").rows[0][2] == "pending"
     again = app("resume", "n")
     assert again.code == 6
-    assert "only a parked run can be resumed" in again.err
+    assert "only a paused or parked run can be resumed" in again.err
     assert app("resume", "other").code == 3
     changed(here / "durable.db", "UPDATE run SET status = 3")
     assert json.loads(app("resume", "n", "-o", "json").out) == {"v": 1, "run_id": "n", "resume": "done"}
+
+
+# ─ pause ──
+
+
+def test_a_run_is_paused_and_resumed(app: Cli, child: Start) -> None:
+    """Who asks is told: why, show, list; what was done before changes nothing."""
+    app("start", "noted", "--id", "n")
+    ended = app("pause", "n", "--reason", "ask ann")
+    assert (ended.code, ended.out, ended.err) == (0, "", "n paused\n")
+    assert app("pause", "n").err == "n was paused already\n"
+    why = dict(row for row in app("why", "n").rows if len(row) == 2)
+    assert (why["reason"], why["next"]) == ("paused", "durable resume n")
+    assert why["text"].endswith("ago: ask ann")
+    assert app("list").rows[0][5].startswith("paused ")
+    assert any(row[0] == "waiting on" and "ask ann" in row[1] for row in app("show", "n").rows)
+    shown = json.loads(app("show", "n", "-o", "json").out)
+    assert (shown["pause_reason"], shown["paused_at"].endswith("Z")) == ("ask ann", True)
+
+    a_living_worker(app, child)
+    app("signal", "n", "note", "hi")
+    assert json.loads(app("resume", "n", "-o", "json").out) == {"v": 1, "run_id": "n", "resume": "done"}
+    assert app("result", "n", "--timeout", "30s").out == '"hi"\n'
+
+
+def test_a_queue_and_a_worker_are_paused(app: Cli, child: Start) -> None:
+    """A worker by its name or its id; the doctor tells of both."""
+    app("start", "train", "--id", "t")
+    assert json.loads(app("pause", "--task-queue", "gpu", "-o", "json").out) == {
+        "v": 1,
+        "task_queue": "gpu",
+        "pause": "done",
+    }
+    worker = a_living_worker(app, child, "app.py:train")
+    (row,) = app("workers").rows
+    why = json.loads(app("why", "t", "-o", "json").out)
+    assert (why["reason"], why["next"]) == ("paused", ["durable resume --task-queue gpu"])
+    assert app("pause", "--worker", row[0], "--reason", "disk").err == f'worker "{row[1]}" paused\n'
+    assert app("pause", "--worker", row[1]).err == f'worker "{row[1]}" was paused already\n'
+    app("resume", "--task-queue", "gpu")
+    why = json.loads(app("why", "t", "-o", "json").out)
+    assert why["next"] == [f"durable resume --worker {row[1]}"]
+    assert f'ok\tpauses\tworker "{row[1]}" is paused since 0s ago: disk' in app("doctor").out
+
+    assert app("resume", "--worker", row[1]).code == 0
+    assert app("result", "t", "--timeout", "30s").out == '"trained"\n'
+    assert app("resume", "--task-queue", "gpu").err == 'queue "gpu" was not paused\n'
+    worker.process.terminate()
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ([], 2),
+        (["n", "--task-queue", "gpu"], 2),
+        (["--task-queue", ""], 2),
+        (["other"], 3),
+        (["--worker", "nobody"], 3),
+        (["@last"], 2),
+    ],
+)
+def test_what_cannot_be_paused(app: Cli, words: list[str], code: int) -> None:
+    """One run, queue or worker at a time, and one that is there."""
+    app("start", "noted", "--id", "n")
+    assert app("pause", *words).code == code
 
 
 # ─ doctor and migrate ──
@@ -251,7 +319,7 @@ def test_migrate_brings_an_old_database_up_to_date(app: Cli, here: Path) -> None
     with pytest.MonkeyPatch.context() as older:
         for module in (durable.store.sqlite.schema, durable.store.sqlite.preparing):
             older.setattr(module, "load_migrations", lambda package: every[:1])
-        app("worker", "app.py", "--drain")
+        asyncio.run(connect("sqlite:///durable.db").open())
 
     for _ in range(2):
         check = app("migrate", "--check")

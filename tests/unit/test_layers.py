@@ -36,6 +36,7 @@ FLOORS: Final = {
     "activities": 3,
     "in_workflow": 3,
     "outcomes": 4,
+    "holding": 4,
     "run_handle": 4,
     "client": 4,
     "scheduler": 4,

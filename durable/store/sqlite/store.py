@@ -32,6 +32,9 @@ from durable.store.records import (
     JournalRow,
     Message,
     NextGeneration,
+    PauseKind,
+    PauseRecord,
+    Pauses,
     PruneOutcome,
     Rescue,
     RunFilter,
@@ -47,7 +50,7 @@ from durable.store.records import (
     WorkerInfo,
     WorkerRecord,
 )
-from durable.store.sqlite import forks, location, maintenance, messages, reading
+from durable.store.sqlite import forks, location, maintenance, messages, pausing, reading
 from durable.store.sqlite.checkpointer import Checkpointer
 from durable.store.sqlite.committing import TurnWriter, lease_lost, require_alive
 from durable.store.sqlite.connection import Writer, database_uri
@@ -355,8 +358,8 @@ class SqliteStore:
             found = [row[0] for row in reader.execute(self._sql[name], parameters)]
             if not found and reader.execute(self._sql["worker_is_alive"], (worker_id,)).fetchone() is None:
                 raise lease_lost(worker_id)
-        if not found:
-            return []
+            if not found or pausing.is_worker_paused(reader, self._sql, worker_id):
+                return []
         return await self._write(partial(self._claim, worker_id, found, now_us))
 
     def _claim(self, worker: int, found: list[int], now_us: int, db: sqlite3.Connection) -> list[Claim]:
@@ -467,6 +470,36 @@ class SqliteStore:
         if woken:
             self._wakeups.tell(others=True)
         return woken
+
+    # ─ pauses ──
+
+    async def pause_run(self, run_id: str, reason: str | None, now_us: int) -> bool:
+        paused = await self._write(lambda db: pausing.pause_run(db, self._sql, run_id, reason, now_us))
+        self._wakeups.tell(others=True)
+        return paused
+
+    async def resume_run(self, run_id: str) -> bool:
+        resumed = await self._write(lambda db: pausing.resume_run(db, self._sql, run_id))
+        self._wakeups.tell(others=True)
+        return resumed
+
+    async def pause(self, kind: PauseKind, name: str, reason: str | None, now_us: int) -> bool:
+        paused = await self._write(lambda db: pausing.pause(db, self._sql, kind, name, reason, now_us))
+        self._wakeups.tell(others=True)
+        return paused
+
+    async def resume(self, kind: PauseKind, name: str) -> bool:
+        resumed = await self._write(lambda db: pausing.resume(db, self._sql, kind, name))
+        self._wakeups.tell(others=True)
+        return resumed
+
+    async def list_pauses(self) -> list[PauseRecord]:
+        with self._reading() as reader:
+            return pausing.list_pauses(reader, self._sql)
+
+    async def read_pauses(self, worker_id: int) -> Pauses:
+        with self._reading() as reader:
+            return pausing.read_pauses(reader, self._sql, worker_id)
 
     # ─ reading ──
 
