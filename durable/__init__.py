@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from durable.client import Backup as Backup
     from durable.client import Client as Client
     from durable.client import Pruned as Pruned
+    from durable.client import Reopened as Reopened
     from durable.client import connect as connect
     from durable.default import cancel as cancel
     from durable.default import configure as configure
@@ -89,6 +90,7 @@ _LAZY: Final = {
     "Client": "durable.client",
     "Entry": "durable.journal.view",
     "Pruned": "durable.client",
+    "Reopened": "durable.client",
     "Run": "durable.run_handle",
     "RunHandle": "durable.run_handle",
     "Why": "durable.journal.why",
@@ -137,6 +139,7 @@ __all__ = [
     "PayloadError",
     "PlatformFault",
     "Pruned",
+    "Reopened",
     "Result",
     "Retry",
     "RetryAfter",

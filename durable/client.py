@@ -14,12 +14,20 @@ import msgspec
 
 from durable import failures
 from durable.definitions import WorkflowDefinition
-from durable.errors import ArgumentsError, DefinitionError, UndecodableError, WorkflowStateError
+from durable.errors import (
+    ArgumentsError,
+    DefinitionError,
+    InternalError,
+    UndecodableError,
+    WorkflowStateError,
+)
 from durable.holding import hold_of
 from durable.journal import view
 from durable.journal.events import AnyEntry, Retried
 from durable.journal.lifecycle import RunStatus
-from durable.journal.view import AttemptView, Blocker, Entry
+from durable.journal.reopening import Reopening, reopening
+from durable.journal.turns import encode_turn, joined
+from durable.journal.view import AttemptView, Blocker
 from durable.journal.why import Facts, Why, explain
 from durable.outcomes import OutcomeWatch
 from durable.payloads import ValueType
@@ -34,6 +42,8 @@ from durable.store.records import (
     IfOpen,
     PauseKind,
     PauseRecord,
+    Redelivery,
+    Reopen,
     Rescue,
     RunFilter,
     RunRecord,
@@ -66,6 +76,20 @@ class Pruned(msgspec.Struct, frozen=True, kw_only=True):
     runs: int
     journal_rows: int
     before: datetime  # only runs closed before this instant
+    is_dry: bool
+
+
+class Reopened(msgspec.Struct, frozen=True, kw_only=True):
+    """The generation that a retry opened; with `is_dry` what it would be.
+
+    `forgotten` names the activities that were completed and are not part of it, in that order: what they did is not undone,
+    and the workflow asks for them again if it comes to them.
+    """
+
+    run_id: str
+    generation: int
+    kept_events: int  # of the former generation's journal
+    forgotten: builtins.list[str]
     is_dry: bool
 
 
@@ -296,41 +320,36 @@ class Client:
         since: Seconds | datetime | None = None,
         until: Seconds | datetime | None = None,
         limit: int = 100,
+        journals: bool = False,
     ) -> builtins.list[Run]:
         """Return runs that fit all filters, newest first. `workflow` and `run_id` may hold `*`.
 
-        `since` and `until` are instants, or how long ago in seconds or timedelta.
+        `since` and `until` are instants, or how long ago in seconds or timedelta. Without `journals` each run's `journal` is
+        left empty: it is read for those open runs only that it takes to say what they wait for.
         """
-        statuses = (status,) if isinstance(status, str) else tuple(status or ())
-        try:
-            wanted = tuple(RunStatus(one) for one in statuses)
-        except ValueError as error:
-            raise ArgumentsError(f"{error}; statuses: {', '.join(RunStatus)}") from None
+        wanted = _wanted(status)
         asked = wanted
         if RunStatus.WAITING in wanted or RunStatus.RUNNING in wanted:
             # A run that waits in its worker's memory is shown as waiting, but its row says running: look at both.
             asked = tuple({*wanted, RunStatus.WAITING, RunStatus.RUNNING})
+        chosen = RunFilter(
+            status=asked,
+            workflow=workflow,
+            task_queue=task_queue,
+            run_id=run_id,
+            created_since_us=self._instant_us(since),
+            created_until_us=self._instant_us(until),
+            limit=min(limit, LIST_PAGE_MAX),
+        )
         found: builtins.list[Run] = []
-        before: tuple[int, int] | None = None
         while len(found) < limit:
-            page = min(limit, LIST_PAGE_MAX)
-            records = await self.store.list_runs(
-                RunFilter(
-                    status=asked,
-                    workflow=workflow,
-                    task_queue=task_queue,
-                    run_id=run_id,
-                    created_since_us=self._instant_us(since),
-                    created_until_us=self._instant_us(until),
-                    limit=page,
-                    before=before,
-                )
-            )
-            described = [await self._describe(record) for record in records]
+            records = await self.store.list_runs(chosen)
+            described = [await self._describe(record, with_journal=journals) for record in records]
             found.extend(run for run in described if not wanted or run.status in wanted)
-            if len(records) < page:
+            if len(records) < chosen.limit:
                 break
-            before = (records[-1].created_at_us, records[-1].pk)
+            last = records[-1]
+            chosen = msgspec.structs.replace(chosen, before=(last.created_at_us, last.pk))
         return found[:limit]
 
     async def why(self, run_id: str) -> Why:
@@ -399,6 +418,29 @@ class Client:
     async def terminate(self, run_id: str, reason: str | None = None) -> None:
         """Close an open run at once; see `RunHandle.terminate`."""
         await self.store.terminate_run(check_run_id(run_id), _checked_reason(reason), self.clock.now_us())
+
+    async def retry(self, run_id: str, *, from_start: bool = False, dry_run: bool = False) -> Reopened:
+        """Try a failed, timed-out, cancelled or terminated run again; see `RunHandle.retry`."""
+        record = await self.store.get_run(check_run_id(run_id))
+        if not record.status.is_closed or record.status is RunStatus.COMPLETED:
+            text = f"run {run_id!r} is {record.status}: only a run that was closed without success can be retried"
+            raise WorkflowStateError(run_id, str(record.status), text)
+        rows = await self.store.read_journal(record.pk, record.generation)
+        now_us = self.clock.now_us()
+        kept = reopening(joined(rows), now_us=now_us, attempt=record.attempt + 1)
+        if kept is None:
+            raise InternalError(
+                f"run {run_id!r} is {record.status}, and its journal does not say how it ended"
+            )
+        if not dry_run:
+            await self.store.reopen_run(_reopen(record, kept, from_start), now_us)
+        return Reopened(
+            run_id=run_id,
+            generation=record.generation + 1,
+            kept_events=0 if from_start else kept.kept_events,
+            forgotten=list(kept.completed if from_start else kept.forgotten),
+            is_dry=dry_run,
+        )
 
     async def pause(self, run_id: str, reason: str | None = None) -> None:
         """Hold an open run back; see `RunHandle.pause`."""
@@ -571,19 +613,19 @@ class Client:
             nearby=_nearby(record, living),
         )
 
-    async def _describe(self, record: RunRecord) -> Run:
-        entries: builtins.list[Entry] = []
-        waiting: builtins.list[Blocker] = []
-        failure = decode_failure(record.failure)
-        status = record.status
+    async def _describe(self, record: RunRecord, *, with_journal: bool = True) -> Run:
         now = EPOCH + timedelta(microseconds=self.clock.now_us())
-        _, story, fault = await self._read_story(record)
-        if story is None:
+        blocker = None if record.status.is_closed else await self._blocker(record, now)
+        story: view.Story | None = None
+        fault = ""
+        if with_journal or (blocker is None and not record.status.is_closed):
+            _, story, fault = await self._read_story(record)
+        status = record.status
+        waiting = [] if blocker is None else [blocker]
+        if fault:
             waiting = [Blocker(kind="nothing", name="", text=fault)]
-        if story is not None:
-            entries = story.entries
-            if not status.is_closed:
-                waiting = await self._waiting_on(record, story, now)
+        elif story is not None and not status.is_closed:
+            waiting = waiting or _waiting_on(story, now)
             if (
                 status is RunStatus.RUNNING
                 and record.owner_is_alive
@@ -592,6 +634,7 @@ class Client:
                 and all(line.kind != "activity" for line in story.open)
             ):
                 status = RunStatus.WAITING  # kept warm by its worker, yet it waits
+        failure = decode_failure(record.failure)
         return Run(
             run_id=record.run_id,
             kind="workflow",
@@ -611,36 +654,31 @@ class Client:
             closed_at=None if record.closed_at_us is None else view.instant(record.closed_at_us),
             deadline=None if record.deadline_us is None else view.instant(record.deadline_us),
             worker=record.owner_name,
-            journal=entries,
+            journal=story.entries if story is not None and with_journal else [],
             waiting_on=waiting,
             paused_at=None if record.paused_at_us is None else view.instant(record.paused_at_us),
             pause_reason=record.pause_reason,
         )
 
-    async def _waiting_on(
-        self, record: RunRecord, story: view.Story, now: datetime
-    ) -> builtins.list[Blocker]:
+    async def _blocker(self, record: RunRecord, now: datetime) -> Blocker | None:
+        """Return what an open run waits for, as far as its row says it; None: its journal does."""
         if record.status is RunStatus.PARKED:
-            return [Blocker(kind="nothing", name="parked", text=record.reason or "parked")]
+            return Blocker(kind="nothing", name="parked", text=record.reason or "parked")
         hold = hold_of(record, await self.store.list_pauses(), self.clock.now_us())
         if hold is not None:
-            return [Blocker(kind="nothing", name="paused", text=hold.text)]
+            return Blocker(kind="nothing", name="paused", text=hold.text)
         if record.owner is None and record.status is not RunStatus.WAITING:
             due = None if record.due_at_us is None else view.instant(record.due_at_us)
             if due is not None and due > now:
                 text = f"start in {view.duration_text((due - now).total_seconds())}"
-                return [Blocker(kind="timer", name="start", text=text, due_at=due)]
+                return Blocker(kind="timer", name="start", text=text, due_at=due)
             text = f'a worker for {record.workflow} version {record.version} on queue "{record.task_queue}"'
-            return [Blocker(kind="nothing", name="worker", text=text)]
+            return Blocker(kind="nothing", name="worker", text=text)
         if record.owner is not None and not record.owner_is_alive:
-            return [Blocker(kind="nothing", name="worker", text="its worker died: another will take over")]
+            return Blocker(kind="nothing", name="worker", text="its worker died: another will take over")
         if record.unread:
-            return [
-                Blocker(kind="nothing", name="worker", text=f"its worker: {record.unread} unread messages")
-            ]
-        if not story.entries and story.last_at is None:
-            return [Blocker(kind="nothing", name="worker", text="its worker: first turn")]
-        return view.blockers(story, now)
+            return Blocker(kind="nothing", name="worker", text=f"its worker: {record.unread} unread messages")
+        return None
 
     def _instant_us(self, value: Seconds | datetime | None) -> int | None:
         if value is None:
@@ -675,12 +713,44 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
+def _reopen(record: RunRecord, kept: Reopening, from_start: bool) -> Reopen:
+    """Return what the store is to do; from the start: the next epoch with an empty journal, as a new start would."""
+    last = Reopen(
+        pk=record.pk, run_id=record.run_id, generation=record.generation, attempt=record.attempt + 1
+    )
+    if from_start:
+        return msgspec.structs.replace(last, attempt=1, new_epoch=True)
+    return msgspec.structs.replace(
+        last,
+        copy_turns=kept.copy_turns,
+        parts=encode_turn(0, kept.entries) if kept.entries else (),
+        redeliver=tuple(
+            Redelivery(msg=e.msg, kind="signal", name=e.name, data=bytes(e.value), message_id=e.id)
+            for e in kept.signals
+        ),
+    )
+
+
 def split_run_id(run_id: str) -> tuple[str, int | None]:
     """Return (id, generation) of `id@2`; only a final `@digits` means a generation."""
     base, at, digits = run_id.rpartition("@")
     if at and base and digits.isascii() and digits.isdigit():
         return base, int(digits)
     return run_id, None
+
+
+def _waiting_on(story: view.Story, now: datetime) -> builtins.list[Blocker]:
+    if not story.entries and story.last_at is None:
+        return [Blocker(kind="nothing", name="worker", text="its worker: first turn")]
+    return view.blockers(story, now)
+
+
+def _wanted(status: RunStatus | str | Sequence[RunStatus | str] | None) -> tuple[RunStatus, ...]:
+    statuses = (status,) if isinstance(status, str) else tuple(status or ())
+    try:
+        return tuple(RunStatus(one) for one in statuses)
+    except ValueError as error:
+        raise ArgumentsError(f"{error}; statuses: {', '.join(RunStatus)}") from None
 
 
 def _owner_fault(record: RunRecord, lost: set[int]) -> str:

@@ -252,8 +252,9 @@ async def list_runs(
     workflow: str | None = None,
     limit: int = 100,
 ) -> list[Run]:
-    """Return runs of the default database, newest first."""
-    return await (await engine_here()).client.list(status=status, workflow=workflow, limit=limit)
+    """Return runs of the default database, newest first, each with its journal."""
+    client = (await engine_here()).client
+    return await client.list(status=status, workflow=workflow, limit=limit, journals=True)
 
 
 async def signal(run_id: str, signal: Signal[Any] | str, value: object = None) -> None:

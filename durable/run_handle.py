@@ -34,7 +34,7 @@ from durable.store.records import RunRecord
 from durable.workflows import Signal
 
 if TYPE_CHECKING:
-    from durable.client import Client
+    from durable.client import Client, Reopened
 
 R = TypeVar("R")
 
@@ -166,6 +166,20 @@ class RunHandle(Generic[R]):
         `WorkflowStateError`.
         """
         await self._client.resume(self._run_id)
+
+    async def retry(self, *, from_start: bool = False, dry_run: bool = False) -> Reopened:
+        """Try a failed, timed-out, cancelled or terminated run again: open its next generation, for a worker to take.
+
+        It keeps the journal up to what went wrong: before the activity whose failure escaped from the workflow, before the
+        request to cancel; if its time was up or it was terminated, all of it. What is kept is not done again, idempotency keys
+        stay the same, and the time until `timeout=` begins anew. If an error of the workflow's own code ended it, nothing is
+        kept: completed activities run again, under the same keys. `from_start` keeps nothing either and gives new keys, as a
+        new start with the same input would. `dry_run` changes nothing and says what would be.
+
+        **Look at `forgotten`**: if one of those activities undid what earlier ones had done, a retry without `from_start` goes
+        on as if it had not. Open or completed: `WorkflowStateError`.
+        """
+        return await self._client.retry(self._run_id, from_start=from_start, dry_run=dry_run)
 
     async def why(self) -> Why:
         """Return the one reason why the run is not moving."""

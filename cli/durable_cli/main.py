@@ -42,6 +42,7 @@ COMMANDS: Final = MappingProxyType(
         "signal": Listed("talk", "Talk", "Send a signal to a run."),
         "cancel": Listed("talk", "Fix", "Ask a run to cancel."),
         "terminate": Listed("talk", "Fix", "Close a run at once."),
+        "retry": Listed("retrying", "Fix", "Try a run again that was closed without success."),
         "pause": Listed("holding", "Fix", "Hold a run, a task queue or a worker back."),
         "resume": Listed("holding", "Fix", "Let what is paused, or a parked run, go on."),
         "doctor": Listed("health", "Operate", "Look for what is wrong with a database and its workers."),

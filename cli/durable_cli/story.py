@@ -37,9 +37,14 @@ def outcome(run: Run) -> str:
 
 def failure_text(run: Run) -> str:
     """Return `ship: RuntimeError: no stock  (5 attempts)`."""
-    culprit = failed_entry(run)
-    where = f"{culprit.name}: " if culprit is not None else ""
-    attempts = f"  ({culprit.attempts} attempts)" if culprit is not None and culprit.attempts > 1 else ""
+    culprit, failure = failed_entry(run), run.failure
+    name, tries = "", 0
+    if culprit is not None:
+        name, tries = culprit.name, culprit.attempts
+    elif failure is not None and failure.activity is not None:  # a list has no journals
+        name, tries = failure.activity, failure.attempts
+    where = f"{name}: " if name else ""
+    attempts = f"  ({tries} attempts)" if tries > 1 else ""
     return escaped(f"{where}{run.error}") + attempts
 
 
@@ -66,6 +71,8 @@ def next_steps(run: Run) -> list[str]:
         steps.append("durable worker TARGET")
     if not run.status.is_closed and not steps:
         steps.append(f"durable show {run.run_id} -f")
+    if run.status in ("failed", "timed_out"):
+        steps.append(f"durable retry {run.run_id}")
     if run.status == "completed":
         steps.append(f"durable result {run.run_id}")
     return [*steps, f"durable show {run.run_id} --events"]

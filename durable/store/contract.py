@@ -26,6 +26,7 @@ from durable.store.records import (
     PauseRecord,
     Pauses,
     PruneOutcome,
+    Reopen,
     Rescue,
     RunFilter,
     RunRecord,
@@ -172,6 +173,13 @@ class Store(Protocol):
 
     async def terminate_run(self, run_id: str, reason: str | None, now_us: int) -> None:
         """Close an open run at once, with its journal row, fencing out its owner. Closed: `WorkflowStateError`."""
+        ...
+
+    async def reopen_run(self, reopen: Reopen, now_us: int) -> None:
+        """Archive a closed generation and open the next, ready, from a part of its journal. One transaction.
+
+        Raises `WorkflowStateError` if the generation is not the latest, or is open: nothing is written then.
+        """
         ...
 
     async def unpark_run(self, run_id: str, now_us: int) -> bool:

@@ -229,6 +229,23 @@ class Redelivery(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     message_id: str | None
 
 
+class Reopen(msgspec.Struct, frozen=True, kw_only=True):
+    """Open the next generation of a closed run. Refused unless `generation` is the latest, and closed.
+
+    The new journal is turns 1..`copy_turns` of that one, then `parts` as one more turn (if any); `redeliver` goes back to
+    the inbox. The time between start and deadline begins anew. `new_epoch`: nothing of the former life counts any more.
+    """
+
+    pk: int
+    run_id: str
+    generation: int
+    attempt: int
+    copy_turns: int = 0
+    parts: tuple[bytes, ...] = ()
+    redeliver: tuple[Redelivery, ...] = ()
+    new_epoch: bool = False
+
+
 class Park(msgspec.Struct, gc=False, frozen=True, tag=True, kw_only=True):
     """Stop the run on a platform fault. Its journal stays as it is."""
 

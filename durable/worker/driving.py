@@ -39,7 +39,7 @@ from durable.journal.events import (
 )
 from durable.journal.lifecycle import RunStatus
 from durable.journal.matching import environment
-from durable.journal.turns import ENGINE_VERSION, Activated, decode_turn, encode_turn, split_activations
+from durable.journal.turns import ENGINE_VERSION, Activated, encode_turn, joined, split_activations
 from durable.seams import Clock, Random
 from durable.store.records import (
     After,
@@ -47,7 +47,6 @@ from durable.store.records import (
     Claim,
     Close,
     HandBack,
-    JournalRow,
     Message,
     NextGeneration,
     Park,
@@ -800,18 +799,6 @@ class Driver:
         for instance in self._evictions:
             instance.evict()
         self._evictions.clear()
-
-
-def joined(rows: list[JournalRow]) -> list[tuple[int, list[AnyEntry]]]:
-    """Return (turn, entries) with the parts of each turn put together."""
-    turns: list[tuple[int, list[AnyEntry]]] = []
-    for row in rows:
-        entries = decode_turn(row.data).entries
-        if turns and turns[-1][0] == row.turn:
-            turns[-1][1].extend(entries)
-        else:
-            turns.append((row.turn, entries))
-    return turns
 
 
 def _none_reserved() -> bool:

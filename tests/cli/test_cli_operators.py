@@ -236,6 +236,38 @@ def test_what_cannot_be_paused(app: Cli, words: list[str], code: int) -> None:
     assert app("pause", *words).code == code
 
 
+# ─ retry ──
+
+
+def test_a_failed_run_is_tried_again(app: Cli) -> None:
+    """It says what is kept; nothing else is changed by a dry run."""
+    app("run", "fulfil", "bolt", "--id", "o")
+    dry = json.loads(app("retry", "o", "--dry-run", "-o", "json").out)
+    assert dry == {"v": 1, "run_id": "o", "generation": 2, "kept_events": 2, "forgotten": [], "is_dry": True}
+    assert app("list").rows[0][2] == "failed"
+
+    ended = app("retry", "o")
+    assert (ended.code, ended.out) == (0, "")
+    assert ended.err == "o@2 opened, 2 events of its journal kept: a worker goes on with it\n"
+    assert app("list").rows[0][2] == "pending"
+    again = app("retry", "o")
+    assert again.code == 6
+    assert "only a run that was closed without success can be retried" in again.err
+    assert app("retry", "other").code == 3
+    assert app("retry", "@last").code == 2
+
+
+def test_what_would_be_forgotten_is_asked(app: Cli) -> None:
+    """Without a terminal --yes is needed; it says which activities may run again."""
+    app("run", "spoilt", "bolt", "--id", "o")
+    refused = app("retry", "o")
+    assert refused.code == 2
+    assert "--yes" in refused.err
+    ended = app("retry", "o", "--yes")
+    assert ended.code == 0
+    assert "note: 1 activity completed and forgotten, may run again: greet" in ended.err
+
+
 # ─ doctor and migrate ──
 
 

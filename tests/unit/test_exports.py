@@ -20,6 +20,7 @@ EXPORTED: Final = {
     "heartbeat",
     "Backup",
     "Pruned",
+    "Reopened",
     "Why",
     "WhyReason",
     "Signal",

@@ -130,6 +130,23 @@ UPDATE run SET
 WHERE id = :run
 RETURNING generation, epoch, claim_no, msg_seq;
 
+-- name: lifetime_of_run
+-- How long it may take, by its first generation in this epoch; later ones share that one's deadline.
+SELECT deadline_us - created_at_us FROM (
+    SELECT generation, deadline_us, created_at_us, epoch FROM generation WHERE run = :run
+    UNION ALL
+    SELECT generation, deadline_us, created_at_us, epoch FROM run WHERE id = :run
+)
+WHERE epoch = (SELECT epoch FROM run WHERE id = :run)
+ORDER BY generation LIMIT 1;
+
+-- name: reopen_run
+UPDATE run SET
+    generation = generation + 1, epoch = epoch + :new_epoch, attempt = :attempt, status = 0, claim_no = claim_no + 1,
+    ready_at_us = :now_us, is_delayed = 0, due_at_us = NULL, deadline_us = :deadline_us, created_at_us = :now_us,
+    started_at_us = NULL, closed_at_us = NULL, reason = NULL, paused_at_us = NULL, pause_reason = NULL
+WHERE id = :run;
+
 -- ─ claiming ──
 
 -- name: find_ready_runs

@@ -36,6 +36,7 @@ from durable.store.records import (
     PauseRecord,
     Pauses,
     PruneOutcome,
+    Reopen,
     Rescue,
     RunFilter,
     RunRecord,
@@ -66,6 +67,7 @@ from durable.store.sqlite.liveness import (
 )
 from durable.store.sqlite.location import boot_id
 from durable.store.sqlite.preparing import Prepared, prepare
+from durable.store.sqlite.reopening import reopen_run
 from durable.store.sqlite.schema import PACKAGE
 from durable.store.sqlite.starting import start_runs
 from durable.store.sqlite.wakeups import Wakeups
@@ -455,6 +457,10 @@ class SqliteStore:
 
     async def terminate_run(self, run_id: str, reason: str | None, now_us: int) -> None:
         await self._write(lambda db: messages.terminate_run(db, self._sql, run_id, reason, now_us))
+        self._wakeups.tell(others=True)
+
+    async def reopen_run(self, reopen: Reopen, now_us: int) -> None:
+        await self._write(lambda db: reopen_run(db, self._sql, reopen, now_us))
         self._wakeups.tell(others=True)
 
     async def unpark_run(self, run_id: str, now_us: int) -> bool:
