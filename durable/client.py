@@ -33,15 +33,17 @@ from durable.outcomes import OutcomeWatch
 from durable.payloads import ValueType
 from durable.retry import Seconds, seconds
 from durable.run_handle import Run, RunHandle, decode_entries, decode_failure
-from durable.seams import EPOCH, Clock, Random, SystemClock, SystemRandom, pause
+from durable.scheduler.retention import Deleted, delete_closed
+from durable.seams import EPOCH, Clock, Random, SystemClock, SystemRandom
 from durable.store.contract import Store
-from durable.store.opening import Durability, masked, open_store, read_schema
+from durable.store.opening import Durability, masked, open_store, read_pending_migrations, read_schema
 from durable.store.records import (
     ClosedRuns,
     IfClosed,
     IfOpen,
     PauseKind,
     PauseRecord,
+    PendingMigration,
     Redelivery,
     Reopen,
     Rescue,
@@ -60,8 +62,6 @@ R = TypeVar("R")
 
 RUN_ID_LENGTH_MAX = 200
 LIST_PAGE_MAX = 1000
-PRUNE_PAGE: Final = 200  # runs looked for at a time; a transaction may take fewer of them
-PRUNE_PAUSE_SECONDS: Final = 0.005  # between batches, so that workers get at the database
 SILENT_SECONDS: Final = (
     30.0  # a worker whose last beat is older than this counts as lost in what people are told
 )
@@ -511,6 +511,13 @@ class Client:
         """
         return await read_schema(self._url)
 
+    async def pending_migrations(self) -> builtins.list[PendingMigration]:
+        """Return what opening would do to an existing database's schema, as SQL, without opening the client.
+
+        Errors as in `schema`.
+        """
+        return await read_pending_migrations(self._url)
+
     async def backup(self, path: str | Path) -> Backup:
         """Copy the database as it is at one moment into a new file, under load; return when the copy is complete.
 
@@ -532,18 +539,16 @@ class Client:
         """
         before_us = self.clock.now_us() - round(seconds(older_than, what="older_than") * 1_000_000)
         chosen = ClosedRuns(before_us=before_us, status=_closed_statuses(status))
-        runs = journal_rows = 0
         if dry_run:
-            runs = await self.store.count_closed_runs(chosen)
+            deleted = Deleted(runs=await self.store.count_closed_runs(chosen), journal_rows=0)
         else:
-            after: tuple[int, int] | None = None
-            while page := await self.store.find_closed_runs(chosen, after=after, limit=PRUNE_PAGE):
-                outcome = await self.store.prune_runs([pk for _, pk in page], chosen, self.clock.now_us())
-                runs += outcome.runs
-                journal_rows += outcome.journal_rows
-                after = page[outcome.seen - 1]
-                await pause(PRUNE_PAUSE_SECONDS)
-        return Pruned(runs=runs, journal_rows=journal_rows, before=view.instant(before_us), is_dry=dry_run)
+            deleted = await delete_closed(self.store, self.clock, chosen)
+        return Pruned(
+            runs=deleted.runs,
+            journal_rows=deleted.journal_rows,
+            before=view.instant(before_us),
+            is_dry=dry_run,
+        )
 
     # ─ the rest is private ──
 

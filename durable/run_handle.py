@@ -16,6 +16,7 @@ from durable import failures
 from durable.errors import (
     InternalError,
     RunCancelledError,
+    RunNotFoundError,
     RunParkedError,
     RunTerminatedError,
     WorkflowFailedError,
@@ -101,13 +102,16 @@ class RunHandle(Generic[R]):
 
         Raises `WorkflowFailedError` (the workflow's error is `__cause__`), `RunCancelledError`, `RunTerminatedError`,
         `WorkflowTimeoutError`; for a parked run at once the platform fault, or `RunParkedError` if it parked in another
-        process. After `timeout` (seconds or timedelta) TimeoutError; the run goes on.
+        process. After `timeout` (seconds or timedelta) TimeoutError; the run goes on. If retention deleted the run, `RunNotFoundError`.
         """
-        if timeout is None:
-            record = await self._client.watch.ended(self._pk, self._generation)
-        else:
-            async with asyncio.timeout(seconds(timeout, what="timeout")):
-                record = await self._client.watch.ended(self._pk, self._generation, look_alone=True)
+        try:
+            if timeout is None:
+                record = await self._client.watch.ended(self._pk, self._generation)
+            else:
+                async with asyncio.timeout(seconds(timeout, what="timeout")):
+                    record = await self._client.watch.ended(self._pk, self._generation, look_alone=True)
+        except RunNotFoundError:
+            raise RunNotFoundError(self._run_id) from None
         return self._outcome(record)
 
     def _outcome(self, record: RunRecord) -> R:

@@ -20,15 +20,33 @@ CLOSED: Final = tuple(str(one) for one in RunStatus if one.is_closed and one != 
 
 @click.command("migrate")
 @click.option("--check", is_flag=True, help="Change nothing; exit code 1 if there is something to migrate.")
+@click.option("--sql", "shows_sql", is_flag=True, help="Change nothing; print the SQL that would be run.")
 @common_options
 @click.pass_obj
-def migrate_command(settings: Settings, check: bool) -> int:
+def migrate_command(settings: Settings, check: bool, shows_sql: bool) -> int:
     """Bring a database's schema up to this version of durable.
 
     Whatever opens a database for work does the same; this is for deployments that want it as a step of its own. There is no
     way back: keep a backup. Exit code 4 if the database is newer than this code.
     """
+    if check and shows_sql:
+        raise Problem("--check and --sql do not go together")
+    if shows_sql:
+        return run_async(_print_sql(settings, Output(settings)))
     return run_async(_migrate(settings, Output(settings), check))
+
+
+async def _print_sql(settings: Settings, output: Output) -> int:
+    """Print what is pending as a script for the database's own shell; nothing if nothing is."""
+    pending = await connect(settings.db, create=False).pending_migrations()
+    if not output.is_text:
+        output.json({"migrations": builtins(pending)})
+        return OK
+    for migration in pending:
+        output.line(f"-- {migration.number:04d} {migration.name}\n{migration.sql}\n")
+    if not pending:
+        output.note("nothing to migrate")
+    return OK
 
 
 async def _migrate(settings: Settings, output: Output, check: bool) -> int:
@@ -95,7 +113,7 @@ def prune_command(
     """Delete closed runs with everything that belongs to them: journal, payloads, earlier generations, message ids.
 
     In small batches, so that workers go on. Open runs are never touched. The file does not shrink: its space is used again.
-    Nothing is ever deleted unless somebody asks for it.
+    Workers do the same by themselves, for runs that were closed 30 days ago: durable worker --retention.
     """
     return run_async(_prune(settings, Output(settings), older_than, list(status), dry_run, yes))
 

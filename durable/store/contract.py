@@ -81,6 +81,13 @@ class Store(Protocol):
         """Return workers that the database calls alive and whose process is gone. Changes nothing: see the rescue."""
         ...
 
+    async def take_role(self, worker_id: int, role: str) -> bool:
+        """Return whether this worker has the role now: work that one does for all. Dead workers lose theirs.
+
+        Saves work and guards nothing: what is done in a role must be right if two do it. `LeaseLostError`.
+        """
+        ...
+
     # ─ starting ──
 
     async def start_runs(self, requests: Sequence[StartRequest], now_us: int) -> list[StartOutcome]:
@@ -232,6 +239,10 @@ class Store(Protocol):
 
     async def read_ended(self, runs: Sequence[tuple[int, int]]) -> list[RunRecord]:
         """Return those of (pk, generation) that are closed, continued or parked: what waiters poll for."""
+        ...
+
+    async def find_gone(self, pks: Sequence[int]) -> list[int]:
+        """Return those of the runs that are no longer there: retention deleted them, and their keys do not come back."""
         ...
 
     async def find_run_ids(self, text: str, limit: int = 5) -> list[str]:

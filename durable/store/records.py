@@ -335,6 +335,14 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True):
     newest: int
 
 
+class PendingMigration(msgspec.Struct, frozen=True, kw_only=True):
+    """A migration that a database lacks, and the SQL that brings it, as one transaction for the database's own shell."""
+
+    number: int
+    name: str
+    sql: str
+
+
 class OpenRuns(msgspec.Struct, frozen=True, kw_only=True):
     """Open runs of one queue, definition and state. `since_us`: since when the longest of them has been ready."""
 

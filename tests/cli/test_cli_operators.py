@@ -357,6 +357,23 @@ def test_migrate_brings_an_old_database_up_to_date(app: Cli, here: Path) -> None
         check = app("migrate", "--check")
         assert (check.code, check.out) == (1, f"schema 1 of {len(every)}\n")
     assert "durable migrate" in app("doctor").out
+    assert app("migrate", "--check", "--sql").code == 2
+    script = app("migrate", "--sql")
+    assert script.code == 0
+    assert script.out.startswith(
+        "-- 0002 heartbeat_details\nBEGIN IMMEDIATE;\n\nALTER TABLE attempt ADD COLUMN"
+    )
+    assert [one["number"] for one in json.loads(app("migrate", "--sql", "-o", "json").out)["migrations"]] == [
+        *range(2, len(every) + 1)
+    ]
+    with (
+        closing(sqlite3.connect(here / "by_hand.db")) as by_hand,
+        closing(sqlite3.connect(here / "durable.db")) as old,
+    ):
+        old.backup(by_hand)
+        by_hand.executescript(script.out)
+    assert app("migrate", "--check", "--db", "by_hand.db").code == 0
+    assert app("migrate", "--sql", "--db", "by_hand.db").out == ""
     assert app("migrate", "--check").code == 1
     assert app("migrate").out == f"schema 1 of {len(every)}, now {len(every)}\n"
     assert app("migrate", "--check").code == app("migrate").code == app("doctor").code == 0

@@ -31,6 +31,7 @@ FLOORS: Final = {
     "journal": 1,
     "engine": 2,
     "store": 2,
+    "scheduler": 3,
     "outside": 3,
     "workflows": 3,
     "activities": 3,
@@ -39,7 +40,6 @@ FLOORS: Final = {
     "holding": 4,
     "run_handle": 4,
     "client": 4,
-    "scheduler": 4,
     "worker": 5,
     "default": 6,
     "": 7,  # durable/__init__.py

@@ -77,6 +77,11 @@ FROM worker
 WHERE is_alive = 1 OR :alive_only = 0
 ORDER BY id;
 
+-- name: take_role
+INSERT INTO role (name, worker) VALUES (:role, :worker)
+ON CONFLICT (name) DO UPDATE SET worker = excluded.worker
+WHERE role.worker = excluded.worker OR NOT EXISTS (SELECT 1 FROM worker WHERE id = role.worker AND is_alive = 1);
+
 -- ─ starting ──
 
 -- name: runs_of_requests
@@ -461,6 +466,9 @@ CROSS JOIN generation ON generation.run = json_extract(wanted.value, '$[0]')
     AND generation.generation = json_extract(wanted.value, '$[1]')
 CROSS JOIN run ON run.id = generation.run
 LEFT JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = generation.generation;
+
+-- name: find_gone
+SELECT wanted.value FROM json_each(:runs) AS wanted WHERE NOT EXISTS (SELECT 1 FROM run WHERE run.id = wanted.value);
 
 -- name: recent_run_ids
 SELECT run_id FROM run ORDER BY id DESC LIMIT :count;

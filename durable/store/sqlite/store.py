@@ -321,6 +321,13 @@ class SqliteStore:
             return None
         return db.execute(self._sql["release_runs_of_worker"], now).rowcount
 
+    async def take_role(self, worker_id: int, role: str) -> bool:
+        def take(db: sqlite3.Connection) -> bool:
+            require_alive(db, self._sql, worker_id)
+            return bool(db.execute(self._sql["take_role"], {"worker": worker_id, "role": role}).rowcount)
+
+        return await self._write(take)
+
     # ─ starting ──
 
     async def start_runs(self, requests: Sequence[StartRequest], now_us: int) -> list[StartOutcome]:
@@ -520,6 +527,13 @@ class SqliteStore:
             rows += reader.execute(self._sql["read_ended_earlier"], wanted).fetchall()
         now_us = self._clock.now_us()
         return [reading.run_record(row, now_us) for row in rows]
+
+    async def find_gone(self, pks: Sequence[int]) -> list[int]:
+        with self._reading() as reader:
+            return [
+                row[0]
+                for row in reader.execute(self._sql["find_gone"], {"runs": reading.json_text(list(pks))})
+            ]
 
     async def find_run_ids(self, text: str, limit: int = 5) -> list[str]:
         pattern = reading.as_literal_glob(text)

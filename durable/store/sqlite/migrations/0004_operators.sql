@@ -26,3 +26,9 @@ SELECT
 FROM run
 LEFT JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = run.generation
 LEFT JOIN worker ON worker.id = run.owner;
+
+-- Work that one worker does for all: who does it, by name of the work. A dead worker's role is anybody's.
+CREATE TABLE role (
+    name TEXT NOT NULL PRIMARY KEY,
+    worker INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
