@@ -79,6 +79,9 @@ if TYPE_CHECKING:
     from durable.journal.why import WhyReason as WhyReason
     from durable.run_handle import Run as Run
     from durable.run_handle import RunHandle as RunHandle
+    from durable.stacks import Stack as Stack
+    from durable.stacks import StackFrame as StackFrame
+    from durable.stacks import Standpoint as Standpoint
     from durable.worker.worker import Worker as Worker
 
 __version__: Final = "0.1.0"
@@ -93,6 +96,9 @@ _LAZY: Final = {
     "Reopened": "durable.client",
     "Run": "durable.run_handle",
     "RunHandle": "durable.run_handle",
+    "Stack": "durable.stacks",
+    "StackFrame": "durable.stacks",
+    "Standpoint": "durable.stacks",
     "Why": "durable.journal.why",
     "WhyReason": "durable.journal.why",
     "Worker": "durable.worker.worker",
@@ -154,6 +160,9 @@ __all__ = [
     "RunTerminatedError",
     "SchemaVersionError",
     "Signal",
+    "Stack",
+    "StackFrame",
+    "Standpoint",
     "StoreBusyError",
     "StoreError",
     "UndecodableError",

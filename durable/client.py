@@ -6,6 +6,7 @@ import builtins
 from collections.abc import Sequence
 from contextvars import ContextVar
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, ParamSpec, Self, TypeVar
@@ -20,6 +21,7 @@ from durable.errors import (
     InternalError,
     UndecodableError,
     WorkflowStateError,
+    WorkflowVersionMismatchError,
 )
 from durable.holding import hold_of
 from durable.journal import view
@@ -34,7 +36,8 @@ from durable.payloads import ValueType
 from durable.retry import Seconds, seconds
 from durable.run_handle import Run, RunHandle, decode_entries, decode_failure
 from durable.scheduler.retention import Deleted, delete_closed
-from durable.seams import EPOCH, Clock, Random, SystemClock, SystemRandom
+from durable.seams import EPOCH, Clock, Random, SystemClock, SystemRandom, ThreadExecutor
+from durable.stacks import Stack, rebuilt_stack, recorded_stack
 from durable.store.contract import Store
 from durable.store.opening import Durability, masked, open_store, read_pending_migrations, read_schema
 from durable.store.records import (
@@ -351,6 +354,29 @@ class Client:
             last = records[-1]
             chosen = msgspec.structs.replace(chosen, before=(last.created_at_us, last.pk))
         return found[:limit]
+
+    async def stack(self, run_id: str, workflow: Workflow[..., Any] | None = None) -> Stack:
+        """Return where each coroutine of a run stands, what it awaits and since when; see `Stack`.
+
+        With `workflow` it is rebuilt by replay in this process: the workflow's code runs, no activity does, nothing is written.
+        Without, the journal tells what is open and which line asked for it. A closed run stands nowhere. Raises
+        `RunNotFoundError`; `WorkflowVersionMismatchError` and `ArgumentsError` for a workflow that is not the run's;
+        `PlatformFault` if its code does not fit the journal.
+        """
+        record = await self._record(run_id)
+        if workflow is not None:
+            _check_same(record, workflow.definition)
+        if workflow is None or record.status.is_closed:
+            _, story, fault = await self._read_story(record)
+            if story is None:
+                raise UndecodableError(fault, run_id=record.run_id)
+            return recorded_stack(record, story)
+        rows = await self.store.read_journal(record.pk, record.generation)
+        executor = ThreadExecutor(1, name="durable-stack")
+        try:
+            return await executor.submit(partial(rebuilt_stack, record, rows, workflow.definition))
+        finally:
+            executor.close()
 
     async def why(self, run_id: str) -> Why:
         """Return the one reason why a run is not moving: `why.reason` for programs, `why.text` for people.
@@ -716,6 +742,15 @@ def check_run_id(run_id: str) -> str:
             f"a run id is printable text of 1 to {RUN_ID_LENGTH_MAX} characters, not {run_id!r}"
         )
     return run_id
+
+
+def _check_same(record: RunRecord, definition: WorkflowDefinition) -> None:
+    if record.workflow != definition.name:
+        raise ArgumentsError(
+            f"run {record.run_id!r} is of workflow {record.workflow!r}, not {definition.name!r}"
+        )
+    if record.version != definition.version:
+        raise WorkflowVersionMismatchError(record.run_id, record.version, definition.version)
 
 
 def _reopen(record: RunRecord, kept: Reopening, from_start: bool) -> Reopen:

@@ -31,8 +31,9 @@ from durable.journal.view import Blocker, Entry
 from durable.journal.why import Why
 from durable.payloads import ValueType
 from durable.retry import Seconds, seconds
+from durable.stacks import Stack
 from durable.store.records import RunRecord
-from durable.workflows import Signal
+from durable.workflows import Signal, Workflow
 
 if TYPE_CHECKING:
     from durable.client import Client, Reopened
@@ -170,6 +171,10 @@ class RunHandle(Generic[R]):
         `WorkflowStateError`.
         """
         await self._client.resume(self._run_id)
+
+    async def stack(self, workflow: Workflow[..., Any] | None = None) -> Stack:
+        """Return where each coroutine of the run stands; with its `workflow`, rebuilt by replay. See `Client.stack`."""
+        return await self._client.stack(self._run_id, workflow)
 
     async def retry(self, *, from_start: bool = False, dry_run: bool = False) -> Reopened:
         """Try a failed, timed-out, cancelled or terminated run again: open its next generation, for a worker to take.

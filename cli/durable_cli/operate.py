@@ -20,6 +20,7 @@ import click
 import durable
 from durable import ArgumentsError, Client, Run, RunHandle, Worker
 from durable_cli.arguments import Given, parse_arguments
+from durable_cli.completing import complete_workflow
 from durable_cli.durations import duration_option, retention_option
 from durable_cli.finding import database, run_async
 from durable_cli.options import Settings, app_option, common_options
@@ -437,7 +438,7 @@ class _Handlers:
 
 @click.command("start", help=f"Store a run for a worker to drive, and print its id.\n\n"
                f"WORKFLOW: a name within --app, or itself module:workflow or file.py:workflow.\n\n{_ARGUMENTS_HELP}")  # fmt: skip
-@click.argument("workflow", metavar="WORKFLOW")
+@click.argument("workflow", metavar="WORKFLOW", shell_complete=complete_workflow)
 @click.argument("words", metavar="[ARGS]...", nargs=-1)
 @click.option("--id", "run_id", metavar="ID", help="Names the run (default: generated).")
 @click.option(

@@ -94,6 +94,8 @@ def step_name(entry: Entry) -> str:
             return f"condition at {entry.source}" if entry.source else "condition"
         case "cancel":
             return "cancel requested"
+        case "patch":
+            return f"patch {escaped(entry.name)}"
         case _ as kind:
             assert_never(kind)
 
@@ -127,7 +129,7 @@ def entry_result(entry: Entry, now: datetime) -> str:
         return f"attempt {entry.attempts + 1} {when} after {escaped(entry.error or 'an error')}"
     if entry.error is not None:
         return escaped(entry.error)
-    if entry.kind == "cancel":
+    if entry.kind in ("cancel", "patch"):
         return escaped(str(entry.result or ""))
     if entry.status == "waiting" and entry.due_at is not None:
         return f"until {iso(entry.due_at)}"

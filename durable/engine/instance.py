@@ -27,7 +27,7 @@ from durable.definitions import ActivityDefinition, WorkflowDefinition
 from durable.engine import anyio_scopes, guards
 from durable.engine.awaiting import perform
 from durable.engine.handlers import Conditions, Signals
-from durable.engine.loop import DeterministicLoop
+from durable.engine.loop import DeterministicLoop, DetTask
 from durable.engine.operations import Asked, Call, Closing, Marker, Operations
 from durable.engine.runtime import ActivityCall, Evicted, RunIdentity
 from durable.engine.sources import find_source, source_text
@@ -112,6 +112,16 @@ class Instance:
         self._failures: dict[int, tuple[BaseException, int, int, Failure]] = {}
 
     # ─ what the driver asks ──────────────────────────────────────────────────
+
+    @property
+    def tasks(self) -> list[DetTask]:
+        """The tasks of the run, in the order of their creation; some may be done."""
+        return self._loop.tasks
+
+    @property
+    def operations(self) -> Operations:
+        """What the run has asked for. For those who look, not for those who drive."""
+        return self._operations
 
     def activate(
         self,

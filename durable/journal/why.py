@@ -189,6 +189,8 @@ def _rank(line: Entry) -> tuple[int, float]:
             return 4, 0.0
         case "timer":
             return 5, due
+        case "patch":
+            return 6, 0.0  # never open
         case _ as kind:
             assert_never(kind)
 
@@ -203,7 +205,7 @@ def _reason(line: Entry) -> WhyReason:
             return WhyReason.SIGNAL
         case "condition":
             return WhyReason.CONDITION
-        case "timer":
+        case "timer" | "patch":
             return WhyReason.TIMER
         case _ as kind:
             assert_never(kind)

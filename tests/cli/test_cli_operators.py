@@ -236,6 +236,73 @@ def test_what_cannot_be_paused(app: Cli, words: list[str], code: int) -> None:
     assert app("pause", *words).code == code
 
 
+# ─ show --stack ──
+
+
+def test_a_stack_is_rebuilt_without_a_worker(app: Cli, child: Start, here: Path) -> None:
+    """The line that waits, what for, since when; no activity runs, nothing is written."""
+    app("start", "noted", "--id", "n")
+    worker = a_living_worker(app, child)
+    wait_until(lambda: "reason\tsignal" in app("why", "n").out, "the wait for the signal")
+    worker.process.terminate()
+    worker.end()
+    before = app("show", "n", "--events").out
+
+    task, frame = app("show", "n", "--stack", "app.py").rows
+    assert task[:3] == ["task", "main", 'signal "note"']
+    assert task[3].endswith("Z")
+    assert frame[0] == "frame"
+    assert frame[1].endswith(f"app.py:{source_line(here, 'return await note.wait()')}")
+    assert frame[2:] == ["noted", "return await note.wait()"]
+    assert app("show", "n", "--stack").rows == [task, frame]
+    told = json.loads(app("show", "n", "--stack", "app.py", "-o", "json").out)
+    assert (told["v"], told["is_rebuilt"], told["status"]) == (1, True, "waiting")
+    assert told["standpoints"][0]["kind"] == "signal"
+    code, shown = on_a_terminal("show", "n", "--stack", "app.py", "--color", "never")
+    assert code == 0
+    assert 'awaits signal "note", since ' in shown
+    assert app("show", "n", "--events").out == before
+
+
+def source_line(here: Path, text: str) -> int:
+    return 1 + [line.strip() for line in (here / "app.py").read_text().splitlines()].index(text)
+
+
+def test_a_stack_without_the_code_is_what_the_journal_knows(
+    cli: Cli, child: Start, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No code, code that is not there, code that does not fit: a note says which."""
+    cli("start", "app.py:noted", "--id", "n")
+    a_living_worker(cli, child)
+    wait_until(lambda: "reason\tsignal" in cli("why", "n").out, "the wait for the signal")
+    (here / "changed.py").write_text(
+        "from durable import sleep, workflow\n@workflow\nasync def noted() -> None:\n    await sleep(1)\n"
+    )
+
+    for words, why in (
+        ([], "name it: --stack app.py"),
+        (["missing.py"], 'no file "missing.py"'),
+        (["changed.py"], "cannot be replayed"),
+    ):
+        ended = cli("show", "n", "--stack", *words)
+        assert ended.code == 0
+        assert [row[0] for row in ended.rows] == ["task", "frame"]
+        assert ended.rows[0][2] == 'signal "note"'
+        assert "app.py:" in ended.rows[1][1]
+        assert why in ended.err
+
+
+def test_a_closed_run_stands_nowhere(app: Cli) -> None:
+    """Nor does one that has not begun."""
+    app("run", "hello", "W", "--id", "h")
+    app("start", "noted", "--id", "n")
+    for run_id, why in (("h", "it stands nowhere any more"), ("n", "it has not begun")):
+        ended = app("show", run_id, "--stack")
+        assert (ended.code, ended.out) == (0, "")
+        assert why in ended.err
+    assert app("show", "h", "--stack", "app.py", "--events").code == 2
+
+
 # ─ retry ──
 
 

@@ -38,6 +38,7 @@ FLOORS: Final = {
     "in_workflow": 3,
     "outcomes": 4,
     "holding": 4,
+    "stacks": 4,
     "run_handle": 4,
     "client": 4,
     "worker": 5,
