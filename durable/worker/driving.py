@@ -196,7 +196,12 @@ class Driver:
             instance = run.instance
             if instance is None:
                 item = self._turn(run, self._rebuild(run))
-            elif len(run.outcomes) == 1 and not run.inbox and run.outcomes[0].failure is None:
+            elif (
+                len(run.outcomes) == 1
+                and not run.inbox
+                and not run.is_held
+                and run.outcomes[0].failure is None
+            ):
                 item = self._common_turn(run, instance, run.outcomes[0])
             else:
                 item = self._turn(run, instance)
