@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from durable.client import Backup as Backup
     from durable.client import Client as Client
     from durable.client import Pruned as Pruned
+    from durable.client import Reopened as Reopened
     from durable.client import connect as connect
     from durable.default import cancel as cancel
     from durable.default import configure as configure
@@ -78,6 +79,9 @@ if TYPE_CHECKING:
     from durable.journal.why import WhyReason as WhyReason
     from durable.run_handle import Run as Run
     from durable.run_handle import RunHandle as RunHandle
+    from durable.stacks import Stack as Stack
+    from durable.stacks import StackFrame as StackFrame
+    from durable.stacks import Standpoint as Standpoint
     from durable.worker.worker import Worker as Worker
 
 __version__: Final = "0.1.0"
@@ -89,8 +93,12 @@ _LAZY: Final = {
     "Client": "durable.client",
     "Entry": "durable.journal.view",
     "Pruned": "durable.client",
+    "Reopened": "durable.client",
     "Run": "durable.run_handle",
     "RunHandle": "durable.run_handle",
+    "Stack": "durable.stacks",
+    "StackFrame": "durable.stacks",
+    "Standpoint": "durable.stacks",
     "Why": "durable.journal.why",
     "WhyReason": "durable.journal.why",
     "Worker": "durable.worker.worker",
@@ -137,6 +145,7 @@ __all__ = [
     "PayloadError",
     "PlatformFault",
     "Pruned",
+    "Reopened",
     "Result",
     "Retry",
     "RetryAfter",
@@ -151,6 +160,9 @@ __all__ = [
     "RunTerminatedError",
     "SchemaVersionError",
     "Signal",
+    "Stack",
+    "StackFrame",
+    "Standpoint",
     "StoreBusyError",
     "StoreError",
     "UndecodableError",

@@ -39,7 +39,7 @@ from durable.journal.events import (
 )
 from durable.journal.lifecycle import RunStatus
 from durable.journal.matching import environment
-from durable.journal.turns import ENGINE_VERSION, Activated, decode_turn, encode_turn, split_activations
+from durable.journal.turns import ENGINE_VERSION, Activated, encode_turn, joined, split_activations
 from durable.seams import Clock, Random
 from durable.store.records import (
     After,
@@ -47,7 +47,6 @@ from durable.store.records import (
     Claim,
     Close,
     HandBack,
-    JournalRow,
     Message,
     NextGeneration,
     Park,
@@ -195,11 +194,18 @@ class Driver:
             self._on_work()
 
     def _drive(self, run: LiveRun) -> None:
+        if run.is_held and not run.outcomes:
+            return
         try:
             instance = run.instance
             if instance is None:
                 item = self._turn(run, self._rebuild(run))
-            elif len(run.outcomes) == 1 and not run.inbox and run.outcomes[0].failure is None:
+            elif (
+                len(run.outcomes) == 1
+                and not run.inbox
+                and not run.is_held
+                and run.outcomes[0].failure is None
+            ):
                 item = self._common_turn(run, instance, run.outcomes[0])
             else:
                 item = self._turn(run, instance)
@@ -301,7 +307,7 @@ class Driver:
         taken: list[Outcome] = []
         bytes_fed = 0
         turn = run.turn + 1
-        reserve = self.performer.reserve
+        reserve = self.performer.reserve if not run.is_held else _none_reserved
         reserved = self.performer.reserved
         if instance.events == 0:
             started = self._started(run, now)
@@ -615,7 +621,7 @@ class Driver:
         run.phase = _IDLE
         if instance.timers or not run.attempts:
             self._rest(run, instance)
-        if run.leave_asked:
+        if run.leave_asked or (run.is_held and self._is_still(run)):
             self._release(run)
         elif run.inbox or run.outcomes:
             self.mark(run)
@@ -779,6 +785,22 @@ class Driver:
             return HandBack()
         return Wait(due_at_us=min(instance.timers.values(), default=None))
 
+    def hold(self, is_held: Callable[[LiveRun], bool]) -> None:
+        """Hold back the runs that are paused, let go on those that no longer are.
+
+        A run is handed back once nothing of it runs and what had run is recorded.
+        """
+        for run in list(self.runs.values()):
+            was, run.is_held = run.is_held, is_held(run)
+            if run.is_held and run.phase is Phase.IDLE and self._is_still(run):
+                self._release(run)
+            elif was and not run.is_held:
+                self.mark(run)
+
+    def _is_still(self, run: LiveRun) -> bool:
+        """Whether nothing of a run that is held back runs, and what had run is recorded."""
+        return not run.outcomes and not run.has_running_attempts
+
     def stop(self) -> None:
         """Drop whatever is left and set no more callbacks."""
         self.lose_all()
@@ -790,16 +812,8 @@ class Driver:
         self._evictions.clear()
 
 
-def joined(rows: list[JournalRow]) -> list[tuple[int, list[AnyEntry]]]:
-    """Return (turn, entries) with the parts of each turn put together."""
-    turns: list[tuple[int, list[AnyEntry]]] = []
-    for row in rows:
-        entries = decode_turn(row.data).entries
-        if turns and turns[-1][0] == row.turn:
-            turns[-1][1].extend(entries)
-        else:
-            turns.append((row.turn, entries))
-    return turns
+def _none_reserved() -> bool:
+    return False
 
 
 def _due_timer(instance: Instance, now: int) -> int | None:
