@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, ParamSpec, Self, TypeVar
+from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar
 
 import msgspec
 
@@ -19,6 +19,7 @@ from durable.errors import (
     ArgumentsError,
     DefinitionError,
     InternalError,
+    LeaseLostError,
     UndecodableError,
     WorkflowStateError,
     WorkflowVersionMismatchError,
@@ -41,6 +42,7 @@ from durable.stacks import Stack, rebuilt_stack, recorded_stack
 from durable.store.contract import Store
 from durable.store.opening import Durability, masked, open_store, read_pending_migrations, read_schema
 from durable.store.records import (
+    Claim,
     ClosedRuns,
     IfClosed,
     IfOpen,
@@ -103,6 +105,20 @@ class Backup(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
 
 
+class LocalWorker(Protocol):
+    """A worker on this client's store and loop, as the client sees it."""
+
+    @property
+    def worker_id(self) -> int:
+        """Return its incarnation, 0 if it has none."""
+
+    def room_for(self, request: StartRequest) -> int:
+        """Return how many runs of this kind it would begin to drive at once."""
+
+    def adopt(self, claim: Claim) -> None:
+        """Drive a run that was started as its own."""
+
+
 class Client:
     """A connection to one database of runs. Use it as `async with durable.connect(url) as client`.
 
@@ -125,6 +141,7 @@ class Client:
         self.random = random or SystemRandom()
         self._store: Store | None = None
         self._watch: OutcomeWatch | None = None
+        self._workers: builtins.list[LocalWorker] = []
 
     # ─ opening ──
 
@@ -209,7 +226,7 @@ class Client:
             if_open=if_open,
             if_closed=if_closed,
         )
-        (outcome,) = await self.store.start_runs([request], self.clock.now_us())
+        (outcome,) = await self._start_runs([request])
         return self.handle_of(outcome.run, definition.result)
 
     async def start_many(
@@ -234,8 +251,34 @@ class Client:
             )
             for i, args in enumerate(inputs)
         ]
-        outcomes: builtins.list[StartOutcome] = await self.store.start_runs(requests, self.clock.now_us())
+        outcomes = await self._start_runs(requests)
         return [self.handle_of(outcome.run, definition.result) for outcome in outcomes]
+
+    async def _start_runs(self, requests: builtins.list[StartRequest]) -> builtins.list[StartOutcome]:
+        """Start runs of one workflow and queue: as many as a worker of this process has room for are its own from the start.
+
+        That spares the transaction that claims them. If the caller is cancelled before the worker is told, it finds them.
+        """
+        for worker in self._workers:
+            owner = worker.worker_id
+            room = worker.room_for(requests[0]) if owner and requests else 0
+            if room <= 0:
+                continue
+            owned = [msgspec.structs.replace(request, owner=owner) for request in requests[:room]]
+            try:
+                outcomes = await self.store.start_runs(owned + requests[room:], self.clock.now_us())
+            except LeaseLostError:
+                break  # it was declared dead, and does not know yet
+            for outcome in outcomes:
+                if outcome.claim is not None and worker.worker_id == owner:
+                    worker.adopt(outcome.claim)
+            return outcomes
+        return await self.store.start_runs(requests, self.clock.now_us())
+
+    def add_worker(self, worker: LocalWorker) -> Callable[[], None]:
+        """Let a worker of this process drive what is started here; return the undoing. Internal to this library."""
+        self._workers.append(worker)
+        return lambda: self._workers.remove(worker)
 
     def start_request(
         self,

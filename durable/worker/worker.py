@@ -24,7 +24,7 @@ from durable.scheduler.rescue import rescue_dead
 from durable.scheduler.retention import RETENTION_DAYS, keep_retention
 from durable.scheduler.wakeups import Wakeups
 from durable.seams import SystemThreads, Threads, pause, spawn
-from durable.store.records import Claim, Close, Park, Pauses, Rescue, RunRecord, WorkerInfo
+from durable.store.records import Claim, Close, Park, Pauses, Rescue, RunRecord, StartRequest, WorkerInfo
 from durable.worker.committing import Committer
 from durable.worker.driving import Driver
 from durable.worker.incarnation import Incarnation
@@ -138,6 +138,20 @@ class Worker:
         if self._pauses != Pauses():
             self._hold_paused()
 
+    def room_for(self, request: StartRequest) -> int:
+        """Return how many runs of this kind it would begin at once: none beyond what its slots keep busy."""
+        if (
+            self._own_only
+            or self._stopping
+            or self._lost
+            or request.ready_at_us is not None
+            or request.task_queue != self.task_queue
+            or self._pauses != Pauses()
+            or self.registry.find(request.workflow, request.version) is None
+        ):
+            return 0
+        return min(self._driver.room, self.concurrency - len(self._driver.runs))
+
     def ask_for(self, pk: int) -> None:
         """Claim this run as soon as it is ready (embedded engines)."""
         self._interest.add(pk)
@@ -197,6 +211,7 @@ class Worker:
         self.rescued = await self._store.rescue_dead_workers(self.lease_seconds)
         await self._incarnate()
         self._forget_driver = self.client.watch.add_driver(self._driver.runs.__contains__)
+        self._forget_worker = self.client.add_worker(self)
 
     async def _incarnate(self) -> None:
         info = WorkerInfo(
@@ -330,6 +345,7 @@ class Worker:
             )
         finally:
             self._forget_driver()
+            self._forget_worker()
             self._driver.stop()
             await self._performer.unwind(UNWIND_SECONDS)
             self._close_incarnation()
