@@ -509,7 +509,7 @@ class Client:
             version=record.version,
             task_queue=record.task_queue,
             status=record.status,
-            outcome=fault or error or record.reason or "",
+            outcome=fault or _outcome(record, error),
             now=EPOCH + timedelta(microseconds=self.clock.now_us()),
             due_at=None if record.due_at_us is None else view.instant(record.due_at_us),
             closed_at=None if record.closed_at_us is None else view.instant(record.closed_at_us),
@@ -628,6 +628,13 @@ def split_run_id(run_id: str) -> tuple[str, int | None]:
     if at and base and digits.isascii() and digits.isdigit():
         return base, int(digits)
     return run_id, None
+
+
+def _outcome(record: RunRecord, error: str | None) -> str:
+    """Say how a run ended; of a parked one, all that is known of the fault."""
+    if record.status is RunStatus.PARKED:
+        return record.reason or error or ""
+    return error or record.reason or ""
 
 
 def _owner_fault(record: RunRecord, lost: set[int]) -> str:

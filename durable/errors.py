@@ -10,6 +10,7 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
     │       ├── NonDeterminismError     today's code asks for something else than the journal holds
     │       ├── UndecodableError        stored bytes do not fit the type that receives them
     │       ├── LivelockError           an activation never came to rest
+    │       ├── StuckWorkflowError      an activation did not return
     │       └── WorkflowGuardError      a workflow used real time, chance, threads or I/O
     ├── the caller acts
     │   ├── ArgumentsError              arguments do not fit the signature
@@ -99,6 +100,22 @@ class UndecodableError(PlatformFault):
 
 class LivelockError(PlatformFault):
     """An activation ran more callbacks than its cap without coming to rest."""
+
+
+class StuckWorkflowError(PlatformFault):
+    """A workflow computed or blocked for longer than its worker's limit, without awaiting anything durable.
+
+    `source` is the author's line it was at, `stack` all of them, `seconds` how long it took.
+    """
+
+    def __init__(
+        self, message: str, *, run_id: str, seconds: float = 0.0, source: str = "", stack: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+        self.seconds = seconds
+        self.source = source
+        self.stack = stack
 
 
 class WorkflowGuardError(PlatformFault):
@@ -252,6 +269,13 @@ class WorkerLostError(DurableError):
 
 class NonRetryableError(DurableError):
     """Raise it (or a subclass) in an activity to fail it without another attempt."""
+
+
+class BlockedLoopError(NonRetryableError):
+    """An `async def` activity computed or blocked on its worker's loop, which stood still for all runs meanwhile.
+
+    Await what takes time, or make the activity a plain `def`, which runs in a thread.
+    """
 
 
 # ─ the operator acts ─────────────────────────────────────────────────────────

@@ -105,7 +105,7 @@ class RunRecord(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     reason: str | None  # why parked, cancelled or terminated
     input: bytes
     result: bytes | None
-    failure: bytes | None  # a JSON Failure
+    failure: bytes | None  # a JSON Failure; of a parked run the fault that stopped it
     unread: int = 0  # messages in the inbox
 
 
@@ -228,9 +228,10 @@ class Redelivery(msgspec.Struct, gc=False, frozen=True, kw_only=True):
 
 
 class Park(msgspec.Struct, gc=False, frozen=True, tag=True, kw_only=True):
-    """Stop the run on a platform fault. Its journal stays as it is."""
+    """Stop the run on a platform fault. Its journal stays as it is. `failure` is the fault as a JSON Failure, with its stack."""
 
     reason: str
+    failure: bytes | None = None
 
 
 After = Stay | Wait | HandBack | Close | NextGeneration | Park

@@ -16,10 +16,12 @@ from typing import Final
 
 import msgspec
 
+from durable import failures
 from durable.definitions import Registry
 from durable.engine.instance import Instance
 from durable.engine.runtime import RunIdentity
-from durable.errors import InternalError, PlatformFault
+from durable.errors import InternalError, PlatformFault, StuckWorkflowError
+from durable.failures import Failure
 from durable.journal.events import (
     EVENT_TYPES,
     ActivityCompleted,
@@ -58,6 +60,7 @@ from durable.store.records import (
 )
 from durable.worker.live import Item, LiveRun, Outcome, Phase
 from durable.worker.performing import UNAWAITED, Performer
+from durable.worker.watchdog import Interrupted, Watch
 
 TURN_EVENTS_MAX: Final = 500  # P19
 TURN_BYTES_MAX: Final = 1 << 20
@@ -92,6 +95,7 @@ class Driver:
         self.warm_us = WARM_US
         self.is_draining = False
         self.performer: Performer  # set by the worker: the two need one another
+        self.watch: Watch  # likewise: it is told whose code runs
         self._registry = registry
         self._clock = clock
         self._random = random
@@ -175,15 +179,24 @@ class Driver:
         if self._evictions:
             evictions, self._evictions = self._evictions, []
             for instance in evictions:
-                instance.evict()
+                self._evict(instance)
         dirty, self._dirty = self._dirty, {}
         deadline = self._clock.monotonic() + PUMP_SECONDS_MAX
         self._now_us = self._clock.now_us()  # one instant for the turns of a moment
         waiting = iter(dirty)
         driven = 0
+        watch = self.watch
         for run in waiting:
             if run.phase is _IDLE:
-                self._drive(run)
+                watch.activations += 1
+                try:
+                    watch.subject = run.run_id
+                    self._drive(run)
+                    watch.subject = None
+                except Interrupted:
+                    pass
+                if watch.interrupted:
+                    self._cut_short(run)
                 driven += 1
                 if driven & 15 == 0:
                     self._now_us = self._clock.now_us()
@@ -216,6 +229,42 @@ class Driver:
         elif run.instance is not None:
             self._rest(run, run.instance)
 
+    def _cut_short(self, run: LiveRun) -> None:
+        """The watchdog broke into the run's activation: whatever came of that is void, and the run is parked."""
+        self._end_watch()
+        last = self.items[-1] if self.items else None
+        if last is not None and last.run is run and not last.is_marks:
+            self.items.pop()
+            self._undo(run, [], last.taken, last.slots)
+        fault = self.watch.fault(run.run_id)
+        log.error("%s", fault)
+        run.phase = _COMMITTING
+        self.items.append(self._park(run, fault))
+
+    def _evict(self, instance: Instance) -> None:
+        """Unwind an instance; its `finally` blocks are the author's code and may hang like any other."""
+        watch = self.watch
+        watch.activations += 1
+        try:
+            watch.subject = instance.identity.run_id
+            instance.evict()
+            watch.subject = None
+        except Interrupted:
+            pass
+        if watch.interrupted:
+            self._end_watch()
+            log.error("run %r did not end its clean-up when it left the memory", instance.identity.run_id)
+
+    def _end_watch(self) -> None:
+        """After an interrupt; it may be raised as late as here."""
+        while True:
+            try:
+                self.watch.subject = None
+                self.watch.settle()
+                return
+            except Interrupted:
+                continue
+
     def _rest(self, run: LiveRun, instance: Instance) -> None:
         """Nothing to do for this run now: note since when, and see to its next timer."""
         if not run.attempts:
@@ -224,7 +273,10 @@ class Driver:
             self._arm(min(instance.timers.values()), run.pk)
 
     def _park(self, run: LiveRun, fault: Exception) -> Item:
-        item = self._item(run, after=Park(reason=f"{type(fault).__name__}: {fault}"))
+        after = Park(
+            reason=f"{type(fault).__name__}: {fault}", failure=msgspec.json.encode(_as_failure(fault))
+        )
+        item = self._item(run, after=after)
         item.attempts = self.performer.handed_back(run)
         item.fault = fault
         item.status = RunStatus.PARKED
@@ -786,7 +838,7 @@ class Driver:
             self._due_timer.cancel()
             self._due_timer = None
         for instance in self._evictions:
-            instance.evict()
+            self._evict(instance)
         self._evictions.clear()
 
 
@@ -818,6 +870,14 @@ def _reason(entries: Sequence[AnyEntry], index: int) -> str:
         if isinstance(entry, EVENT_TYPES):
             break
     return UNAWAITED
+
+
+def _as_failure(fault: Exception) -> Failure:
+    """Return a fault as data, with the stack of the author's code where the fault itself was raised elsewhere."""
+    failure = failures.record(fault)
+    if isinstance(fault, StuckWorkflowError) and fault.stack:
+        return msgspec.structs.replace(failure, traceback=fault.stack, fields=None)
+    return failure
 
 
 def _redelivery(entry: AnyEntry) -> Redelivery | None:

@@ -39,6 +39,7 @@ from durable.seams import Clock, Executor, Random
 from durable.store.records import AttemptRow
 from durable.worker.live import Attempt, AttemptState, Item, LiveRun, Outcome, Phase, TimeoutKind
 from durable.worker.runners import Runners, StaleError
+from durable.worker.watchdog import Interrupted, blocked
 
 LATE_SECONDS: Final = 5.0  # how long a timed-out coroutine may take to unwind before it is given up
 HELD_UP_SECONDS: Final = 0.05  # a timer that rings so late was held up with the loop, and so were heartbeats
@@ -101,6 +102,18 @@ class Performer:
     def running(self) -> int:
         """Attempts whose code runs now."""
         return len(self._running)
+
+    def attempt_of(self, task: asyncio.Task[Any]) -> str | None:
+        """Return which attempt a task of the loop performs, in words; for the watchdog, from its thread, while the loop stands still."""
+        in_first_step = self._runners.is_runner(task)
+        for attempt in list(self._running):
+            is_async = attempt.call.definition.is_async
+            if attempt.task is task or (
+                in_first_step and is_async and attempt.begun and attempt.task is None
+            ):
+                name = attempt.call.definition.name
+                return f"attempt {attempt.number} of activity {name!r} of run {attempt.run.run_id!r}"
+        return None
 
     # ─ slots ──
 
@@ -546,6 +559,8 @@ class Performer:
             self._on_stale()
         elif isinstance(error, asyncio.CancelledError):
             self._was_cancelled(attempt, error)
+        elif isinstance(error, Interrupted):
+            self._failed(attempt, blocked(attempt.call.definition.name, attempt.number, error))
         else:
             self._failed(attempt, error)
         if self.is_draining and not self._running:

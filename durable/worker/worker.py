@@ -28,6 +28,7 @@ from durable.worker.driving import Driver
 from durable.worker.incarnation import Incarnation
 from durable.worker.live import Item, LiveRun
 from durable.worker.performing import Performer
+from durable.worker.watchdog import ACTIVATION_SECONDS, Watchdog
 from durable.workflows import DEFAULT_TASK_QUEUE, Workflow
 
 LEASE_SECONDS: Final = 10.0
@@ -47,6 +48,8 @@ class Worker:
     `workflows` are `@workflow` functions or modules that hold some. `task_queue` is where it claims runs; `concurrency` how
     many activities it performs at a time. `lease_seconds` (default 10, or `DURABLE_LEASE_TTL`) is how long a worker that
     hangs keeps its runs; one that died on this host loses them at once. `threads` is where its threads come from (simulations).
+    `activation_limit` (seconds, default 30) is how long a workflow may compute without awaiting anything durable: past that
+    it is interrupted and its run is parked. A loop that stands still for twice that ends this process, so that others take over.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Worker:
         name: str | None = None,
         own_only: bool = False,
         threads: Threads | None = None,
+        activation_limit: Seconds = ACTIVATION_SECONDS,
     ) -> None:
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise DefinitionError(f"concurrency must be an integer >= 1, not {concurrency!r}")
@@ -67,6 +71,9 @@ class Worker:
         self.task_queue = task_queue
         self.concurrency = concurrency
         self.lease_seconds = lease_from(lease_seconds)
+        self.activation_seconds = seconds(activation_limit, what="activation_limit")
+        if self.activation_seconds <= 0:
+            raise DefinitionError(f"activation_limit must be above 0 s, not {activation_limit!r}")
         self.name = name or f"{platform.node()}:{os.getpid()}"
         self.rescued: list[Rescue] = []
         self._own_only = own_only
@@ -184,7 +191,19 @@ class Worker:
             self._store, self._driver, self._clock, self._current_incarnation, self._on_lost
         )
         self.rescued = await self._store.rescue_dead_workers(self.lease_seconds)
-        await self._incarnate()
+        self._watchdog = Watchdog(
+            clock=self._clock,
+            threads=self._threads,
+            activation_seconds=self.activation_seconds,
+            ends_process=not self._own_only,
+            attempt_of=self._performer.attempt_of,
+        )
+        self._driver.watch = self._watchdog.watch
+        try:
+            await self._incarnate()
+        except BaseException:
+            self._watchdog.stop()
+            raise
         self._forget_driver = self.client.watch.add_driver(self._driver.runs.__contains__)
 
     async def _incarnate(self) -> None:
@@ -201,6 +220,7 @@ class Worker:
             threads=self._threads,
             lease_seconds=self.lease_seconds,
             on_lost=self._on_lost,
+            is_hopeless=lambda: self._watchdog.is_hopeless,
         )
         self._lost = False
         self._driver.worker_id = self._incarnation.worker_id
@@ -312,6 +332,7 @@ class Worker:
             self._forget_driver()
             self._driver.stop()
             await self._performer.unwind(UNWIND_SECONDS)
+            self._watchdog.stop()
             self._close_incarnation()
             self._incarnation = None
             self._executor.close()
@@ -417,12 +438,13 @@ class Worker:
     async def _keep_house(self) -> None:
         """Show that the loop lives; release what only waits."""
         while True:
-            if self._incarnation is not None:
-                self._incarnation.loop_moved()
+            self._watchdog.watch.moves += 1
             self._driver.release_idle()
             self._driver.ring()  # the wall clock may have been set meanwhile
             await pause(
-                min(HOUSEKEEPING_SECONDS, 0.05) if self._driver.warm_us == 0 else HOUSEKEEPING_SECONDS
+                0.05
+                if self._driver.warm_us == 0
+                else min(HOUSEKEEPING_SECONDS, self._watchdog.limits.soft / 2)
             )
 
     async def _is_drained(self) -> bool:
@@ -524,7 +546,7 @@ def _record(run: LiveRun, item: Item, now_us: int) -> RunRecord:
         reason=after.reason if isinstance(after, (Close, Park)) else None,
         input=claim.input,
         result=after.result if isinstance(after, Close) else None,
-        failure=after.failure if isinstance(after, Close) else None,
+        failure=after.failure if isinstance(after, (Close, Park)) else None,
     )
 
 

@@ -160,8 +160,11 @@ class TurnWriter:
                 freed = db.execute(sql["hand_back_run"], {**fence, "now_us": now_us})
                 return "committed" if freed.rowcount else "lost"
             case Park():
-                parked = db.execute(sql["park_run"], {**fence, "reason": after.reason})
-                return "committed" if parked.rowcount else "lost"
+                if not db.execute(sql["park_run"], {**fence, "reason": after.reason}).rowcount:
+                    return "lost"
+                fault = {"run": commit.pk, "generation": commit.generation, "failure": after.failure}
+                db.execute(sql["write_outcome"], {**fault, "result": None})
+                return "committed"
             case Close():
                 raise InternalError("runs are closed together")
             case NextGeneration():

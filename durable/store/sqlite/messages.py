@@ -53,7 +53,10 @@ def terminate_run(
 
 def unpark_run(db: sqlite3.Connection, sql: Statements, run_id: str, now_us: int) -> bool:
     _address(db, sql, run_id)
-    return bool(db.execute(sql["unpark_run"], {"run_id": run_id, "now_us": now_us}).rowcount)
+    if not db.execute(sql["unpark_run"], {"run_id": run_id, "now_us": now_us}).rowcount:
+        return False
+    db.execute(sql["forget_fault"], {"run_id": run_id})
+    return True
 
 
 def wake_run(db: sqlite3.Connection, sql: Statements, run_id: str, now_us: int) -> bool:

@@ -364,6 +364,10 @@ DELETE FROM inbox WHERE run = :run;
 -- name: unpark_run
 UPDATE run SET status = 0, ready_at_us = :now_us, is_delayed = 0, reason = NULL WHERE run_id = :run_id AND status = 3;
 
+-- name: forget_fault
+UPDATE run_payload SET failure = NULL
+WHERE (run, generation) = (SELECT id, generation FROM run WHERE run_id = :run_id);
+
 -- name: wake_run
 UPDATE run SET status = 0, ready_at_us = :now_us, is_delayed = 0, due_at_us = NULL WHERE run_id = :run_id AND status = 2;
 
