@@ -11,6 +11,7 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
     │       ├── UndecodableError        stored bytes do not fit the type that receives them
     │       ├── LivelockError           an activation never came to rest
     │       ├── StuckWorkflowError      an activation did not return
+    │       ├── PoisonError             driving the run ended its worker, again and again
     │       └── WorkflowGuardError      a workflow used real time, chance, threads or I/O
     ├── the caller acts
     │   ├── ArgumentsError              arguments do not fit the signature
@@ -116,6 +117,15 @@ class StuckWorkflowError(PlatformFault):
         self.seconds = seconds
         self.source = source
         self.stack = stack
+
+
+class PoisonError(PlatformFault):
+    """Workers died while they drove this run and nothing else, `crashes` times in a row."""
+
+    def __init__(self, message: str, *, run_id: str, crashes: int = 0) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+        self.crashes = crashes
 
 
 class WorkflowGuardError(PlatformFault):

@@ -30,6 +30,7 @@ from durable.store.records import (
     StartOutcome,
     StartRequest,
     StoreHealth,
+    Trial,
     TurnCommit,
     Verdict,
     WorkerInfo,
@@ -65,6 +66,10 @@ class Store(Protocol):
 
     async def rescue_dead_workers(self, lease_seconds: float, *, observer: int | None = None) -> list[Rescue]:
         """Take over every worker found dead (P9, P10): mark it dead and set its runs ready, one transaction each.
+
+        In the same transaction (P14): if the worker was driving a suspect alone (`try_suspect`), that run has one crash
+        more, and with `CRASHES_MAX` it is parked as poison with its failure instead of set ready. If not, all runs it
+        owned become suspects.
 
         Dead: its liveness lock can be had; or its beat counter did not move for `lease_seconds` of this process's
         monotonic time. `observer` is never taken over by itself.
@@ -104,6 +109,28 @@ class Store(Protocol):
         """Take up to `limit` ready runs, oldest `ready_at` first, and read all that driving needs. One transaction.
 
         Only runs whose (workflow, version) is among `definitions` (P13), on `task_queue` if given, among `pks` if given.
+        """
+        ...
+
+    async def claim_parked_runs(
+        self,
+        worker_id: int,
+        *,
+        limit: int,
+        task_queue: str,
+        codes: Sequence[tuple[str, int, str]],
+    ) -> list[Claim]:
+        """Take parked runs that this worker's code has not met yet, and note that it has now (P13). One transaction.
+
+        `codes` are (workflow, version, fingerprint). Each fingerprint gets a run once: by this verb, by `Park.code` or by
+        `Trial.code`.
+        """
+        ...
+
+    async def try_suspect(self, worker_id: int, trial: Trial) -> bool:
+        """Record, before it is driven, that the worker now drives this suspect alone (P14), and what came of others.
+
+        One transaction, fenced. Return False if the suspect is no longer this worker's (or there is none): do not drive it.
         """
         ...
 
@@ -171,7 +198,10 @@ class Store(Protocol):
         ...
 
     async def unpark_run(self, run_id: str, now_us: int) -> bool:
-        """Set a parked run ready again; return False if it was not parked."""
+        """Set a parked run ready again and forget its failure; return False if it was not parked.
+
+        Poison stays a suspect, with one crash to go before it is parked again.
+        """
         ...
 
     async def wake_run(self, run_id: str, now_us: int) -> bool:

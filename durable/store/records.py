@@ -6,7 +6,7 @@ The frequent ones are kept from the garbage collector (`gc=False`): they hold no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -14,6 +14,7 @@ from durable.journal.lifecycle import RunStatus
 
 IfOpen = Literal["attach", "fail", "terminate"]
 IfClosed = Literal["return", "fail", "new", "new_if_failed"]
+CRASHES_MAX: Final = 3  # workers that may die driving a run alone, before it is parked as poison (P14)
 
 
 # ─ workers ───────────────────────────────────────────────────────────────────
@@ -44,11 +45,12 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rescue(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead worker whose runs were taken back."""
+    """A dead worker whose runs were taken back. `poison`: the run ids that were parked, since they ended it."""
 
     worker_id: int
     name: str
     runs: int
+    poison: tuple[str, ...] = ()
 
 
 # ─ starting ──────────────────────────────────────────────────────────────────
@@ -176,6 +178,7 @@ class Claim(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     journal: list[JournalRow]
     inbox: list[Message]
     attempts: list[AttemptRow]
+    is_suspect: bool = False  # its last worker died while it held the run: to be driven alone (P14)
 
 
 # ─ commits ───────────────────────────────────────────────────────────────────
@@ -232,6 +235,7 @@ class Park(msgspec.Struct, gc=False, frozen=True, tag=True, kw_only=True):
 
     reason: str
     failure: bytes | None = None
+    code: str = ""  # the fingerprint of the code that met the fault: it will not try again by itself (P13)
 
 
 After = Stay | Wait | HandBack | Close | NextGeneration | Park
@@ -254,6 +258,19 @@ class TurnCommit(msgspec.Struct, gc=False, kw_only=True):
     attempts: Sequence[AttemptRow] = ()
     attempts_done: Sequence[int] = ()
     after: After = Stay()
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker is about to do with a suspect, and what came of others, each named by (pk, claim_no).
+
+    `suspect` is driven next, alone, by the code with that fingerprint. `passed` got on, `adjourned` did not yet: they
+    wait for something that ran when their worker died.
+    """
+
+    suspect: tuple[int, int] | None
+    code: str = ""
+    passed: Sequence[tuple[int, int]] = ()
+    adjourned: Sequence[tuple[int, int]] = ()
 
 
 Verdict = Literal[

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from durable import failures
-from durable.definitions import Registry
+from durable.definitions import Registry, WorkflowDefinition
 from durable.engine.instance import Instance
 from durable.engine.runtime import RunIdentity
 from durable.errors import InternalError, PlatformFault, StuckWorkflowError
@@ -60,6 +60,7 @@ from durable.store.records import (
 )
 from durable.worker.live import Item, LiveRun, Outcome, Phase
 from durable.worker.performing import UNAWAITED, Performer
+from durable.worker.suspects import Suspects
 from durable.worker.watchdog import Interrupted, Watch
 
 TURN_EVENTS_MAX: Final = 500  # P19
@@ -87,6 +88,7 @@ class Driver:
         on_reload: Callable[[LiveRun], None],
         on_room: Callable[[], None],
         on_lost_run: Callable[[], None],
+        code_of: Callable[[WorkflowDefinition], str],
         capacity: int,
     ) -> None:
         self.runs: dict[int, LiveRun] = {}
@@ -96,6 +98,8 @@ class Driver:
         self.is_draining = False
         self.performer: Performer  # set by the worker: the two need one another
         self.watch: Watch  # likewise: it is told whose code runs
+        self.suspects: Suspects  # likewise: who drives what the pump leaves alone
+        self.is_held = False  # something is driven alone
         self._registry = registry
         self._clock = clock
         self._random = random
@@ -104,6 +108,7 @@ class Driver:
         self._on_reload = on_reload
         self._on_room = on_room
         self._on_lost_run = on_lost_run
+        self._code_of = code_of
         self._capacity = capacity
         self._dirty: dict[LiveRun, None] = {}
         self._evictions: list[Instance] = []
@@ -175,6 +180,8 @@ class Driver:
 
     def _pump(self) -> None:
         self._pump_is_due = False
+        if self.is_held:
+            return  # whoever holds it schedules the next one
         self.performer.fill_slots()
         if self._evictions:
             evictions, self._evictions = self._evictions, []
@@ -185,18 +192,12 @@ class Driver:
         self._now_us = self._clock.now_us()  # one instant for the turns of a moment
         waiting = iter(dirty)
         driven = 0
-        watch = self.watch
         for run in waiting:
             if run.phase is _IDLE:
-                watch.activations += 1
-                try:
-                    watch.subject = run.run_id
-                    self._drive(run)
-                    watch.subject = None
-                except Interrupted:
-                    pass
-                if watch.interrupted:
-                    self._cut_short(run)
+                if run.is_suspect:
+                    self.suspects.add(run)
+                    continue
+                self._drive_watched(run)
                 driven += 1
                 if driven & 15 == 0:
                     self._now_us = self._clock.now_us()
@@ -206,6 +207,29 @@ class Driver:
             self.mark(run)
         if self.items:
             self._on_work()
+
+    def drive_alone(self, run: LiveRun) -> bool:
+        """Drive one suspect now; return whether it adds a turn. It is no longer among those that wait for the pump."""
+        self._dirty.pop(run, None)
+        self._now_us = self._clock.now_us()
+        self._drive_watched(run)
+        adds_turn = any(item.run is run and item.turn is not None for item in self.items)
+        if self.items:
+            self._on_work()
+        return adds_turn
+
+    def _drive_watched(self, run: LiveRun) -> None:
+        """Drive a run under the watchdog's eyes. The order of these lines is part of its theory."""
+        watch = self.watch
+        watch.activations += 1
+        try:
+            watch.subject = run.run_id
+            self._drive(run)
+            watch.subject = None
+        except Interrupted:
+            pass
+        if watch.interrupted:
+            self._cut_short(run)
 
     def _drive(self, run: LiveRun) -> None:
         try:
@@ -274,7 +298,9 @@ class Driver:
 
     def _park(self, run: LiveRun, fault: Exception) -> Item:
         after = Park(
-            reason=f"{type(fault).__name__}: {fault}", failure=msgspec.json.encode(_as_failure(fault))
+            reason=f"{type(fault).__name__}: {fault}",
+            failure=msgspec.json.encode(_as_failure(fault)),
+            code=self._code_of(run.definition),
         )
         item = self._item(run, after=after)
         item.attempts = self.performer.handed_back(run)
@@ -601,6 +627,8 @@ class Driver:
     def settle(self, item: Item, verdict: Verdict) -> None:
         """Release the effects of a durable item, or take it back."""
         run = item.run
+        if run.is_suspect:
+            self.suspects.settled()
         if verdict == "committed" and item.turn is not None and run.phase is _COMMITTING:
             if item.after.__class__ is Stay:
                 self._go_on(run, item)
@@ -703,6 +731,8 @@ class Driver:
 
     def doubt(self, run: LiveRun) -> None:
         """Ask the store what is true of this run before anything else is done with it."""
+        if run.is_suspect:
+            self.suspects.settled()
         if run.phase is not Phase.GONE and run.phase is not Phase.LOADING:
             self._forget_instance(run)
             run.phase = Phase.LOADING
@@ -743,6 +773,8 @@ class Driver:
 
     def _leave(self, run: LiveRun) -> None:
         run.phase = Phase.GONE
+        if run.is_suspect:
+            self.suspects.settled()
         if (
             self.runs.get(run.pk) is run
         ):  # else: given up, and claimed anew before its last commit was settled

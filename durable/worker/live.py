@@ -110,6 +110,7 @@ class LiveRun:
         "inbox",
         "instance",
         "is_recovered",
+        "is_suspect",
         "leave_asked",
         "outcomes",
         "phase",
@@ -149,6 +150,7 @@ class LiveRun:
     def take(self, claim: Claim) -> None:
         """Start over from what the store says: the journal and the inbox as they are now."""
         self.claim = claim
+        self.is_suspect = claim.is_suspect  # not to be driven but by `suspects.py`
         self.claim_no = claim.claim_no
         self.inbox = deque(claim.inbox)
         self.seen = claim.inbox[0].msg - 1 if claim.inbox else claim.msg_seq

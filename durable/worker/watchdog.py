@@ -176,6 +176,7 @@ class Watchdog:
         self._moves = 0
         self._still_seconds = 0.0
         self._has_warned = False
+        self._guard_process()  # at once: the first run may be the one that holds the interpreter's lock
         self._thread: Repeating = threads.repeat(self._look, limits.look, name="durable watchdog")
 
     def stop(self) -> None:
@@ -192,9 +193,12 @@ class Watchdog:
             log.exception("the watchdog met an internal error and goes on")
         return True
 
-    def _look_once(self) -> None:
+    def _guard_process(self) -> None:
         if self._ends_process:
             self._threads.guard_process(self.limits.loop)
+
+    def _look_once(self) -> None:
+        self._guard_process()
         now = self._clock.monotonic()
         passed, self._looked_at = min(now - self._looked_at, 4 * self.limits.look), now
         watch = self.watch

@@ -25,9 +25,12 @@ from durable.seams import SystemThreads, Threads, pause, spawn
 from durable.store.records import Claim, Close, Park, Rescue, RunRecord, WorkerInfo
 from durable.worker.committing import Committer
 from durable.worker.driving import Driver
+from durable.worker.fingerprint import Fingerprints
 from durable.worker.incarnation import Incarnation
 from durable.worker.live import Item, LiveRun
+from durable.worker.parked import retry_parked
 from durable.worker.performing import Performer
+from durable.worker.suspects import Suspects
 from durable.worker.watchdog import ACTIVATION_SECONDS, Watchdog
 from durable.workflows import DEFAULT_TASK_QUEUE, Workflow
 
@@ -80,6 +83,7 @@ class Worker:
         self._interest: set[int] = set()
         self._clock = client.clock
         self._threads = threads or SystemThreads()
+        self._fingerprints = Fingerprints()
         self._incarnation: Incarnation | None = None
         self._unsubscribe: Callable[[], None] | None = None
         self._stopping = False
@@ -171,7 +175,16 @@ class Worker:
             on_reload=self._on_reload,
             on_room=self._on_room,
             on_lost_run=self.client.watch.look,
+            code_of=self._fingerprints.of,
             capacity=CACHE_MAX,
+        )
+        self._driver.suspects = self._suspects = Suspects(
+            self._store,
+            self._driver,
+            self._clock,
+            worker_id=lambda: self.worker_id,
+            on_lost=self._on_lost,
+            code_of=self._fingerprints.of,
         )
         self._performer = Performer(
             slots=self.concurrency,
@@ -234,6 +247,7 @@ class Worker:
             spawn(self._committer.run(), name="durable commits"),
             spawn(self._sync(), name="durable claims"),
             spawn(self._reload(), name="durable reloads"),
+            spawn(self._suspects.run(), name="durable suspects"),
             spawn(self._keep_house(), name="durable housekeeping"),
             spawn(fire_due(self._store, self._clock, self._wakeups.hint), name="durable timers"),
             spawn(
@@ -246,6 +260,8 @@ class Worker:
                 name="durable rescue",
             ),
         ]
+        if not self._own_only:
+            loops.append(spawn(self._retry_parked(), name="durable parked runs"))
         for loop in loops:
             loop.add_done_callback(lambda _: self._wake_main())
         try:
@@ -396,6 +412,18 @@ class Worker:
             self._driver.adopt(claim)
         return len(claims) == room
 
+    async def _retry_parked(self) -> None:
+        await retry_parked(
+            self._store,
+            task_queue=self.task_queue,
+            worker_id=lambda: self.worker_id,
+            room=lambda: 0 if self._stopping or self._lost else self._driver.room,
+            codes=lambda: [
+                (one.name, one.version, self._fingerprints.of(one)) for one in self.registry.all()
+            ],
+            adopt=self._driver.adopt,
+        )
+
     async def _check_ownership(self) -> None:
         """Compare what the store says is ours with what is driven here: drop what was taken away, take up what was left lying."""
         owned = await self._store.owned_runs(self.worker_id)
@@ -486,6 +514,8 @@ class Worker:
     def _on_rescued(self, rescued: Sequence[Rescue]) -> None:
         for one in rescued:
             log.warning("took back %d runs of worker %s, which is dead", one.runs, one.name)
+            for run_id in one.poison:
+                log.error("run %r is parked: it ended its worker too often; see `durable show`", run_id)
         self._wakeups.hint()
 
     def _on_work(self) -> None:

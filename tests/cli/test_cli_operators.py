@@ -251,7 +251,8 @@ def test_migrate_brings_an_old_database_up_to_date(app: Cli, here: Path) -> None
     with pytest.MonkeyPatch.context() as older:
         for module in (durable.store.sqlite.schema, durable.store.sqlite.preparing):
             older.setattr(module, "load_migrations", lambda package: every[:1])
-        app("worker", "app.py", "--drain")
+        app("start", "noted")
+    changed(here / "durable.db", "DELETE FROM run")
 
     for _ in range(2):
         check = app("migrate", "--check")

@@ -79,6 +79,7 @@ EXPORTED: Final = {
     "NotADatabaseError",
     "PayloadError",
     "PlatformFault",
+    "PoisonError",
     "RunCancelledError",
     "RunConflictError",
     "RunNotFoundError",

@@ -160,7 +160,9 @@ class TurnWriter:
                 freed = db.execute(sql["hand_back_run"], {**fence, "now_us": now_us})
                 return "committed" if freed.rowcount else "lost"
             case Park():
-                if not db.execute(sql["park_run"], {**fence, "reason": after.reason}).rowcount:
+                if not db.execute(
+                    sql["park_run"], {**fence, "reason": after.reason, "code": after.code}
+                ).rowcount:
                     return "lost"
                 fault = {"run": commit.pk, "generation": commit.generation, "failure": after.failure}
                 db.execute(sql["write_outcome"], {**fault, "result": None})

@@ -7,7 +7,7 @@ import sqlite3
 import msgspec
 
 from durable.errors import WorkflowStateError
-from durable.store.records import DueOutcome, SendOutcome
+from durable.store.records import CRASHES_MAX, DueOutcome, SendOutcome
 from durable.store.sqlite.closing import terminate, time_out
 from durable.store.sqlite.codes import is_closed, shown_status
 from durable.store.sqlite.reading import run_not_found
@@ -52,10 +52,11 @@ def terminate_run(
 
 
 def unpark_run(db: sqlite3.Connection, sql: Statements, run_id: str, now_us: int) -> bool:
-    _address(db, sql, run_id)
-    if not db.execute(sql["unpark_run"], {"run_id": run_id, "now_us": now_us}).rowcount:
+    run, generation, _, _ = _address(db, sql, run_id)
+    chosen = {"run_id": run_id, "now_us": now_us, "crashes_max": CRASHES_MAX}
+    if not db.execute(sql["unpark_run"], chosen).rowcount:
         return False
-    db.execute(sql["forget_fault"], {"run_id": run_id})
+    db.execute(sql["forget_fault"], {"run": run, "generation": generation})
     return True
 
 

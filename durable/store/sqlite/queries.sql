@@ -65,7 +65,20 @@ SELECT wake_addr FROM worker WHERE is_alive = 1 AND wake_addr IS NOT NULL;
 UPDATE worker SET is_alive = 0, stopped_at_us = :now_us WHERE id = :worker AND is_alive = 1;
 
 -- name: release_runs_of_worker
-UPDATE run SET status = 0, owner = NULL, ready_at_us = :now_us, is_delayed = 0 WHERE owner = :worker;
+-- `is_crash`: nobody knows which of them ended the worker, so all of them are suspects (P14).
+UPDATE run SET
+    status = 0, owner = NULL, ready_at_us = :now_us, is_delayed = 0, suspicion = max(min(suspicion, 1), :is_crash)
+WHERE owner = :worker;
+
+-- name: suspect_of_worker
+-- The run that a worker drove alone when it died.
+SELECT id, run_id, generation, crashes FROM run WHERE owner = :worker AND suspicion = 2;
+
+-- name: count_crash
+UPDATE run SET crashes = crashes + 1, suspicion = 1 WHERE id = :run;
+
+-- name: park_poison
+UPDATE run SET status = 3, owner = NULL, reason = :reason, ready_at_us = :now_us, is_delayed = 0 WHERE id = :run;
 
 -- name: list_workers
 SELECT id, name, host, pid, task_queue, is_embedded, is_alive, started_at_us, stopped_at_us, definitions,
@@ -123,7 +136,8 @@ UPDATE run SET
     generation = generation + 1, epoch = epoch + 1, workflow = :workflow, version = :version, task_queue = :task_queue,
     status = :status, claim_no = claim_no + 1, attempt = 1, owner = :owner, ready_at_us = :ready_at_us,
     is_delayed = :is_delayed, due_at_us = NULL, deadline_us = :deadline_us, created_at_us = :now_us,
-    started_at_us = :started_at_us, closed_at_us = NULL, reason = NULL, parent = :parent
+    started_at_us = :started_at_us, closed_at_us = NULL, reason = NULL, parent = :parent, suspicion = 0, crashes = 0,
+    tried_code = ''
 WHERE id = :run
 RETURNING generation, epoch, claim_no, msg_seq;
 
@@ -179,13 +193,28 @@ LIMIT :count;
 -- name: claim_runs
 UPDATE run SET
     status = 1, owner = :worker, claim_no = claim_no + 1, due_at_us = NULL, is_delayed = 0,
-    started_at_us = coalesce(started_at_us, :now_us)
+    started_at_us = coalesce(started_at_us, :now_us), suspicion = min(suspicion, 1)
 WHERE id IN (SELECT value FROM json_each(:runs)) AND status = 0 AND (is_delayed = 0 OR ready_at_us <= :now_us)
 RETURNING id;
 
+-- name: find_parked_runs
+SELECT run.id, json_extract(wanted.value, '$[2]')
+FROM json_each(:codes) AS wanted
+CROSS JOIN run ON run.workflow = json_extract(wanted.value, '$[0]') AND run.version = json_extract(wanted.value, '$[1]')
+    AND run.task_queue = :task_queue AND run.status = 3
+WHERE instr(' ' || run.tried_code || ' ', ' ' || json_extract(wanted.value, '$[2]') || ' ') = 0
+ORDER BY run.id
+LIMIT :count;
+
+-- name: claim_parked_run
+UPDATE run SET
+    status = 1, owner = :worker, claim_no = claim_no + 1, is_delayed = 0, reason = NULL,
+    suspicion = min(suspicion, 1), tried_code = ltrim(tried_code || ' ' || :code)
+WHERE id = :run AND status = 3 AND instr(' ' || tried_code || ' ', ' ' || :code || ' ') = 0;
+
 -- name: read_owned_runs
 SELECT run.id, run.run_id, run.generation, run.epoch, run.claim_no, run.workflow, run.version, run.task_queue,
-    run.attempt, run_payload.input, run.deadline_us, run.created_at_us, run.msg_seq
+    run.attempt, run_payload.input, run.deadline_us, run.created_at_us, run.msg_seq, run.suspicion
 FROM json_each(:runs) AS chosen
 CROSS JOIN run ON run.id = chosen.value
 JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = run.generation
@@ -270,8 +299,27 @@ DELETE FROM attempt WHERE run = ? AND generation = ?;
 UPDATE run SET status = 0, owner = NULL, ready_at_us = :now_us, is_delayed = 0
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
 
+-- name: try_suspect
+UPDATE run SET
+    suspicion = 2,
+    tried_code = CASE
+        WHEN instr(' ' || tried_code || ' ', ' ' || :code || ' ') THEN tried_code ELSE ltrim(tried_code || ' ' || :code)
+    END
+WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
+
+-- name: clear_suspect
+-- Whether it is still held here or has gone to rest; not if somebody else has claimed it since.
+UPDATE run SET suspicion = 0, crashes = 0 WHERE id = ? AND claim_no = ? AND suspicion > 0;
+
+-- name: adjourn_suspect
+UPDATE run SET suspicion = 1 WHERE id = ? AND claim_no = ? AND suspicion = 2;
+
 -- name: park_run
-UPDATE run SET status = 3, owner = NULL, reason = :reason
+UPDATE run SET
+    status = 3, owner = NULL, reason = :reason,
+    tried_code = CASE
+        WHEN instr(' ' || tried_code || ' ', ' ' || :code || ' ') THEN tried_code ELSE ltrim(tried_code || ' ' || :code)
+    END
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
 
 -- name: next_generation
@@ -362,11 +410,14 @@ SELECT coalesce(max(turn), 0) FROM journal WHERE run = :run AND generation = :ge
 DELETE FROM inbox WHERE run = :run;
 
 -- name: unpark_run
-UPDATE run SET status = 0, ready_at_us = :now_us, is_delayed = 0, reason = NULL WHERE run_id = :run_id AND status = 3;
+-- One that has ended workers goes on as a suspect, with one crash to go: it had its chances.
+UPDATE run SET
+    status = 0, ready_at_us = :now_us, is_delayed = 0, reason = NULL, suspicion = min(crashes, 1),
+    crashes = min(crashes, :crashes_max - 1)
+WHERE run_id = :run_id AND status = 3;
 
 -- name: forget_fault
-UPDATE run_payload SET failure = NULL
-WHERE (run, generation) = (SELECT id, generation FROM run WHERE run_id = :run_id);
+UPDATE run_payload SET failure = NULL WHERE run = :run AND generation = :generation;
 
 -- name: wake_run
 UPDATE run SET status = 0, ready_at_us = :now_us, is_delayed = 0, due_at_us = NULL WHERE run_id = :run_id AND status = 2;
