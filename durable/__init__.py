@@ -5,8 +5,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from durable.activities import Activity, ActivityInfo, activity, activity_info, heartbeat, step
+from durable.activities import (
+    Activity,
+    ActivityInfo,
+    activity,
+    activity_info,
+    heartbeat,
+    raise_complete_async,
+    step,
+)
 from durable.errors import (
+    ActivityClosedError,
     ActivityError,
     ActivityTimeoutError,
     ArgumentsError,
@@ -119,6 +128,7 @@ def __getattr__(name: str) -> Any:
 # Names that shadow the standard library (random, signal) are importable, but not part of `*`.
 __all__ = [
     "Activity",
+    "ActivityClosedError",
     "ActivityError",
     "ActivityInfo",
     "ActivityTimeoutError",
@@ -188,6 +198,7 @@ __all__ = [
     "logger",
     "now",
     "patched",
+    "raise_complete_async",
     "recover",
     "sleep",
     "step",

@@ -8,13 +8,19 @@ from contextvars import ContextVar
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, ParamSpec, Self, TypeVar
+from typing import Any, Final, Literal, ParamSpec, Self, TypeVar
 
 import msgspec
 
 from durable import failures
 from durable.definitions import WorkflowDefinition
-from durable.errors import ArgumentsError, DefinitionError, UndecodableError, WorkflowStateError
+from durable.errors import (
+    ActivityClosedError,
+    ArgumentsError,
+    DefinitionError,
+    UndecodableError,
+    WorkflowStateError,
+)
 from durable.journal import view
 from durable.journal.events import AnyEntry, Retried
 from durable.journal.lifecycle import RunStatus
@@ -28,6 +34,7 @@ from durable.seams import EPOCH, Clock, Random, SystemClock, SystemRandom, pause
 from durable.store.contract import Store
 from durable.store.opening import Durability, masked, open_store, read_schema
 from durable.store.records import (
+    ActivityAnswer,
     ClosedRuns,
     IfClosed,
     IfOpen,
@@ -40,6 +47,7 @@ from durable.store.records import (
     StoreHealth,
     WorkerRecord,
 )
+from durable.tokens import parse_token
 from durable.workflows import Signal, Workflow
 
 P = ParamSpec("P")
@@ -49,6 +57,8 @@ RUN_ID_LENGTH_MAX = 200
 LIST_PAGE_MAX = 1000
 PRUNE_PAGE: Final = 200  # runs looked for at a time; a transaction may take fewer of them
 PRUNE_PAUSE_SECONDS: Final = 0.005  # between batches, so that workers get at the database
+TOKEN_SECONDS: Final = 1.0  # a token may be quicker than the note that it was given out
+TOKEN_LOOK_SECONDS: Final = 0.02
 SILENT_SECONDS: Final = (
     30.0  # a worker whose last beat is older than this counts as lost in what people are told
 )
@@ -405,6 +415,57 @@ class Client:
                 run_id, str(status), f"run {run_id!r} is {status}: only a parked run can be resumed"
             )
 
+    # ─ activities completed from outside ──
+
+    async def complete_activity(self, token: str, value: object = None) -> bool:
+        """Complete the attempt that a task token names, with its result; see `raise_complete_async`.
+
+        Returned means stored: the workflow will see it, whatever dies next. True if this call did it, False if the attempt
+        had been completed or failed before (repeat a call whose reply was lost as often as you like). Raises
+        `ActivityClosedError` if nobody waits for that attempt any more, `ArgumentsError` for text that is no token of
+        this database, `PayloadError`. A value that does not fit the activity's return type fails the activity.
+        """
+        return await self._answer(token, "completed", _any.encode(value))
+
+    async def fail_activity(self, token: str, error: BaseException | str) -> bool:
+        """Fail the attempt that a task token names; the activity's retry policy decides what follows, by the class of `error`.
+
+        Text becomes a RuntimeError, which is retried by default. Returns and raises as `complete_activity`.
+        """
+        failure = failures.record(error if isinstance(error, BaseException) else RuntimeError(error))
+        return await self._answer(token, "failed", msgspec.json.encode(failure))
+
+    async def heartbeat_activity(self, token: str, *details: object) -> None:
+        """Say that the attempt which a task token names is being worked on; `details` reach the next attempt, if there is one.
+
+        Raises `ActivityClosedError` if there is nothing left to do: it was cancelled, timed out, or answered by somebody.
+        """
+        if not await self._answer(token, "heartbeat", _any.encode(list(details))):
+            named = parse_token(token, await self._secret())
+            raise ActivityClosedError(named.run_id, named.attempt)
+
+    async def _answer(
+        self, token: str, kind: Literal["completed", "failed", "heartbeat"], data: bytes
+    ) -> bool:
+        named = parse_token(token, await self._secret())
+        answer = ActivityAnswer(
+            run_id=named.run_id,
+            generation=named.generation,
+            op=named.op,
+            attempt=named.attempt,
+            kind=kind,
+            data=data,
+        )
+        deadline = self.clock.monotonic() + TOKEN_SECONDS
+        while (verdict := await self.store.answer_activity(answer, self.clock.now_us())) == "closed":
+            if self.clock.monotonic() >= deadline:
+                raise ActivityClosedError(named.run_id, named.attempt)
+            await pause(TOKEN_LOOK_SECONDS)
+        return verdict == "taken"
+
+    async def _secret(self) -> str:
+        return await self.store.read_meta("database_id") or ""
+
     # ─ care of the database ──
 
     async def rescue(self, lease_seconds: float = 10.0) -> builtins.list[Rescue]:
@@ -481,7 +542,7 @@ class Client:
                 {
                     row.op: AttemptView(
                         attempt=row.attempt,
-                        state=row.state,
+                        state="open" if row.completion in ("open", "answered") else row.state,
                         due_at_us=row.due_at_us,
                         failure=decode_failure(row.failure),
                     )

@@ -19,6 +19,7 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
     │   ├── RunNotFoundError            no run of that id
     │   ├── RunConflictError            the id is taken, by other input or by policy
     │   ├── WorkflowStateError          the run is closed (or otherwise in the wrong status)
+    │   ├── ActivityClosedError         a task token is no longer good for anything
     │   ├── WorkflowVersionMismatchError
     │   ├── RunParkedError              the run stopped on a platform fault, elsewhere
     │   ├── WorkflowFailedError         the workflow raised; the reason is `__cause__`
@@ -185,6 +186,18 @@ class WorkflowStateError(DurableError):
         super().__init__(message or f"run {run_id!r} is {status}")
         self.run_id = run_id
         self.status = status
+
+
+class ActivityClosedError(DurableError):
+    """The attempt that a task token names is over: it timed out, was cancelled, or its run is closed. Nothing was written."""
+
+    def __init__(self, run_id: str, attempt: int) -> None:
+        super().__init__(
+            f"run {run_id!r} no longer waits for attempt {attempt} of this activity: it timed out, was cancelled or "
+            "tried anew, or the run is closed"
+        )
+        self.run_id = run_id
+        self.attempt = attempt
 
 
 class WorkflowVersionMismatchError(DurableError):

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Protocol
 
 from durable.store.records import (
+    ActivityAnswer,
+    AnswerVerdict,
     AttemptRow,
     Backlog,
     Claim,
     ClosedRuns,
     DueOutcome,
+    Expiry,
     JournalRow,
     Message,
     PruneOutcome,
@@ -190,6 +193,25 @@ class Store(Protocol):
 
         Raises `RunNotFoundError`, or `WorkflowStateError` if the run is closed (a duplicate of a message taken in before
         the close is no error).
+        """
+        ...
+
+    async def answer_activity(self, answer: ActivityAnswer, now_us: int) -> AnswerVerdict:
+        """Complete or fail an attempt from outside, or note its heartbeat. One transaction.
+
+        Only the first answer of an attempt counts: it becomes a message of the run (counted as any, P2; its id outlives it,
+        P4) and the attempt's row says "answered". Only a started attempt with a row can be answered. A heartbeat writes
+        details and the next due instant into that row. Raises `RunNotFoundError`.
+        """
+        ...
+
+    async def expire_attempt(
+        self, worker_id: int, *, pk: int, generation: int, claim_no: int, attempt: AttemptRow, now_us: int
+    ) -> Expiry:
+        """Let an open attempt's time be up, unless somebody has answered it or its instant was moved. One transaction, fenced.
+
+        Decides between a late answer and the limit: whichever was written first. Of a run that is no longer this worker's
+        nothing expires.
         """
         ...
 

@@ -136,6 +136,10 @@ class AttemptRow(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     `state`: "started" (attempt `attempt` was charged and begun), "backoff" (attempt `attempt` failed, the next is due at
     `due_at_us`), "handed_back" (`attempt` attempts are charged, none is running: start the next at once). `details`: a JSON
     array, what the last heartbeat told. A row without leaves those of the row it replaces.
+
+    `completion` of a started attempt that is completed from outside: "open" until somebody does, "answered" when the answer is in
+    the inbox, "expired" when its time was up before. `due_at_us` is then when it expires: at `limit_at_us`, or after
+    `heartbeat_us` without a heartbeat; None: never.
     """
 
     op: int
@@ -144,19 +148,61 @@ class AttemptRow(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     due_at_us: int | None = None
     failure: bytes | None = None
     details: bytes | None = None
+    completion: Literal["", "open", "answered", "expired"] = ""
+    limit_at_us: int | None = None
+    heartbeat_us: int | None = None
+
+
+class ActivityAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody outside says of one attempt. `data`: the result, a Failure, or heartbeat details (an array), as JSON."""
+
+    run_id: str
+    generation: int
+    op: int
+    attempt: int
+    kind: Literal["completed", "failed", "heartbeat"]
+    data: bytes
+
+
+AnswerVerdict = Literal[
+    "taken",
+    "duplicate",  # this attempt has been answered before; nothing was written
+    "closed",  # nobody waits for this attempt (yet, or any more); nothing was written
+]
+
+
+class Expiry(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether an open attempt has expired now. If not: `due_at_us` is when it may; None: somebody has answered or taken it."""
+
+    expired: bool
+    due_at_us: int | None = None
 
 
 class Message(msgspec.Struct, gc=False, frozen=True, kw_only=True):
-    """One row of the inbox: a signal or a cancel request the journal has not consumed."""
+    """One row of the inbox: a signal, a cancel request or an activity's answer that the journal has not consumed.
+
+    An answer's `name` is its kind, its `message_id` names the attempt (`answer_id`).
+    """
 
     inbox_id: int
     run_pk: int
     msg: int
-    kind: Literal["signal", "cancel"]
+    kind: Literal["signal", "cancel", "activity"]
     name: str
     data: bytes  # the value, or for a cancel the JSON reason (a string or null)
     message_id: str | None
     sent_at_us: int
+
+
+def answer_id(generation: int, op: int, attempt: int) -> str:
+    """Return the message id of the one answer an attempt can have."""
+    return f"activity/{generation}/{op}/{attempt}"
+
+
+def answered_attempt(message_id: str | None) -> tuple[int, int, int]:
+    """Return (generation, op, attempt) of an answer's message id."""
+    _, generation, op, attempt = (message_id or "").split("/")
+    return int(generation), int(op), int(attempt)
 
 
 class Claim(msgspec.Struct, gc=False, frozen=True, kw_only=True):

@@ -58,7 +58,7 @@ from durable.store.records import (
     Verdict,
     Wait,
 )
-from durable.worker.live import Item, LiveRun, Outcome, Phase
+from durable.worker.live import AttemptState, Item, LiveRun, Outcome, Phase
 from durable.worker.performing import UNAWAITED, Performer
 from durable.worker.suspects import Suspects
 from durable.worker.watchdog import Interrupted, Watch
@@ -236,7 +236,12 @@ class Driver:
             instance = run.instance
             if instance is None:
                 item = self._turn(run, self._rebuild(run))
-            elif len(run.outcomes) == 1 and not run.inbox and run.outcomes[0].failure is None:
+            elif (
+                len(run.outcomes) == 1
+                and not run.inbox
+                and run.outcomes[0].failure is None
+                and not run.has_open
+            ):
                 item = self._common_turn(run, instance, run.outcomes[0])
             else:
                 item = self._turn(run, instance)
@@ -391,6 +396,9 @@ class Driver:
             value: object = msgspec.UNSET
             if run.inbox:
                 message = run.inbox.popleft()
+                if message.kind == "activity":
+                    self.performer.completions.answered(run, message)
+                    continue
                 messages.append(message)
                 event = self._message_event(message, now)
                 bytes_fed += len(message.data)
@@ -485,10 +493,13 @@ class Driver:
             while run.inbox:  # whatever else was sent is delivered, though nobody reads it any more
                 message = run.inbox.popleft()
                 messages.append(message)
-                entries.append(self._message_event(message, now))
+                if message.kind != "activity":
+                    entries.append(self._message_event(message, now))
             entries.append(end)
+        if run.has_open:
+            messages.extend(_answers(run, taken, is_over=end is not None))
         after = self._after(run, instance, entries, taken, now)
-        if not entries and not taken and type(after) is Stay:
+        if not entries and not taken and not messages and type(after) is Stay:
             return None
         item = self._item(run, after=after)
         if entries:
@@ -496,12 +507,14 @@ class Driver:
             item.parts = encode_turn(self.worker_id, entries)
         if messages:
             item.consumed = [message.inbox_id for message in messages]
-            item.seen = messages[-1].msg
+            item.seen = max(run.seen, *(message.msg for message in messages))
         if taken:
             attempts = run.attempts
             done = [o.op for o in taken if (attempt := attempts.get(o.op)) is None or attempt.has_row]
             if done:
                 item.attempts_done = done
+        if run.opened:
+            item.attempts_done = [*item.attempts_done, *_closed_open(run, entries)]
         item.entries = entries
         item.at_us = now
         item.taken = taken
@@ -544,10 +557,15 @@ class Driver:
         """Decide whether the run stays: it goes when nothing of it runs here and it waits for long (P12)."""
         if instance.end is not None:
             return Stay()  # replaced by `_end`
-        if instance.activities or run.outcomes or len(run.attempts) > len(taken):
+        opened = run.opened
+        if run.outcomes or len(instance.activities) > opened or len(run.attempts) - len(taken) > opened:
             run.release_asked = False
             return Stay()
         due = min(instance.timers.values(), default=None)
+        if opened:
+            if run.inbox:
+                return Stay()
+            due = min(filter(None, [due, *_open_until(run)]), default=None)
         asked, run.release_asked = run.release_asked, False
         far = due is None or due - now > self.warm_us
         if far and (
@@ -859,9 +877,11 @@ class Driver:
 
     def _how_to_leave(self, run: LiveRun) -> HandBack | Wait:
         instance = run.instance
-        if instance is None or instance.events == 0 or instance.activities or run.has_work or run.inbox:
+        if instance is None or instance.events == 0 or run.has_work or run.inbox or run.spent:
             return HandBack()
-        return Wait(due_at_us=min(instance.timers.values(), default=None))
+        if len(instance.activities) > run.opened:
+            return HandBack()
+        return Wait(due_at_us=min([*instance.timers.values(), *_open_until(run)], default=None))
 
     def stop(self) -> None:
         """Drop whatever is left and set no more callbacks."""
@@ -884,6 +904,36 @@ def joined(rows: list[JournalRow]) -> list[tuple[int, list[AnyEntry]]]:
         else:
             turns.append((row.turn, entries))
     return turns
+
+
+def _answers(run: LiveRun, taken: Sequence[Outcome], *, is_over: bool) -> list[Message]:
+    """Return the answers from outside that a turn consumes: with their outcome, for nothing, or with the run's end."""
+    found, run.spent = run.spent, []
+    for op in list(run.attempts) if is_over else [outcome.op for outcome in taken]:
+        attempt = run.attempts.get(op)
+        if attempt is not None and attempt.answer is not None:
+            found.append(attempt.answer)
+    return found
+
+
+def _open_until(run: LiveRun) -> list[int]:
+    """Return when attempts that somebody outside completes expire."""
+    return [
+        one.open_until_us
+        for one in run.attempts.values()
+        if one.state is AttemptState.OPEN and one.open_until_us
+    ]
+
+
+def _closed_open(run: LiveRun, entries: Sequence[AnyEntry]) -> list[int]:
+    """Return the open attempts that the turn closes: with their rows gone, nobody can answer them any more."""
+    return [
+        entry.op
+        for entry in entries
+        if type(entry) is CloseOp
+        and (attempt := run.attempts.get(entry.op)) is not None
+        and attempt.state is AttemptState.OPEN
+    ]
 
 
 def _due_timer(instance: Instance, now: int) -> int | None:

@@ -24,6 +24,7 @@ from durable.scheduler.wakeups import Wakeups
 from durable.seams import SystemThreads, Threads, pause, spawn
 from durable.store.records import Claim, Close, Park, Rescue, RunRecord, WorkerInfo
 from durable.worker.committing import Committer
+from durable.worker.completions import Completions
 from durable.worker.driving import Driver
 from durable.worker.fingerprint import Fingerprints
 from durable.worker.incarnation import Incarnation
@@ -200,6 +201,14 @@ class Worker:
         self._performer.is_stopping = self._is_torn_down
         self._performer.on_idle = self._on_idle
         self._driver.performer = self._performer
+        self._performer.completions = self._completions = Completions(
+            self._store,
+            self._performer,
+            self._clock,
+            secret=await self._store.read_meta("database_id") or "",
+            worker_id=lambda: self.worker_id,
+            on_lost=self._on_lost,
+        )
         self._committer = Committer(
             self._store, self._driver, self._clock, self._current_incarnation, self._on_lost
         )
@@ -248,6 +257,7 @@ class Worker:
             spawn(self._sync(), name="durable claims"),
             spawn(self._reload(), name="durable reloads"),
             spawn(self._suspects.run(), name="durable suspects"),
+            spawn(self._completions.run(), name="durable completions"),
             spawn(self._keep_house(), name="durable housekeeping"),
             spawn(fire_due(self._store, self._clock, self._wakeups.hint), name="durable timers"),
             spawn(

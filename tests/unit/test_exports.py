@@ -45,6 +45,7 @@ EXPORTED: Final = {
     # inside an activity
     "ActivityInfo",
     "activity_info",
+    "raise_complete_async",
     # outside
     "Blocker",
     "Client",
@@ -65,6 +66,7 @@ EXPORTED: Final = {
     "Result",
     "UnwrapError",
     # errors
+    "ActivityClosedError",
     "ActivityError",
     "ActivityTimeoutError",
     "ArgumentsError",

@@ -135,6 +135,9 @@ class TurnWriter:
                     row.due_at_us,
                     row.failure,
                     row.details,
+                    row.completion,
+                    row.limit_at_us,
+                    row.heartbeat_us,
                 )
                 for commit in open_ones
                 for row in commit.attempts

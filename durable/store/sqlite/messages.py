@@ -26,13 +26,18 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
 
 def send_message(db: sqlite3.Connection, sql: Statements, message: Outgoing, now_us: int) -> SendOutcome:
     """Count the message on the run row, then put it into the inbox under that number (P2)."""
-    run, _, code, started = _address(db, sql, message.run_id)
+    run, _, code, started = address(db, sql, message.run_id)
     if message.message_id is not None:
         key = {"run": run, "message_id": message.message_id}
         if (row := db.execute(sql["find_message_id"], key).fetchone()) is not None:
             return SendOutcome(msg=row[0], duplicate=True)
     if is_closed(code):
         raise _closed(message.run_id, code, started, "it takes no more messages")
+    return SendOutcome(msg=put_message(db, sql, run, message, now_us), duplicate=False)
+
+
+def put_message(db: sqlite3.Connection, sql: Statements, run: int, message: Outgoing, now_us: int) -> int:
+    """Count and store a message for an open run; return its number."""
     ((msg,),) = db.execute(sql["count_message"], {"run": run, "now_us": now_us}).fetchall()
     db.execute(
         sql["insert_message"],
@@ -40,19 +45,19 @@ def send_message(db: sqlite3.Connection, sql: Statements, message: Outgoing, now
     )
     if message.message_id is not None:
         db.execute(sql["remember_message_id"], {"run": run, "message_id": message.message_id, "msg": msg})
-    return SendOutcome(msg=msg, duplicate=False)
+    return int(msg)
 
 
 def terminate_run(
     db: sqlite3.Connection, sql: Statements, run_id: str, reason: str | None, now_us: int
 ) -> None:
-    run, generation, code, started = _address(db, sql, run_id)
+    run, generation, code, started = address(db, sql, run_id)
     if not terminate(db, sql, run, generation, reason, now_us):
         raise _closed(run_id, code, started, "there is nothing to terminate")
 
 
 def unpark_run(db: sqlite3.Connection, sql: Statements, run_id: str, now_us: int) -> bool:
-    run, generation, _, _ = _address(db, sql, run_id)
+    run, generation, _, _ = address(db, sql, run_id)
     chosen = {"run_id": run_id, "now_us": now_us, "crashes_max": CRASHES_MAX}
     if not db.execute(sql["unpark_run"], chosen).rowcount:
         return False
@@ -61,7 +66,7 @@ def unpark_run(db: sqlite3.Connection, sql: Statements, run_id: str, now_us: int
 
 
 def wake_run(db: sqlite3.Connection, sql: Statements, run_id: str, now_us: int) -> bool:
-    _address(db, sql, run_id)
+    address(db, sql, run_id)
     return bool(db.execute(sql["wake_run"], {"run_id": run_id, "now_us": now_us}).rowcount)
 
 
@@ -88,7 +93,7 @@ def next_deadline(db: sqlite3.Connection, sql: Statements) -> int | None:
     return None if instant is None else int(instant)
 
 
-def _address(db: sqlite3.Connection, sql: Statements, run_id: str) -> tuple[int, int, int, int | None]:
+def address(db: sqlite3.Connection, sql: Statements, run_id: str) -> tuple[int, int, int, int | None]:
     """Return (key, generation, status number, start) of a run id."""
     row = db.execute(sql["address_of_run"], {"run_id": run_id}).fetchone()
     if row is None:

@@ -237,7 +237,8 @@ WHERE run.owner = :worker
 ORDER BY inbox.run, inbox.msg;
 
 -- name: read_owned_attempts
-SELECT attempt.run, attempt.op, attempt.attempt, attempt.state, attempt.due_at_us, attempt.failure, attempt.details
+SELECT attempt.run, attempt.op, attempt.attempt, attempt.state, attempt.due_at_us, attempt.failure, attempt.details,
+    attempt.completion, attempt.limit_at_us, attempt.heartbeat_us
 FROM json_each(:runs) AS chosen
 CROSS JOIN run ON run.id = chosen.value
 CROSS JOIN attempt ON attempt.run = run.id AND attempt.generation = run.generation
@@ -272,10 +273,13 @@ INSERT INTO journal (run, generation, turn, part, data) VALUES (?, ?, ?, ?, ?);
 DELETE FROM inbox WHERE id = ? AND run = ?;
 
 -- name: upsert_attempt
-INSERT INTO attempt (run, generation, op, attempt, state, due_at_us, failure, details) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO attempt (
+    run, generation, op, attempt, state, due_at_us, failure, details, completion, limit_at_us, heartbeat_us
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (run, generation, op) DO UPDATE SET
     attempt = excluded.attempt, state = excluded.state, due_at_us = excluded.due_at_us, failure = excluded.failure,
-    details = coalesce(excluded.details, details);
+    details = coalesce(excluded.details, details), completion = excluded.completion,
+    limit_at_us = excluded.limit_at_us, heartbeat_us = excluded.heartbeat_us;
 
 -- name: delete_attempt
 DELETE FROM attempt WHERE run = ? AND generation = ? AND op = ?;
@@ -409,6 +413,22 @@ SELECT coalesce(max(turn), 0) FROM journal WHERE run = :run AND generation = :ge
 -- name: empty_inbox
 DELETE FROM inbox WHERE run = :run;
 
+-- name: started_attempt
+SELECT completion, due_at_us FROM attempt
+WHERE run = :run AND generation = :generation AND op = :op AND attempt = :attempt AND state = 'started';
+
+-- name: settle_attempt
+UPDATE attempt SET completion = :completion WHERE run = :run AND generation = :generation AND op = :op;
+
+-- name: beat_attempt
+UPDATE attempt SET
+    details = :details,
+    due_at_us = CASE
+        WHEN completion <> 'open' OR heartbeat_us IS NULL THEN due_at_us
+        ELSE min(coalesce(limit_at_us, :now_us + heartbeat_us), :now_us + heartbeat_us)
+    END
+WHERE run = :run AND generation = :generation AND op = :op;
+
 -- name: unpark_run
 -- One that has ended workers goes on as a suspect, with one crash to go: it had its chances.
 UPDATE run SET
@@ -487,7 +507,9 @@ LIMIT :count;
 SELECT turn, part, data FROM journal WHERE run = :run AND generation = :generation ORDER BY turn, part;
 
 -- name: read_attempts
-SELECT op, attempt, state, due_at_us, failure, details FROM attempt WHERE run = :run AND generation = :generation ORDER BY op;
+SELECT op, attempt, state, due_at_us, failure, details, completion, limit_at_us, heartbeat_us
+FROM attempt
+WHERE run = :run AND generation = :generation ORDER BY op;
 
 -- name: count_backlog
 -- One arm per partial index: ready, owned, resting.

@@ -150,9 +150,17 @@ def read_claims(db: sqlite3.Connection, sql: Statements, worker: int, pks: Seque
 
 
 def attempt_row(row: Sequence[Any]) -> AttemptRow:
-    op, attempt, state, due_at_us, failure, details = row
+    op, attempt, state, due_at_us, failure, details, completion, limit_at_us, heartbeat_us = row
     return AttemptRow(
-        op=op, attempt=attempt, state=state, due_at_us=due_at_us, failure=failure, details=details
+        op=op,
+        attempt=attempt,
+        state=state,
+        due_at_us=due_at_us,
+        failure=failure,
+        details=details,
+        completion=completion,
+        limit_at_us=limit_at_us,
+        heartbeat_us=heartbeat_us,
     )
 
 

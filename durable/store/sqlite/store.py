@@ -23,11 +23,14 @@ from durable.errors import StoreError
 from durable.seams import Clock, Executor, SystemRandom, ThreadExecutor
 from durable.store.migrations import load_migrations
 from durable.store.records import (
+    ActivityAnswer,
+    AnswerVerdict,
     AttemptRow,
     Backlog,
     Claim,
     ClosedRuns,
     DueOutcome,
+    Expiry,
     HandBack,
     JournalRow,
     Message,
@@ -48,7 +51,7 @@ from durable.store.records import (
     WorkerInfo,
     WorkerRecord,
 )
-from durable.store.sqlite import forks, location, maintenance, messages, reading, suspects
+from durable.store.sqlite import completions, forks, location, maintenance, messages, reading, suspects
 from durable.store.sqlite.checkpointer import Checkpointer
 from durable.store.sqlite.committing import TurnWriter, lease_lost, require_alive
 from durable.store.sqlite.connection import Writer, database_uri
@@ -483,6 +486,28 @@ class SqliteStore:
         if not outcome.duplicate:
             self._wakeups.tell(others=True)
         return outcome
+
+    async def answer_activity(self, answer: ActivityAnswer, now_us: int) -> AnswerVerdict:
+        verdict = await self._write(lambda db: completions.answer_activity(db, self._sql, answer, now_us))
+        if verdict == "taken" and answer.kind != "heartbeat":
+            self._wakeups.tell(others=True)
+        return verdict
+
+    async def expire_attempt(
+        self, worker_id: int, *, pk: int, generation: int, claim_no: int, attempt: AttemptRow, now_us: int
+    ) -> Expiry:
+        return await self._write(
+            lambda db: completions.expire_attempt(
+                db,
+                self._sql,
+                worker_id,
+                pk=pk,
+                claim_no=claim_no,
+                generation=generation,
+                attempt=attempt,
+                now_us=now_us,
+            )
+        )
 
     async def terminate_run(self, run_id: str, reason: str | None, now_us: int) -> None:
         await self._write(lambda db: messages.terminate_run(db, self._sql, run_id, reason, now_us))
