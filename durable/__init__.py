@@ -5,11 +5,21 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from durable.activities import Activity, ActivityInfo, activity, activity_info, heartbeat, step
+from durable.activities import (
+    Activity,
+    ActivityInfo,
+    activity,
+    activity_info,
+    heartbeat,
+    raise_complete_async,
+    step,
+)
 from durable.errors import (
+    ActivityClosedError,
     ActivityError,
     ActivityTimeoutError,
     ArgumentsError,
+    BlockedLoopError,
     DefinitionError,
     DurableError,
     InternalError,
@@ -20,6 +30,7 @@ from durable.errors import (
     NotADatabaseError,
     PayloadError,
     PlatformFault,
+    PoisonError,
     RunCancelledError,
     RunConflictError,
     RunNotFoundError,
@@ -28,6 +39,7 @@ from durable.errors import (
     SchemaVersionError,
     StoreBusyError,
     StoreError,
+    StuckWorkflowError,
     UndecodableError,
     UnknownWorkflowError,
     WorkerLostError,
@@ -124,11 +136,13 @@ def __getattr__(name: str) -> Any:
 # Names that shadow the standard library (random, signal) are importable, but not part of `*`.
 __all__ = [
     "Activity",
+    "ActivityClosedError",
     "ActivityError",
     "ActivityInfo",
     "ActivityTimeoutError",
     "ArgumentsError",
     "Backup",
+    "BlockedLoopError",
     "Blocker",
     "Client",
     "DefinitionError",
@@ -144,6 +158,7 @@ __all__ = [
     "Ok",
     "PayloadError",
     "PlatformFault",
+    "PoisonError",
     "Pruned",
     "Reopened",
     "Result",
@@ -165,6 +180,7 @@ __all__ = [
     "Standpoint",
     "StoreBusyError",
     "StoreError",
+    "StuckWorkflowError",
     "UndecodableError",
     "UnknownWorkflowError",
     "UnwrapError",
@@ -194,6 +210,7 @@ __all__ = [
     "logger",
     "now",
     "patched",
+    "raise_complete_async",
     "recover",
     "sleep",
     "step",

@@ -49,6 +49,7 @@ EXPORTED: Final = {
     # inside an activity
     "ActivityInfo",
     "activity_info",
+    "raise_complete_async",
     # outside
     "Blocker",
     "Client",
@@ -69,9 +70,11 @@ EXPORTED: Final = {
     "Result",
     "UnwrapError",
     # errors
+    "ActivityClosedError",
     "ActivityError",
     "ActivityTimeoutError",
     "ArgumentsError",
+    "BlockedLoopError",
     "DefinitionError",
     "DurableError",
     "InternalError",
@@ -82,6 +85,7 @@ EXPORTED: Final = {
     "NotADatabaseError",
     "PayloadError",
     "PlatformFault",
+    "PoisonError",
     "RunCancelledError",
     "RunConflictError",
     "RunNotFoundError",
@@ -90,6 +94,7 @@ EXPORTED: Final = {
     "SchemaVersionError",
     "StoreBusyError",
     "StoreError",
+    "StuckWorkflowError",
     "UndecodableError",
     "UnknownWorkflowError",
     "WorkerLostError",
