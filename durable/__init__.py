@@ -10,6 +10,7 @@ from durable.errors import (
     ActivityError,
     ActivityTimeoutError,
     ArgumentsError,
+    CodecError,
     DefinitionError,
     DurableError,
     InternalError,
@@ -76,6 +77,8 @@ if TYPE_CHECKING:
     from durable.journal.view import Entry as Entry
     from durable.journal.why import Why as Why
     from durable.journal.why import WhyReason as WhyReason
+    from durable.payloads.codec import PayloadCodec as PayloadCodec
+    from durable.payloads.encryption import Encryption as Encryption
     from durable.run_handle import Run as Run
     from durable.run_handle import RunHandle as RunHandle
     from durable.worker.worker import Worker as Worker
@@ -87,7 +90,9 @@ _LAZY: Final = {
     "Backup": "durable.client",
     "Blocker": "durable.journal.view",
     "Client": "durable.client",
+    "Encryption": "durable.payloads.encryption",
     "Entry": "durable.journal.view",
+    "PayloadCodec": "durable.payloads.codec",
     "Pruned": "durable.client",
     "Run": "durable.run_handle",
     "RunHandle": "durable.run_handle",
@@ -123,8 +128,10 @@ __all__ = [
     "Backup",
     "Blocker",
     "Client",
+    "CodecError",
     "DefinitionError",
     "DurableError",
+    "Encryption",
     "Entry",
     "Err",
     "InternalError",
@@ -134,6 +141,7 @@ __all__ = [
     "NonRetryableError",
     "NotADatabaseError",
     "Ok",
+    "PayloadCodec",
     "PayloadError",
     "PlatformFault",
     "Pruned",

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, ParamSpec, Self, TypeVar
+from typing import Any, Final, NamedTuple, ParamSpec, Self, TypeVar
 
 import msgspec
 
@@ -22,6 +22,7 @@ from durable.journal.view import AttemptView, Blocker, Entry
 from durable.journal.why import Facts, Why, explain
 from durable.outcomes import OutcomeWatch
 from durable.payloads import ValueType
+from durable.payloads.codec import PayloadCodec, check_codec, shown_text
 from durable.retry import Seconds, seconds
 from durable.run_handle import Run, RunHandle, decode_entries, decode_failure
 from durable.seams import EPOCH, Clock, Random, SystemClock, SystemRandom, pause
@@ -40,6 +41,7 @@ from durable.store.records import (
     StoreHealth,
     WorkerRecord,
 )
+from durable.store.sealing import sealed
 from durable.workflows import Signal, Workflow
 
 P = ParamSpec("P")
@@ -52,8 +54,17 @@ PRUNE_PAUSE_SECONDS: Final = 0.005  # between batches, so that workers get at th
 SILENT_SECONDS: Final = (
     30.0  # a worker whose last beat is older than this counts as lost in what people are told
 )
+
+
+class Address(NamedTuple):
+    """How to reach one database, and to read it."""
+
+    url: str  # with its password
+    codec: PayloadCodec | None = None
+
+
 # The database of the worker whose activity is running: what the activity starts goes there, not to the default.
-url_here: ContextVar[str | None] = ContextVar("durable_url", default=None)
+address_here: ContextVar[Address | None] = ContextVar("durable_address", default=None)
 _any = ValueType.of(Any)
 
 
@@ -85,10 +96,14 @@ class Client:
         *,
         durability: Durability = "full",
         create: bool = True,
+        codec: PayloadCodec | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
+        if codec is not None:
+            check_codec(codec)
         self._url = url
+        self._codec = codec
         self._durability = durability
         self._create = create
         self.clock = clock or SystemClock()
@@ -101,9 +116,10 @@ class Client:
     async def open(self) -> Self:
         """Open (create, migrate) the database. `async with` does this."""
         if self._store is None:
-            self._store = await open_store(
+            store = await open_store(
                 self._url, durability=self._durability, clock=self.clock, create=self._create
             )
+            self._store = sealed(store, self._codec)
             self._watch = OutcomeWatch(self._store, self.clock)
         return self
 
@@ -130,9 +146,9 @@ class Client:
         return masked(self._url)
 
     @property
-    def raw_url(self) -> str:
-        """The address with its password. Internal to this library."""
-        return self._url
+    def address(self) -> Address:
+        """The address with its password, and the codec. Internal to this library."""
+        return Address(self._url, self._codec)
 
     @property
     def store(self) -> Store:
@@ -509,7 +525,7 @@ class Client:
             version=record.version,
             task_queue=record.task_queue,
             status=record.status,
-            outcome=fault or error or record.reason or "",
+            outcome=fault or error or shown_text(record.reason) or "",
             now=EPOCH + timedelta(microseconds=self.clock.now_us()),
             due_at=None if record.due_at_us is None else view.instant(record.due_at_us),
             closed_at=None if record.closed_at_us is None else view.instant(record.closed_at_us),
@@ -559,7 +575,7 @@ class Client:
             result=view.plain(record.result),
             error=None if failure is None else failures.describe(failure),
             failure=failure,
-            reason=record.reason,
+            reason=shown_text(record.reason),
             created_at=view.instant(record.created_at_us),
             started_at=None if record.started_at_us is None else view.instant(record.started_at_us),
             closed_at=None if record.closed_at_us is None else view.instant(record.closed_at_us),
@@ -571,7 +587,7 @@ class Client:
 
     def _waiting_on(self, record: RunRecord, story: view.Story, now: datetime) -> builtins.list[Blocker]:
         if record.status is RunStatus.PARKED:
-            return [Blocker(kind="nothing", name="parked", text=record.reason or "parked")]
+            return [Blocker(kind="nothing", name="parked", text=shown_text(record.reason) or "parked")]
         if record.owner is None and record.status is not RunStatus.WAITING:
             due = None if record.due_at_us is None else view.instant(record.due_at_us)
             if due is not None and due > now:
@@ -599,13 +615,20 @@ class Client:
         return self.clock.now_us() - round(seconds(value, what="since") * 1_000_000)
 
 
-def connect(url: str, *, durability: Durability = "full", create: bool = True) -> Client:
+def connect(
+    url: str,
+    *,
+    durability: Durability = "full",
+    create: bool = True,
+    codec: PayloadCodec | None = None,
+) -> Client:
     """Return a client for `sqlite:///file.db` or a path; use it with `async with`.
 
     `durability="full"` (default) survives power loss; "process" survives a killed process only; "off" is for tests.
-    `create=False`: the database must exist.
+    `create=False`: the database must exist. `codec` turns every payload into other bytes before it is stored, for example
+    `Encryption`; whoever reads or drives the runs needs the same.
     """
-    return Client(url, durability=durability, create=create)
+    return Client(url, durability=durability, create=create, codec=codec)
 
 
 def check_run_id(run_id: str) -> str:

@@ -30,6 +30,7 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
     │   └── NonRetryableError           raise it in an activity: no further attempt
     │       (RetryAfter, in retry.py: try again after its delay)
     ├── the operator acts
+    │   ├── CodecError                  a codec cannot decode: another key, or bytes that were changed
     │   ├── StoreError                  the database could not be read or written
     │   │   ├── StoreBusyError          another process held the write lock too long
     │   │   ├── NotADatabaseError
@@ -41,7 +42,7 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 class DurableError(Exception):
@@ -64,7 +65,12 @@ class PayloadError(DurableError):
 
 
 class PlatformFault(DurableError):
-    """The run cannot go on with the code or the bytes at hand. It is parked, its journal untouched."""
+    """The run cannot go on with the code or the bytes at hand. It is parked, its journal untouched.
+
+    `is_clear`: the text names code and places, never values; it may be logged, and stored beside encrypted payloads.
+    """
+
+    is_clear: ClassVar[bool] = False
 
 
 class NonDeterminismError(PlatformFault):
@@ -72,6 +78,8 @@ class NonDeterminismError(PlatformFault):
 
     `expected` and `got` name the recorded and the requested operation (None: nothing).
     """
+
+    is_clear = True
 
     def __init__(
         self,
@@ -92,6 +100,8 @@ class NonDeterminismError(PlatformFault):
 class UndecodableError(PlatformFault):
     """Stored bytes do not fit the type that should receive them."""
 
+    is_clear = True
+
     def __init__(self, message: str, *, run_id: str | None = None) -> None:
         super().__init__(message)
         self.run_id = run_id
@@ -100,12 +110,16 @@ class UndecodableError(PlatformFault):
 class LivelockError(PlatformFault):
     """An activation ran more callbacks than its cap without coming to rest."""
 
+    is_clear = True
+
 
 class WorkflowGuardError(PlatformFault):
     """A workflow used real time, chance, a thread, a file, a socket or a process, which no replay can repeat.
 
     `call` is what it used, `source` the place (`package/file.py:line`, or ""), `instead` what to write there.
     """
+
+    is_clear = True
 
     def __init__(
         self, message: str, *, run_id: str, call: str = "", source: str = "", instead: str = ""
@@ -255,6 +269,13 @@ class NonRetryableError(DurableError):
 
 
 # ─ the operator acts ─────────────────────────────────────────────────────────
+
+
+class CodecError(DurableError):
+    """A codec cannot decode a payload: another key wrote it, or it was changed or moved. Raised by codecs.
+
+    Its text becomes the reason why a run is parked: it names keys by their ids and holds no content.
+    """
 
 
 class StoreError(DurableError):

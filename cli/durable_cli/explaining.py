@@ -20,6 +20,7 @@ from durable import (
     SchemaVersionError,
     StoreBusyError,
     StoreError,
+    UndecodableError,
     UnknownWorkflowError,
     WorkflowFailedError,
     WorkflowStateError,
@@ -102,6 +103,8 @@ def _hint(error: BaseException) -> str | None:
             return "another process holds the database; try again"
         case StoreError():
             return "name the database with --db or DURABLE_DB; durable run and durable worker create it"
+        case UndecodableError():
+            return "encrypted payloads need their key: --key-file FILE or --codec TARGET"
         case InternalError():
             return "please report it; --debug shows where"
         case DurableError():

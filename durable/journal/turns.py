@@ -14,6 +14,7 @@ import msgspec
 
 from durable.errors import UndecodableError
 from durable.journal.events import COMMAND_TYPES, END_TYPES, AnyEntry, Command, End, Event
+from durable.payloads.codec import sealed_fault
 
 FORMAT: Final = 1
 ENGINE_VERSION: Final = 1
@@ -47,7 +48,11 @@ def decode_turn(data: bytes) -> Turn:
     try:
         turn = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UndecodableError(f"a journal row cannot be read: {error}") from error
+        # Its own text would quote bytes that are not UTF-8.
+        reason = sealed_fault(data) or (
+            error if isinstance(error, msgspec.DecodeError) else type(error).__name__
+        )
+        raise UndecodableError(f"a journal row cannot be read: {reason}") from None
     if turn.v != FORMAT:
         raise UndecodableError(f"a journal row has format {turn.v}, this code reads format {FORMAT}")
     return turn

@@ -18,8 +18,9 @@ carry the member's name, `{"$type": "Card", ...}`, looked up among the members o
     nodes  containers  objects  unions     the parts of a hint
     compiling                    hints -> nodes
     values  binding  arguments   what others use: one value's type, the arguments of one function
+    codec  encryption            the hook over all stored bytes, and one that encrypts
 
-Knows nothing of workflows, runs, stores or codecs; imports nothing that data names.
+Knows nothing of workflows, runs or stores; imports nothing that data names.
 """
 
 from durable.payloads.arguments import Arguments

@@ -13,6 +13,7 @@ import msgspec
 
 from durable.errors import ArgumentsError, DefinitionError, UndecodableError
 from durable.payloads.binding import Binding, Parameter
+from durable.payloads.codec import sealed_fault
 from durable.payloads.compiling import Compiler
 from durable.payloads.hints import closure, function_hints, name_of, resolved
 from durable.payloads.nodes import Node
@@ -104,8 +105,10 @@ class Arguments:
         except DefinitionError:
             raise
         except Exception as error:
-            reason, path = reading_fault(error)
             name = self._binding.name
+            if (fault := sealed_fault(data)) is not None:
+                raise UndecodableError(f"stored arguments of {name}(): {fault}") from None
+            reason, path = reading_fault(error)
             raise UndecodableError(f"stored arguments of {name}(): {reason} at `${path}`") from None
 
     def check(self, data: bytes | memoryview) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from durable.errors import DefinitionError, UndecodableError
+from durable.payloads.codec import sealed_fault
 from durable.payloads.compiling import compile_hint
 from durable.payloads.hints import UnresolvedError, closure, function_hints, name_of, resolved
 from durable.payloads.nodes import Node
@@ -70,6 +71,8 @@ class ValueType:
         except DefinitionError:
             raise
         except Exception as error:
+            if (fault := sealed_fault(data)) is not None:
+                raise UndecodableError(f"stored value: {fault}") from None
             reason, path = reading_fault(error)
             raise UndecodableError(f"stored value: {reason} at `${path}`") from None
 

@@ -228,9 +228,13 @@ class Redelivery(msgspec.Struct, gc=False, frozen=True, kw_only=True):
 
 
 class Park(msgspec.Struct, gc=False, frozen=True, tag=True, kw_only=True):
-    """Stop the run on a platform fault. Its journal stays as it is."""
+    """Stop the run on a platform fault. Its journal stays as it is.
+
+    `is_clear`: the reason names code and places, no values; a codec leaves it readable for people without its key.
+    """
 
     reason: str
+    is_clear: bool = False
 
 
 After = Stay | Wait | HandBack | Close | NextGeneration | Park

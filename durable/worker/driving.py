@@ -39,7 +39,7 @@ from durable.journal.events import (
 )
 from durable.journal.lifecycle import RunStatus
 from durable.journal.matching import environment
-from durable.journal.turns import ENGINE_VERSION, Activated, decode_turn, encode_turn, split_activations
+from durable.journal.turns import ENGINE_VERSION, Activated, encode_turn, split_activations
 from durable.seams import Clock, Random
 from durable.store.records import (
     After,
@@ -47,7 +47,6 @@ from durable.store.records import (
     Claim,
     Close,
     HandBack,
-    JournalRow,
     Message,
     NextGeneration,
     Park,
@@ -58,6 +57,7 @@ from durable.store.records import (
 )
 from durable.worker.live import Item, LiveRun, Outcome, Phase
 from durable.worker.performing import UNAWAITED, Performer
+from durable.worker.reading import check_attempts, joined, message_event
 
 TURN_EVENTS_MAX: Final = 500  # P19
 TURN_BYTES_MAX: Final = 1 << 20
@@ -224,7 +224,8 @@ class Driver:
             self._arm(min(instance.timers.values()), run.pk)
 
     def _park(self, run: LiveRun, fault: Exception) -> Item:
-        item = self._item(run, after=Park(reason=f"{type(fault).__name__}: {fault}"))
+        is_clear = isinstance(fault, PlatformFault) and fault.is_clear
+        item = self._item(run, after=Park(reason=f"{type(fault).__name__}: {fault}", is_clear=is_clear))
         item.attempts = self.performer.handed_back(run)
         item.fault = fault
         item.status = RunStatus.PARKED
@@ -252,6 +253,7 @@ class Driver:
         started: set[int] = set()
         scheduled: dict[int, int] = {}
         recorded = joined(claim.journal)
+        check_attempts(claim.attempts)
         if run.definition.retries:
             run.recorded = recorded
         for activated in split_activations(recorded):
@@ -309,12 +311,11 @@ class Driver:
             entries.append(started)
             entries.extend(commands)
         while instance.end is None and len(entries) < TURN_EVENTS_MAX and bytes_fed < TURN_BYTES_MAX:
-            event: Event
+            event: Event | None = None
             value: object = msgspec.UNSET
             if run.inbox:
                 message = run.inbox.popleft()
                 messages.append(message)
-                event = self._message_event(message, now)
                 bytes_fed += len(message.data)
             elif run.outcomes:
                 outcome = run.outcomes.popleft()
@@ -338,6 +339,8 @@ class Driver:
                     break
                 event = TimerFired(op=op, at=now)
             try:
+                if event is None:
+                    event = message_event(messages[-1], now)
                 commands = instance.activate(
                     event, turn=turn, index=len(entries), value=value, reserve=reserve
                 )
@@ -347,7 +350,11 @@ class Driver:
             entries.append(event)
             entries.extend(commands)
         slots = self.performer.reserved - reserved
-        return self._close_turn(run, instance, turn, entries, messages, taken, slots, now)
+        try:
+            return self._close_turn(run, instance, turn, entries, messages, taken, slots, now)
+        except BaseException:
+            self._undo(run, messages, taken, slots)
+            raise
 
     def _common_turn(self, run: LiveRun, instance: Instance, outcome: Outcome) -> Item | None:
         """`_turn` for one result and what it makes the workflow ask for: nearly every turn is such."""
@@ -407,7 +414,7 @@ class Driver:
             while run.inbox:  # whatever else was sent is delivered, though nobody reads it any more
                 message = run.inbox.popleft()
                 messages.append(message)
-                entries.append(self._message_event(message, now))
+                entries.append(message_event(message, now))
             entries.append(end)
         after = self._after(run, instance, entries, taken, now)
         if not entries and not taken and type(after) is Stay:
@@ -451,13 +458,6 @@ class Driver:
             engine=ENGINE_VERSION,
             python=python,
             hash_seed=hash_seed,
-        )
-
-    def _message_event(self, message: Message, now: int) -> Event:
-        if message.kind == "cancel":
-            return CancelRequested(at=now, msg=message.msg, reason=msgspec.json.decode(message.data))
-        return SignalReceived(
-            at=now, name=message.name, value=msgspec.Raw(message.data), msg=message.msg, id=message.message_id
         )
 
     def _after(
@@ -788,18 +788,6 @@ class Driver:
         for instance in self._evictions:
             instance.evict()
         self._evictions.clear()
-
-
-def joined(rows: list[JournalRow]) -> list[tuple[int, list[AnyEntry]]]:
-    """Return (turn, entries) with the parts of each turn put together."""
-    turns: list[tuple[int, list[AnyEntry]]] = []
-    for row in rows:
-        entries = decode_turn(row.data).entries
-        if turns and turns[-1][0] == row.turn:
-            turns[-1][1].extend(entries)
-        else:
-            turns.append((row.turn, entries))
-    return turns
 
 
 def _due_timer(instance: Instance, now: int) -> int | None:

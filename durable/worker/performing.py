@@ -29,7 +29,7 @@ import msgspec
 
 from durable import failures
 from durable.activities import ActivityInfo, Pulse, _pulse, decode_details
-from durable.client import url_here
+from durable.client import Address, address_here
 from durable.definitions import ActivityDefinition
 from durable.engine.runtime import ActivityCall
 from durable.errors import ActivityTimeoutError, PayloadError, UndecodableError, WorkerLostError
@@ -65,7 +65,7 @@ class Performer:
         clock: Clock,
         random: Random,
         executor: Executor,
-        url: str,
+        address: Address,
         on_outcome: Callable[[LiveRun], None],
         on_marks: Callable[[Item], None],
         on_slots: Callable[[], None],
@@ -85,7 +85,7 @@ class Performer:
         self.fence: Callable[[], bool] = lambda: True
         self.fresh_until = 0.0
         self._context = copy_context()
-        self._context.run(url_here.set, url)
+        self._context.run(address_here.set, address)
         self._runners = Runners(clock=clock, context=self._context, on_ended=self._ended)
         self._loop = asyncio.get_running_loop()
         self._on_details = self._note

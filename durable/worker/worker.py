@@ -171,7 +171,7 @@ class Worker:
             clock=self._clock,
             random=self.client.random,
             executor=self._executor,
-            url=self.client.raw_url,
+            address=self.client.address,
             on_outcome=self._driver.mark,
             on_marks=self._driver.add_marks,
             on_slots=self._driver.schedule_pump,
@@ -486,7 +486,11 @@ class Worker:
         watch = self.client.watch
         if item.status is RunStatus.PARKED:
             self._interest.discard(run.pk)
-            log.error("run %r is parked: %s", run.run_id, item.fault)
+            fault = item.fault
+            told = f"its text: durable why {run.run_id}"  # it may quote what the run holds
+            if isinstance(fault, PlatformFault) and fault.is_clear:
+                told = str(fault)
+            log.error("run %r is parked: %s: %s", run.run_id, type(fault).__name__, told)
         if item.fault is not None or watch.is_awaited(run.pk, run.generation):
             watch.announce(_record(run, item, self._clock.now_us()), _fault(item))
 

@@ -48,7 +48,10 @@ EXPORTED: Final = {
     # outside
     "Blocker",
     "Client",
+    "CodecError",
+    "Encryption",
     "Entry",
+    "PayloadCodec",
     "Run",
     "RunHandle",
     "RunStatus",

@@ -20,7 +20,7 @@ from durable.engine.runtime import RunIdentity
 from durable.journal.turns import Activated, split_activations
 from durable.worker import committing
 from durable.worker import worker as worker_module
-from durable.worker.driving import joined
+from durable.worker.reading import joined
 from tests.support.workers import declare_dead, no_durability, running_worker, through_commit_turns, until
 
 RUNS: Final = 15

@@ -7,7 +7,7 @@ new runs are given out here: the transaction holds the write lock, so nobody els
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -34,13 +34,26 @@ class _Known(msgspec.Struct):
     input: bytes
 
 
+SameInput = Callable[[StartRequest, bytes], bool]
+
+
+def same_bytes(request: StartRequest, stored: bytes) -> bool:
+    """Whether a stored input is the request's, byte for byte."""
+    return stored == request.input
+
+
 def start_runs(
-    db: sqlite3.Connection, sql: Statements, requests: Sequence[StartRequest], now_us: int
+    db: sqlite3.Connection,
+    sql: Statements,
+    requests: Sequence[StartRequest],
+    now_us: int,
+    *,
+    same_input: SameInput = same_bytes,
 ) -> list[StartOutcome]:
     """Start all of `requests` or, raising, none; see the contract."""
     owners = {request.owner for request in requests if request.owner is not None}
     names = {owner: _live_name(db, sql, owner) for owner in owners}
-    return _Starts(db, sql, requests, now_us, names).decide_all()
+    return _Starts(db, sql, requests, now_us, names, same_input).decide_all()
 
 
 def _live_name(db: sqlite3.Connection, sql: Statements, worker: int) -> str:
@@ -59,12 +72,14 @@ class _Starts:
         requests: Sequence[StartRequest],
         now_us: int,
         owner_names: dict[int, str],
+        same_input: SameInput,
     ) -> None:
         self._db = db
         self._sql = sql
         self._requests = requests
         self._now_us = now_us
         self._owner_names = owner_names
+        self._same_input = same_input
         ids = json_text([request.request_id for request in requests])
         self._by_request: dict[str, tuple[int, int]] = {
             request_id: (run, generation)
@@ -149,7 +164,7 @@ class _Starts:
                 "choose another id",
                 run_id=request.run_id,
             )
-        if known.input != request.input:
+        if not self._same_input(request, known.input):
             raise RunConflictError(
                 f"run {request.run_id!r} was started with other input; choose another id, or start it with the same",
                 run_id=request.run_id,

@@ -64,7 +64,7 @@ from durable.store.sqlite.liveness import (
 from durable.store.sqlite.location import boot_id
 from durable.store.sqlite.preparing import Prepared, prepare
 from durable.store.sqlite.schema import PACKAGE
-from durable.store.sqlite.starting import start_runs
+from durable.store.sqlite.starting import SameInput, same_bytes, start_runs
 from durable.store.sqlite.wakeups import Wakeups
 from durable.store.statements import load_statements
 
@@ -318,9 +318,12 @@ class SqliteStore:
 
     # ─ starting ──
 
-    async def start_runs(self, requests: Sequence[StartRequest], now_us: int) -> list[StartOutcome]:
+    async def start_runs(
+        self, requests: Sequence[StartRequest], now_us: int, *, same_input: SameInput | None = None
+    ) -> list[StartOutcome]:
         """Decide all requests in one transaction."""
-        outcomes = await self._write(lambda db: start_runs(db, self._sql, requests, now_us))
+        same = same_input or same_bytes
+        outcomes = await self._write(lambda db: start_runs(db, self._sql, requests, now_us, same_input=same))
         if any(outcome.how == "started" for outcome in outcomes):
             claimable = any(outcome.how == "started" and outcome.claim is None for outcome in outcomes)
             self._wakeups.tell(others=claimable)

@@ -1,0 +1,78 @@
+"""What the store says of a run, checked before anything is done with it: journal rows, messages, attempts.
+
+A row that cannot be read raises `UndecodableError`, which names the row and never quotes it: the run is parked. Nothing of a
+damaged row gets into a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from durable.activities import decode_details
+from durable.errors import UndecodableError
+from durable.failures import Failure
+from durable.journal.events import AnyEntry, CancelRequested, SignalReceived
+from durable.journal.turns import decode_turn
+from durable.payloads.codec import sealed_fault
+from durable.store.records import AttemptRow, JournalRow, Message
+
+_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def joined(rows: Sequence[JournalRow]) -> list[tuple[int, list[AnyEntry]]]:
+    """Return (turn, entries) with the parts of each turn put together; turns and parts must be numbered without gaps."""
+    turns: list[tuple[int, list[AnyEntry]]] = []
+    last = (0, 0)
+    for row in rows:
+        turn, part = here = (row.turn, row.part)
+        if here != (last[0], last[1] + 1) and here != (last[0] + 1, 1):
+            raise UndecodableError(
+                f"the journal row of turn {turn}, part {part} does not follow on the one before it"
+            )
+        try:
+            entries = decode_turn(row.data).entries
+        except UndecodableError as fault:
+            raise UndecodableError(f"turn {turn}, part {part}: {fault}") from None
+        if part > 1:
+            turns[-1][1].extend(entries)
+        else:
+            turns.append((turn, entries))
+        last = here
+    return turns
+
+
+def check_attempts(rows: Sequence[AttemptRow]) -> None:
+    """Raise unless what is stored of attempts can be read."""
+    for row in rows:
+        where = f"the attempt row of operation {row.op}"
+        if row.details is not None:
+            try:
+                decode_details(row.details)
+            except UndecodableError as fault:
+                raise UndecodableError(f"{where}: {fault}") from None
+        if row.failure is not None:
+            try:
+                msgspec.json.decode(row.failure, type=Failure)
+            except _MALFORMED as error:
+                raise UndecodableError(f"{where}: {_reason(row.failure, error)}") from None
+
+
+def message_event(message: Message, now_us: int) -> SignalReceived | CancelRequested:
+    """Return the event of a message."""
+    data = message.data
+    try:
+        if message.kind == "cancel":
+            reason = msgspec.json.decode(data, type=str | None)
+            return CancelRequested(at=now_us, msg=message.msg, reason=reason)
+        data.decode()  # the check below lets through text that is not UTF-8
+        value = msgspec.json.decode(data, type=msgspec.Raw)
+    except _MALFORMED as error:
+        what = "cancel request" if message.kind == "cancel" else f"signal {message.name!r}"
+        raise UndecodableError(f"message {message.msg}, a {what}: {_reason(data, error)}") from None
+    return SignalReceived(at=now_us, name=message.name, value=value, msg=message.msg, id=message.message_id)
+
+
+def _reason(data: bytes, error: Exception) -> str:
+    return sealed_fault(data) or f"not what was stored ({type(error).__name__})"
