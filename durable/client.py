@@ -297,7 +297,7 @@ class Client:
         """Return the raw journal of a run (`id@2`: of one generation)."""
         record = await self._record(run_id)
         rows = await self.store.read_journal(record.pk, record.generation)
-        return decode_entries([row.data for row in rows])
+        return decode_entries(rows)
 
     async def list(
         self,
@@ -309,10 +309,12 @@ class Client:
         since: Seconds | datetime | None = None,
         until: Seconds | datetime | None = None,
         limit: int = 100,
+        with_large_payloads: bool = True,
     ) -> builtins.list[Run]:
         """Return runs that fit all filters, newest first. `workflow` and `run_id` may hold `*`.
 
-        `since` and `until` are instants, or how long ago in seconds or timedelta.
+        `since` and `until` are instants, or how long ago in seconds or timedelta. Without `with_large_payloads` inputs and
+        results of more than some 32 KiB may be left out: a text that tells their size stands in their place.
         """
         statuses = (status,) if isinstance(status, str) else tuple(status or ())
         try:
@@ -337,6 +339,7 @@ class Client:
                     created_until_us=self._instant_us(until),
                     limit=page,
                     before=before,
+                    with_large_payloads=with_large_payloads,
                 )
             )
             described = [await self._describe(record) for record in records]
@@ -491,7 +494,7 @@ class Client:
         try:
             rows = await self.store.read_journal(record.pk, record.generation)
             attempts = await self.store.read_attempts(record.pk, record.generation)
-            entries = decode_entries([row.data for row in rows])
+            entries = decode_entries(rows)
             story = view.tell(
                 entries,
                 {
@@ -525,7 +528,7 @@ class Client:
             version=record.version,
             task_queue=record.task_queue,
             status=record.status,
-            outcome=fault or error or shown_text(record.reason) or "",
+            outcome=_outcome(record, fault, error),
             now=EPOCH + timedelta(microseconds=self.clock.now_us()),
             due_at=None if record.due_at_us is None else view.instant(record.due_at_us),
             closed_at=None if record.closed_at_us is None else view.instant(record.closed_at_us),
@@ -658,6 +661,13 @@ def _owner_fault(record: RunRecord, lost: set[int]) -> str:
     if record.owner is None or (record.owner_is_alive and record.owner not in lost):
         return ""
     return "is dead or hangs"
+
+
+def _outcome(record: RunRecord, fault: str, error: str | None) -> str:
+    """Say how a run ended or why it stands; of a parked one, what its worker met, which names more than we do."""
+    reason = shown_text(record.reason)
+    found = (reason, fault) if record.status is RunStatus.PARKED else (fault, error, reason)
+    return next((one for one in found if one), "")
 
 
 def _nearby(record: RunRecord, living: builtins.list[WorkerRecord]) -> str:

@@ -6,7 +6,7 @@ Knows nothing of workers: whoever drives the run, here or elsewhere, the store i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -24,13 +24,13 @@ from durable.errors import (
 from durable.failures import Failure
 from durable.journal.events import AnyEntry
 from durable.journal.lifecycle import RunStatus
-from durable.journal.turns import decode_turn
+from durable.journal.turns import join_turns
 from durable.journal.view import Blocker, Entry
 from durable.journal.why import Why
 from durable.payloads import ValueType
 from durable.payloads.codec import sealed_fault, shown_text
 from durable.retry import Seconds, seconds
-from durable.store.records import RunRecord
+from durable.store.records import JournalRow, RunRecord
 from durable.workflows import Signal
 
 if TYPE_CHECKING:
@@ -196,6 +196,7 @@ def decode_failure(data: bytes | None) -> Failure | None:
         )
 
 
-def decode_entries(rows: list[bytes]) -> list[AnyEntry]:
-    """Return the entries of stored journal rows, in order."""
-    return [entry for data in rows for entry in decode_turn(data).entries]
+def decode_entries(rows: Sequence[JournalRow]) -> list[AnyEntry]:
+    """Return the entries of stored journal rows, in order; raise `UndecodableError`, which names the row."""
+    turns = join_turns((row.turn, row.part, row.data) for row in rows)
+    return [entry for _, entries in turns for entry in entries]

@@ -58,6 +58,37 @@ def decode_turn(data: bytes) -> Turn:
     return turn
 
 
+def join_turns(
+    rows: Iterable[tuple[int, int, bytes]], *, last_turn: int = 0
+) -> list[tuple[int, list[AnyEntry]]]:
+    """Return (turn, entries) of stored (turn, part, data), in order, with the parts of each turn put together.
+
+    Raises `UndecodableError`, which names the row: one that cannot be read, or that does not follow on the one before it;
+    or if the journal ends before `last_turn`.
+    """
+    turns: list[tuple[int, list[AnyEntry]]] = []
+    last, last_part = 0, 0
+    for turn, part, data in rows:
+        if (turn != last or part != last_part + 1) and (turn != last + 1 or part != 1):
+            raise UndecodableError(
+                f"the journal row of turn {turn}, part {part} does not follow on the one before it"
+            )
+        try:
+            entries = decode_turn(data).entries
+        except UndecodableError as fault:
+            raise UndecodableError(f"turn {turn}, part {part}: {fault}") from None
+        if part == 1:
+            turns.append((turn, entries))
+        else:
+            turns[-1][1].extend(entries)
+        last, last_part = turn, part
+    if last < last_turn:
+        raise UndecodableError(
+            f"the journal ends at turn {last}, though turn {last_turn} was written: rows are missing"
+        )
+    return turns
+
+
 class Activated(msgspec.Struct, frozen=True, kw_only=True):
     """One recorded activation: its event, where it stands, and what it asked for."""
 

@@ -20,7 +20,8 @@ from durable.errors import CodecError, DefinitionError
 
 MARK: Final = b"\xd5\x9b"  # no JSON text, and no UTF-8, begins so
 _FORMAT: Final = 1
-_STUCK: Final = 0
+_STUCK: Final = 0  # in place of the format, as is
+_SIZE: Final = 2
 _HEAD: Final = struct.Struct(">2sBIIBB")  # mark, format, epoch, generation, lengths of name and key id
 _TEXT_MARK: Final = "durable-sealed:"
 _NAME_BYTES_MAX: Final = 64
@@ -95,6 +96,15 @@ def stuck(why: str) -> bytes:
     return MARK + bytes((_STUCK,)) + why.encode()
 
 
+def size_note(size: int) -> bytes:
+    """Return the bytes that stand where a large payload was left out: readers who want it get it, lists get the note."""
+    return MARK + bytes((_SIZE,)) + str(size).encode()
+
+
+def is_size_note(data: bytes) -> bool:
+    return data[: len(MARK) + 1] == MARK + bytes((_SIZE,))
+
+
 def sealed_fault(data: bytes | memoryview) -> str | None:
     """Say why a payload cannot be decoded if it is still sealed; None if it is not. Names no content."""
     data = bytes(data)
@@ -102,6 +112,8 @@ def sealed_fault(data: bytes | memoryview) -> str | None:
         return None
     if data[len(MARK) : len(MARK) + 1] == bytes((_STUCK,)):
         return data[len(MARK) + 1 :].decode("utf-8", "replace")
+    if is_size_note(data):
+        return f"its {_size_of(data)} are kept in a row of their own, which is missing"
     try:
         envelope = open_envelope(data)
     except CodecError as error:
@@ -115,6 +127,8 @@ def sealed_label(data: bytes | memoryview) -> str | None:
     data = bytes(data[: _HEAD.size + 2 * 255])
     if not data.startswith(MARK):
         return None
+    if is_size_note(data):
+        return f"{_size_of(data)}, left out"
     try:
         envelope = open_envelope(data)
     except CodecError:
@@ -159,6 +173,18 @@ def check_codec(codec: PayloadCodec) -> None:
             )
     if not codec.name or not isinstance(getattr(codec, "accepts_plain", None), bool):
         raise DefinitionError(f"a codec has a name, and says whether it accepts_plain; {codec!r} does not")
+
+
+def _size_of(note: bytes) -> str:
+    digits = note[len(MARK) + 1 :]
+    return size_text(int(digits)) if digits.isdigit() and len(digits) < 20 else "bytes"
+
+
+def size_text(size: int) -> str:
+    """Return `512 bytes`, `64.0 KiB` or `2.1 MiB`."""
+    if size < 1024:
+        return f"{size} bytes"
+    return f"{size / 1024:.1f} KiB" if size < 1 << 20 else f"{size / (1 << 20):.1f} MiB"
 
 
 def _label(envelope: Envelope) -> str:

@@ -110,7 +110,10 @@ class RunRecord(msgspec.Struct, gc=False, frozen=True, kw_only=True):
 
 
 class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """AND of all that is set. `run_id` may hold `*`; `workflow` too."""
+    """AND of all that is set. `run_id` may hold `*`; `workflow` too.
+
+    Without `with_large_payloads` a store may put a note of the size (`payloads.codec.size_note`) in place of large ones.
+    """
 
     status: tuple[RunStatus, ...] = ()
     workflow: str | None = None
@@ -120,6 +123,7 @@ class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
     created_until_us: int | None = None
     limit: int = 100
     before: tuple[int, int] | None = None  # (created_at_us, pk) of the last row seen: newest first
+    with_large_payloads: bool = True
 
 
 class JournalRow(msgspec.Struct, gc=False, frozen=True, array_like=True):
@@ -158,7 +162,10 @@ class Message(msgspec.Struct, gc=False, frozen=True, kw_only=True):
 
 
 class Claim(msgspec.Struct, gc=False, frozen=True, kw_only=True):
-    """The right to drive a run, and all that is needed to do it. Every later write names `claim_no` (P8)."""
+    """The right to drive a run, and all that is needed to do it. Every later write names `claim_no` (P8).
+
+    `last_turn` is the last turn written when the run last changed hands: a journal that ends before it has lost rows.
+    """
 
     pk: int
     run_id: str
@@ -176,6 +183,7 @@ class Claim(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     journal: list[JournalRow]
     inbox: list[Message]
     attempts: list[AttemptRow]
+    last_turn: int = 0
 
 
 # ─ commits ───────────────────────────────────────────────────────────────────

@@ -28,6 +28,7 @@ from durable.journal.turns import decode_turn
 from durable.payloads.codec import (
     PayloadCodec,
     envelope_in,
+    is_size_note,
     open_envelope,
     seal,
     seal_text,
@@ -282,6 +283,8 @@ class SealedStore:
 
     def _open(self, data: bytes, place: str, *allowed: Origin) -> bytes:
         """Return what was sealed, or what stands for it. `allowed`: where it may have been written, if it tells."""
+        if is_size_note(data):
+            return data
         try:
             envelope = open_envelope(data)
             if envelope is None:
@@ -334,6 +337,8 @@ class SealedStore:
 
     def _journal_row(self, row: JournalRow, run_id: str, last: Origin, here: Origin) -> tuple[bytes, Origin]:
         """Return the row, and where it was written: between the row before it and the generation it stands in."""
+        if is_size_note(row.data):
+            return row.data, last
         try:
             envelope = open_envelope(row.data)
         except CodecError as error:

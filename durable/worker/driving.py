@@ -252,7 +252,7 @@ class Driver:
         run.turn = 0
         started: set[int] = set()
         scheduled: dict[int, int] = {}
-        recorded = joined(claim.journal)
+        recorded = joined(claim.journal, last_turn=claim.last_turn)
         check_attempts(claim.attempts)
         if run.definition.retries:
             run.recorded = recorded

@@ -14,33 +14,16 @@ from durable.activities import decode_details
 from durable.errors import UndecodableError
 from durable.failures import Failure
 from durable.journal.events import AnyEntry, CancelRequested, SignalReceived
-from durable.journal.turns import decode_turn
+from durable.journal.turns import join_turns
 from durable.payloads.codec import sealed_fault
 from durable.store.records import AttemptRow, JournalRow, Message
 
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def joined(rows: Sequence[JournalRow]) -> list[tuple[int, list[AnyEntry]]]:
-    """Return (turn, entries) with the parts of each turn put together; turns and parts must be numbered without gaps."""
-    turns: list[tuple[int, list[AnyEntry]]] = []
-    last = (0, 0)
-    for row in rows:
-        turn, part = here = (row.turn, row.part)
-        if here != (last[0], last[1] + 1) and here != (last[0] + 1, 1):
-            raise UndecodableError(
-                f"the journal row of turn {turn}, part {part} does not follow on the one before it"
-            )
-        try:
-            entries = decode_turn(row.data).entries
-        except UndecodableError as fault:
-            raise UndecodableError(f"turn {turn}, part {part}: {fault}") from None
-        if part > 1:
-            turns[-1][1].extend(entries)
-        else:
-            turns.append((turn, entries))
-        last = here
-    return turns
+def joined(rows: Sequence[JournalRow], *, last_turn: int = 0) -> list[tuple[int, list[AnyEntry]]]:
+    """Return (turn, entries) of a claim's journal; see `join_turns`."""
+    return join_turns(((row.turn, row.part, row.data) for row in rows), last_turn=last_turn)
 
 
 def check_attempts(rows: Sequence[AttemptRow]) -> None:

@@ -83,10 +83,10 @@ FROM json_each(:request_ids) AS wanted
 JOIN request ON request.request_id = wanted.value;
 
 -- name: runs_by_run_ids
-SELECT run.run_id, run.id, run.generation, run.status, run.workflow, run_payload.input
+SELECT run.run_id, run.id, run.generation, run.status, run.workflow, whole_payload.input
 FROM json_each(:run_ids) AS wanted
 JOIN run ON run.run_id = wanted.value
-JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = run.generation;
+JOIN whole_payload ON whole_payload.run = run.id AND whole_payload.generation = run.generation;
 
 -- name: last_run
 -- The highest key and the highest epoch ever deleted by retention count, too: neither comes back (P6).
@@ -104,7 +104,13 @@ INSERT INTO run (
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: insert_run_payload
-INSERT INTO run_payload (run, generation, input) VALUES (?, ?, ?);
+INSERT INTO run_payload (run, generation, input, input_payload) VALUES (?, ?, ?, ?);
+
+-- name: insert_payload
+INSERT INTO payload (run, data) VALUES (?, ?);
+
+-- name: insert_payload_if_owned
+INSERT INTO payload (run, data) SELECT run.id, ? FROM run WHERE run.id = ? AND run.owner = ? AND run.claim_no = ?;
 
 -- name: insert_request
 INSERT INTO request (request_id, run, generation) VALUES (?, ?, ?);
@@ -123,7 +129,7 @@ UPDATE run SET
     generation = generation + 1, epoch = epoch + 1, workflow = :workflow, version = :version, task_queue = :task_queue,
     status = :status, claim_no = claim_no + 1, attempt = 1, owner = :owner, ready_at_us = :ready_at_us,
     is_delayed = :is_delayed, due_at_us = NULL, deadline_us = :deadline_us, created_at_us = :now_us,
-    started_at_us = :started_at_us, closed_at_us = NULL, reason = NULL, parent = :parent
+    started_at_us = :started_at_us, closed_at_us = NULL, reason = NULL, parent = :parent, last_turn = 0
 WHERE id = :run
 RETURNING generation, epoch, claim_no, msg_seq;
 
@@ -185,14 +191,15 @@ RETURNING id;
 
 -- name: read_owned_runs
 SELECT run.id, run.run_id, run.generation, run.epoch, run.claim_no, run.workflow, run.version, run.task_queue,
-    run.attempt, run_payload.input, run.deadline_us, run.created_at_us, run.msg_seq
+    run.attempt, whole_payload.input, run.deadline_us, run.created_at_us, run.msg_seq, run.last_turn
 FROM json_each(:runs) AS chosen
 CROSS JOIN run ON run.id = chosen.value
-JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = run.generation
+JOIN whole_payload ON whole_payload.run = run.id AND whole_payload.generation = run.generation
 WHERE run.owner = :worker;
 
 -- name: read_owned_journals
-SELECT journal.run, journal.turn, journal.part, journal.data
+SELECT journal.run, journal.turn, journal.part,
+    coalesce((SELECT payload.data FROM payload WHERE payload.id = journal.payload), journal.data)
 FROM json_each(:runs) AS chosen
 CROSS JOIN run ON run.id = chosen.value
 CROSS JOIN journal ON journal.run = run.id AND journal.generation = run.generation
@@ -232,12 +239,12 @@ SELECT 1 FROM run WHERE id = ? AND owner = ? AND claim_no = ?;
 
 -- name: insert_turn_if_owned
 -- The fence inside the write: no row for a run that is no longer this worker's (P8).
-INSERT INTO journal (run, generation, turn, part, data)
-SELECT run.id, ?, ?, ?, ? FROM run WHERE run.id = ? AND run.owner = ? AND run.claim_no = ?;
+INSERT INTO journal (run, generation, turn, part, data, payload)
+SELECT run.id, ?, ?, ?, ?, ? FROM run WHERE run.id = ? AND run.owner = ? AND run.claim_no = ?;
 
 -- name: insert_turn
 -- Only after another statement of the same transaction has proven the fence.
-INSERT INTO journal (run, generation, turn, part, data) VALUES (?, ?, ?, ?, ?);
+INSERT INTO journal (run, generation, turn, part, data, payload) VALUES (?, ?, ?, ?, ?, ?);
 
 -- name: consume_message
 DELETE FROM inbox WHERE id = ? AND run = ?;
@@ -253,7 +260,7 @@ DELETE FROM attempt WHERE run = ? AND generation = ? AND op = ?;
 
 -- name: wait_run
 -- The message count is compared on the run row itself, never by looking into the inbox (P2).
-UPDATE run SET status = 2, owner = NULL, due_at_us = :due_at_us
+UPDATE run SET status = 2, owner = NULL, due_at_us = :due_at_us, last_turn = max(last_turn, :turn)
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no AND msg_seq = :seen;
 
 -- name: close_run
@@ -261,23 +268,25 @@ UPDATE run SET status = :status, owner = NULL, closed_at_us = :now_us, reason = 
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no AND msg_seq = :seen;
 
 -- name: write_outcome
-UPDATE run_payload SET result = :result, failure = :failure WHERE run = :run AND generation = :generation;
+UPDATE run_payload SET
+    result = :result, result_payload = :result_payload, failure = :failure, failure_payload = :failure_payload
+WHERE run = :run AND generation = :generation;
 
 -- name: delete_attempts
 DELETE FROM attempt WHERE run = ? AND generation = ?;
 
 -- name: hand_back_run
-UPDATE run SET status = 0, owner = NULL, ready_at_us = :now_us, is_delayed = 0
+UPDATE run SET status = 0, owner = NULL, ready_at_us = :now_us, is_delayed = 0, last_turn = max(last_turn, :turn)
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
 
 -- name: park_run
-UPDATE run SET status = 3, owner = NULL, reason = :reason
+UPDATE run SET status = 3, owner = NULL, reason = :reason, last_turn = max(last_turn, :turn)
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
 
 -- name: next_generation
 UPDATE run SET
     generation = generation + 1, attempt = :attempt, status = 0, owner = NULL, ready_at_us = :ready_at_us,
-    is_delayed = :is_delayed, created_at_us = :now_us, started_at_us = NULL
+    is_delayed = :is_delayed, created_at_us = :now_us, started_at_us = NULL, last_turn = :last_turn
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no AND msg_seq = :seen
 RETURNING epoch, workflow, version, task_queue, deadline_us;
 
@@ -292,12 +301,12 @@ FROM run
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no AND msg_seq = :seen;
 
 -- name: copy_input
-INSERT INTO run_payload (run, generation, input)
-SELECT run, generation + 1, input FROM run_payload WHERE run = :run AND generation = :generation;
+INSERT INTO run_payload (run, generation, input, input_payload)
+SELECT run, generation + 1, input, input_payload FROM run_payload WHERE run = :run AND generation = :generation;
 
 -- name: copy_turns
-INSERT INTO journal (run, generation, turn, part, data)
-SELECT run, generation + 1, turn, part, data FROM journal
+INSERT INTO journal (run, generation, turn, part, data, payload)
+SELECT run, generation + 1, turn, part, data, payload FROM journal
 WHERE run = :run AND generation = :generation AND turn <= :copy_turns
 ORDER BY turn, part;
 
@@ -380,10 +389,10 @@ SELECT
     run.id, run.run_id, generation.generation, generation.epoch, generation.workflow, generation.version,
     generation.task_queue, generation.status, generation.attempt, generation.created_at_us, generation.started_at_us,
     generation.closed_at_us, generation.deadline_us, NULL, generation.created_at_us, NULL, NULL, NULL, generation.reason,
-    run_payload.input, run_payload.result, run_payload.failure, 0
+    whole_payload.input, whole_payload.result, whole_payload.failure, 0
 FROM run
 JOIN generation ON generation.run = run.id AND generation.generation = :generation
-LEFT JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = generation.generation
+LEFT JOIN whole_payload ON whole_payload.run = run.id AND whole_payload.generation = generation.generation
 WHERE run.run_id = :run_id;
 
 -- name: read_ended
@@ -397,12 +406,12 @@ SELECT
     run.id, run.run_id, generation.generation, generation.epoch, generation.workflow, generation.version,
     generation.task_queue, generation.status, generation.attempt, generation.created_at_us, generation.started_at_us,
     generation.closed_at_us, generation.deadline_us, NULL, generation.created_at_us, NULL, NULL, NULL, generation.reason,
-    run_payload.input, run_payload.result, run_payload.failure, 0
+    whole_payload.input, whole_payload.result, whole_payload.failure, 0
 FROM json_each(:runs) AS wanted
 CROSS JOIN generation ON generation.run = json_extract(wanted.value, '$[0]')
     AND generation.generation = json_extract(wanted.value, '$[1]')
 CROSS JOIN run ON run.id = generation.run
-LEFT JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = generation.generation;
+LEFT JOIN whole_payload ON whole_payload.run = run.id AND whole_payload.generation = generation.generation;
 
 -- name: recent_run_ids
 SELECT run_id FROM run ORDER BY id DESC LIMIT :count;
@@ -428,8 +437,24 @@ WHERE (:statuses IS NULL OR CASE WHEN status = 0 AND started_at_us IS NULL THEN 
 ORDER BY created_at_us DESC, id DESC
 LIMIT :count;
 
+-- name: list_runs_without_large_payloads
+-- As `list_runs`; -1 stands for "ready and never started", which people call pending.
+SELECT * FROM run_summary
+WHERE (:statuses IS NULL OR CASE WHEN status = 0 AND started_at_us IS NULL THEN -1 ELSE status END
+        IN (SELECT value FROM json_each(:statuses)))
+    AND (:workflow IS NULL OR workflow GLOB :workflow)
+    AND (:task_queue IS NULL OR task_queue = :task_queue)
+    AND (:run_id IS NULL OR run_id GLOB :run_id)
+    AND (:since_us IS NULL OR created_at_us >= :since_us)
+    AND (:until_us IS NULL OR created_at_us < :until_us)
+    AND (:before_us IS NULL OR created_at_us <= :before_us)
+    AND (:before_us IS NULL OR created_at_us < :before_us OR id < :before_run)
+ORDER BY created_at_us DESC, id DESC
+LIMIT :count;
+
 -- name: read_journal
-SELECT turn, part, data FROM journal WHERE run = :run AND generation = :generation ORDER BY turn, part;
+SELECT turn, part, coalesce((SELECT payload.data FROM payload WHERE payload.id = journal.payload), data)
+FROM journal WHERE run = :run AND generation = :generation ORDER BY turn, part;
 
 -- name: read_attempts
 SELECT op, attempt, state, due_at_us, failure, details FROM attempt WHERE run = :run AND generation = :generation ORDER BY op;
@@ -521,6 +546,9 @@ DELETE FROM request WHERE run = :run;
 
 -- name: prune_payloads
 DELETE FROM run_payload WHERE run = :run;
+
+-- name: prune_large_payloads
+DELETE FROM payload WHERE run = :run;
 
 -- name: prune_generations
 DELETE FROM generation WHERE run = :run;

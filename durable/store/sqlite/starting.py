@@ -18,6 +18,7 @@ from durable.store.records import Claim, RunRecord, StartOutcome, StartRequest
 from durable.store.sqlite.closing import terminate
 from durable.store.sqlite.codes import COMPLETED, OWNED, READY, is_closed
 from durable.store.sqlite.committing import require_alive
+from durable.store.sqlite.large import placed
 from durable.store.sqlite.reading import get_run, get_run_by_pk, json_text, read_claims
 from durable.store.statements import Statements
 
@@ -95,7 +96,7 @@ class _Starts:
         self._last_pk, last_epoch_pruned = db.execute(sql["last_run"]).fetchone()
         self._first_epoch = last_epoch_pruned + 1  # an id may have been used by a run that retention deleted
         self._runs: list[tuple[Any, ...]] = []
-        self._payloads: list[tuple[int, int, bytes]] = []
+        self._payloads: list[tuple[int, int, bytes | None, int | None]] = []
         self._seen: list[tuple[str, int, int]] = []
 
     def decide_all(self) -> list[StartOutcome]:
@@ -197,7 +198,7 @@ class _Starts:
                 request.parent,
             )
         )
-        self._payloads.append((pk, 1, request.input))
+        self._payloads.append((pk, 1, *placed(self._db, self._sql, pk, request.input)))
         self._remember(request, pk, 1)
         self._known[request.run_id] = _Known(pk, 1, code, request.workflow, request.input)
         run = RunRecord(
@@ -251,7 +252,9 @@ class _Starts:
                 "parent": request.parent,
             },
         ).fetchall()
-        db.execute(sql["insert_run_payload"], (known.pk, generation, request.input))
+        db.execute(
+            sql["insert_run_payload"], (known.pk, generation, *placed(db, sql, known.pk, request.input))
+        )
         self._remember(request, known.pk, generation)
         self._known[request.run_id] = _Known(known.pk, generation, code, request.workflow, request.input)
         run = self._read(known.pk)

@@ -493,7 +493,8 @@ class SqliteStore:
         return [row[0] for row in rows]
 
     async def list_runs(self, filter: RunFilter) -> list[RunRecord]:
-        rows = await self._scan("list_runs", reading.filter_parameters(filter))
+        name = "list_runs" if filter.with_large_payloads else "list_runs_without_large_payloads"
+        rows = await self._scan(name, reading.filter_parameters(filter))
         now_us = self._clock.now_us()
         return [reading.run_record(row, now_us) for row in rows]
 
