@@ -13,13 +13,16 @@ from durable.errors import (
     CodecError,
     DefinitionError,
     DurableError,
+    InboxFullError,
     InternalError,
+    JournalLimitError,
     LeaseLostError,
     LivelockError,
     NonDeterminismError,
     NonRetryableError,
     NotADatabaseError,
     PayloadError,
+    PayloadTooLargeError,
     PlatformFault,
     RunCancelledError,
     RunConflictError,
@@ -58,6 +61,7 @@ from durable.in_workflow import (
     random as random,
 )
 from durable.journal.lifecycle import RunStatus
+from durable.limits import Limits
 from durable.result import Err, Ok, Result, UnwrapError
 from durable.retry import Retry, RetryAfter
 from durable.workflows import Signal, Workflow, workflow
@@ -134,8 +138,11 @@ __all__ = [
     "Encryption",
     "Entry",
     "Err",
+    "InboxFullError",
     "InternalError",
+    "JournalLimitError",
     "LeaseLostError",
+    "Limits",
     "LivelockError",
     "NonDeterminismError",
     "NonRetryableError",
@@ -143,6 +150,7 @@ __all__ = [
     "Ok",
     "PayloadCodec",
     "PayloadError",
+    "PayloadTooLargeError",
     "PlatformFault",
     "Pruned",
     "Result",

@@ -13,13 +13,14 @@ from typing import Any, Final, NamedTuple, ParamSpec, Self, TypeVar
 import msgspec
 
 from durable import failures
-from durable.definitions import WorkflowDefinition
+from durable.definitions import WorkflowDefinition, shown
 from durable.errors import ArgumentsError, DefinitionError, UndecodableError, WorkflowStateError
 from durable.journal import view
 from durable.journal.events import AnyEntry, Retried
 from durable.journal.lifecycle import RunStatus
 from durable.journal.view import AttemptView, Blocker, Entry
 from durable.journal.why import Facts, Why, explain
+from durable.limits import DEFAULT_LIMITS, NAME_LENGTH_MAX, REASON_LENGTH_MAX, Limits
 from durable.outcomes import OutcomeWatch
 from durable.payloads import ValueType
 from durable.payloads.codec import PayloadCodec, check_codec, shown_text
@@ -47,7 +48,6 @@ from durable.workflows import Signal, Workflow
 P = ParamSpec("P")
 R = TypeVar("R")
 
-RUN_ID_LENGTH_MAX = 200
 LIST_PAGE_MAX = 1000
 PRUNE_PAGE: Final = 200  # runs looked for at a time; a transaction may take fewer of them
 PRUNE_PAUSE_SECONDS: Final = 0.005  # between batches, so that workers get at the database
@@ -61,6 +61,7 @@ class Address(NamedTuple):
 
     url: str  # with its password
     codec: PayloadCodec | None = None
+    limits: Limits = DEFAULT_LIMITS
 
 
 # The database of the worker whose activity is running: what the activity starts goes there, not to the default.
@@ -97,6 +98,7 @@ class Client:
         durability: Durability = "full",
         create: bool = True,
         codec: PayloadCodec | None = None,
+        limits: Limits = DEFAULT_LIMITS,
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
@@ -104,6 +106,7 @@ class Client:
             check_codec(codec)
         self._url = url
         self._codec = codec
+        self.limits = limits
         self._durability = durability
         self._create = create
         self.clock = clock or SystemClock()
@@ -147,8 +150,8 @@ class Client:
 
     @property
     def address(self) -> Address:
-        """The address with its password, and the codec. Internal to this library."""
-        return Address(self._url, self._codec)
+        """The address with its password, the codec and the limits. Internal to this library."""
+        return Address(self._url, self._codec, self.limits)
 
     @property
     def store(self) -> Store:
@@ -244,16 +247,13 @@ class Client:
                 f"if_closed is 'return', 'fail', 'new' or 'new_if_failed', not {if_closed!r}"
             )
         queue = definition.task_queue if task_queue is None else task_queue
-        if (
-            not isinstance(queue, str)
-            or not queue
-            or len(queue) > RUN_ID_LENGTH_MAX
-            or not queue.isprintable()
-        ):
+        if not isinstance(queue, str) or not queue or len(queue) > NAME_LENGTH_MAX or not queue.isprintable():
             raise ArgumentsError(
-                f"a task queue is printable text of 1 to {RUN_ID_LENGTH_MAX} characters, not {queue!r}"
+                f"a task queue is printable text of 1 to {NAME_LENGTH_MAX} characters, not {shown(queue)}"
             )
         data = definition.arguments.encode(args, kwargs)
+        if len(data) > self.limits.payload_bytes_warn:
+            self.limits.judge(len(data), what=f"the input of workflow {definition.name!r}", run_id=run_id)
         definition.arguments.check_types(data)
         now = self.clock.now_us()
         ready = None if delay is None else now + round(seconds(delay, what="delay") * 1_000_000)
@@ -390,8 +390,12 @@ class Client:
                 raise ArgumentsError(f"signal {name!r} takes another type: {error}") from error
         else:
             name, data = signal, _any.encode(value)
-        if not isinstance(name, str) or not name or len(name) > RUN_ID_LENGTH_MAX or not name.isprintable():
-            raise ArgumentsError(f"a signal's name is printable text of 1 to {RUN_ID_LENGTH_MAX} characters")
+        if not isinstance(name, str) or not name or len(name) > NAME_LENGTH_MAX or not name.isprintable():
+            raise ArgumentsError(f"a signal's name is printable text of 1 to {NAME_LENGTH_MAX} characters")
+        if id is not None and (not isinstance(id, str) or len(id) > NAME_LENGTH_MAX or not id.isprintable()):
+            raise ArgumentsError(f"a signal's id is printable text of at most {NAME_LENGTH_MAX} characters")
+        if len(data) > self.limits.payload_bytes_warn:
+            self.limits.judge(len(data), what=f"the signal {name!r}", run_id=run_id)
         await self.store.send_message(
             check_run_id(run_id),
             kind="signal",
@@ -399,6 +403,7 @@ class Client:
             data=data,
             message_id=id or self.random.request_id(),
             now_us=self.clock.now_us(),
+            unread_max=self.limits.unread_messages,
         )
 
     async def cancel(self, run_id: str, reason: str | None = None) -> None:
@@ -624,26 +629,23 @@ def connect(
     durability: Durability = "full",
     create: bool = True,
     codec: PayloadCodec | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Client:
     """Return a client for `sqlite:///file.db` or a path; use it with `async with`.
 
     `durability="full"` (default) survives power loss; "process" survives a killed process only; "off" is for tests.
     `create=False`: the database must exist. `codec` turns every payload into other bytes before it is stored, for example
-    `Encryption`; whoever reads or drives the runs needs the same.
+    `Encryption`; whoever reads or drives the runs needs the same. `limits` hold for what this client sends, and for workers made
+    with it.
     """
-    return Client(url, durability=durability, create=create, codec=codec)
+    return Client(url, durability=durability, create=create, codec=codec, limits=limits)
 
 
 def check_run_id(run_id: str) -> str:
     """Return the id if it may be one; raise `ArgumentsError` otherwise."""
-    if (
-        not isinstance(run_id, str)
-        or not run_id
-        or len(run_id) > RUN_ID_LENGTH_MAX
-        or not run_id.isprintable()
-    ):
+    if not isinstance(run_id, str) or not run_id or len(run_id) > NAME_LENGTH_MAX or not run_id.isprintable():
         raise ArgumentsError(
-            f"a run id is printable text of 1 to {RUN_ID_LENGTH_MAX} characters, not {run_id!r}"
+            f"a run id is printable text of 1 to {NAME_LENGTH_MAX} characters, not {shown(run_id)}"
         )
     return run_id
 
@@ -694,6 +696,6 @@ def _closed_statuses(
 
 
 def _checked_reason(reason: str | None) -> str | None:
-    if reason is not None and (not isinstance(reason, str) or len(reason) > 10_000):
-        raise ArgumentsError("a reason is text of at most 10,000 characters")
+    if reason is not None and (not isinstance(reason, str) or len(reason) > REASON_LENGTH_MAX):
+        raise ArgumentsError(f"a reason is text of at most {REASON_LENGTH_MAX:,} characters")
     return reason

@@ -21,6 +21,7 @@ from durable.client import Address, Client, address_here, connect
 from durable.definitions import WorkflowDefinition
 from durable.errors import DefinitionError, DurableError, LeaseLostError, WorkflowVersionMismatchError
 from durable.journal.lifecycle import RunStatus
+from durable.limits import DEFAULT_LIMITS, Limits
 from durable.payloads.codec import PayloadCodec, check_codec
 from durable.retry import Seconds
 from durable.run_handle import Run, RunHandle
@@ -45,6 +46,7 @@ class _Settings:
         self.lease_ttl: Seconds | None = None
         self.durability: Durability = "full"
         self.codec: PayloadCodec | None = None
+        self.limits = DEFAULT_LIMITS
 
 
 _settings = _Settings()
@@ -59,11 +61,12 @@ def configure(
     lease_ttl: Seconds | None = None,
     durability: Durability = "full",
     codec: PayloadCodec | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> None:
     """Set the default database of this process (default: `DURABLE_DB`, else `sqlite:///durable.db`).
 
-    `lease_ttl` is the lease of embedded engines in seconds (default: `DURABLE_LEASE_TTL`, else 10). `codec`: as in
-    `connect`. Applies to engines opened from now on: call it before the first run.
+    `lease_ttl` is the lease of embedded engines in seconds (default: `DURABLE_LEASE_TTL`, else 10). `codec` and `limits`:
+    as in `connect`. Applies to engines opened from now on: call it before the first run.
     """
     lease_from(lease_ttl)
     if durability not in ("full", "process", "off"):
@@ -72,6 +75,7 @@ def configure(
         check_codec(codec)
     _settings.url = url
     _settings.codec = codec
+    _settings.limits = limits
     _settings.lease_ttl = lease_ttl
     _settings.durability = durability
 
@@ -104,7 +108,9 @@ class EmbeddedEngine:
     """A client and, once something is driven here, a worker that drives only what this process asked for."""
 
     def __init__(self, address: Address) -> None:
-        self.client: Client = connect(address.url, durability=_settings.durability, codec=address.codec)
+        self.client: Client = connect(
+            address.url, durability=_settings.durability, codec=address.codec, limits=address.limits
+        )
         self._worker: Worker | None = None
         self._lock = asyncio.Lock()
         self._keeper: asyncio.Task[None] | None = None
@@ -245,7 +251,7 @@ async def engine_here() -> EmbeddedEngine:
             "durable needs a running asyncio event loop (trio is not supported): use asyncio.run(...)"
         ) from None
     address = address_here.get() or Address(
-        _settings.url or os.environ.get("DURABLE_DB") or DEFAULT_URL, _settings.codec
+        _settings.url or os.environ.get("DURABLE_DB") or DEFAULT_URL, _settings.codec, _settings.limits
     )
     engines = _engines.setdefault(loop, {})
     key = (address.url, id(address.codec))  # the engine keeps its codec, so the number means that one

@@ -6,10 +6,12 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
     ├── the author of the code acts
     │   ├── DefinitionError             a decorator, a signature or a registration is wrong
     │   ├── PayloadError                a value cannot be stored (says where in the value)
+    │   │   └── PayloadTooLargeError    (says how large it is, and whose)
     │   └── PlatformFault               parks the run; good code resumes it
     │       ├── NonDeterminismError     today's code asks for something else than the journal holds
     │       ├── UndecodableError        stored bytes do not fit the type that receives them
     │       ├── LivelockError           an activation never came to rest
+    │       ├── JournalLimitError       the journal has reached its limit
     │       └── WorkflowGuardError      a workflow used real time, chance, threads or I/O
     ├── the caller acts
     │   ├── ArgumentsError              arguments do not fit the signature
@@ -17,6 +19,7 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
     │   ├── RunNotFoundError            no run of that id
     │   ├── RunConflictError            the id is taken, by other input or by policy
     │   ├── WorkflowStateError          the run is closed (or otherwise in the wrong status)
+    │   ├── InboxFullError              too many messages wait for the run
     │   ├── WorkflowVersionMismatchError
     │   ├── RunParkedError              the run stopped on a platform fault, elsewhere
     │   ├── WorkflowFailedError         the workflow raised; the reason is `__cause__`
@@ -62,6 +65,25 @@ class PayloadError(DurableError):
     def __init__(self, message: str, *, path: str = "$") -> None:
         super().__init__(message)
         self.path = path
+
+
+class PayloadTooLargeError(PayloadError):
+    """A payload is larger than `Limits.payload_bytes`. Nothing was written.
+
+    `what` says which, e.g. "the result of activity 'scan'"; `size` and `limit` are bytes; `run_id` is None for a run
+    that was to get a generated id.
+    """
+
+    def __init__(self, *, run_id: str | None, what: str, size: int, limit: int) -> None:
+        whose = "a new run" if run_id is None else f"run {run_id!r}"
+        super().__init__(
+            f"{what} of {whose} takes {size:,} bytes, more than the limit of {limit:,}: store it elsewhere (a file, a "
+            "bucket) and pass its name, or raise Limits.payload_bytes"
+        )
+        self.run_id = run_id
+        self.what = what
+        self.size = size
+        self.limit = limit
 
 
 class PlatformFault(DurableError):
@@ -111,6 +133,21 @@ class LivelockError(PlatformFault):
     """An activation ran more callbacks than its cap without coming to rest."""
 
     is_clear = True
+
+
+class JournalLimitError(PlatformFault):
+    """A journal has as many events as `Limits.journal_events` allows. All of it is kept; with a higher limit the run goes on."""
+
+    is_clear = True
+
+    def __init__(self, *, run_id: str, events: int, limit: int) -> None:
+        super().__init__(
+            f"the journal of run {run_id!r} has {events:,} events, and the limit is {limit:,}: let the worker have a higher "
+            "Limits.journal_events and resume the run, or terminate it; give the workflow less to do in one run"
+        )
+        self.run_id = run_id
+        self.events = events
+        self.limit = limit
 
 
 class WorkflowGuardError(PlatformFault):
@@ -172,6 +209,17 @@ class WorkflowStateError(DurableError):
         super().__init__(message or f"run {run_id!r} is {status}")
         self.run_id = run_id
         self.status = status
+
+
+class InboxFullError(DurableError):
+    """As many messages wait for the run as `Limits.unread_messages` allows. This one was not taken in; send it later."""
+
+    def __init__(self, run_id: str, limit: int) -> None:
+        super().__init__(
+            f"run {run_id!r} has {limit:,} unread messages, the limit: this one was not taken in; durable why {run_id} says what holds it up"
+        )
+        self.run_id = run_id
+        self.limit = limit
 
 
 class WorkflowVersionMismatchError(DurableError):

@@ -8,6 +8,7 @@ from durable import (
     ArgumentsError,
     DefinitionError,
     DurableError,
+    InboxFullError,
     InternalError,
     LeaseLostError,
     NotADatabaseError,
@@ -45,6 +46,7 @@ _CODES: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (UnknownWorkflowError, NOT_FOUND),
     (RunConflictError, CONFLICT),
     (WorkflowStateError, CONFLICT),
+    (InboxFullError, CONFLICT),
     (WorkflowVersionMismatchError, CONFLICT),
     (RunParkedError, RUN_FAILED),
     (PlatformFault, RUN_FAILED),
@@ -87,7 +89,7 @@ def _hint(error: BaseException) -> str | None:
     match error:
         case RunNotFoundError():
             return near_ones(error.suggestions) or LIST_HINT
-        case WorkflowStateError():
+        case WorkflowStateError() | InboxFullError():
             return f"durable show {error.run_id}"
         case RunConflictError():
             return f"durable show {error.run_id}; another --id starts another run, --if-closed new starts a closed one anew"

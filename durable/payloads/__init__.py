@@ -24,7 +24,6 @@ Knows nothing of workflows, runs or stores; imports nothing that data names.
 """
 
 from durable.payloads.arguments import Arguments
-from durable.payloads.refusing import PAYLOAD_BYTES_MAX
 from durable.payloads.values import ValueType
 
-__all__ = ["PAYLOAD_BYTES_MAX", "Arguments", "ValueType"]
+__all__ = ["Arguments", "ValueType"]

@@ -14,7 +14,7 @@ from durable.payloads.hints import UnresolvedError, closure, function_hints, nam
 from durable.payloads.nodes import Node
 from durable.payloads.plain import encode
 from durable.payloads.reading import reading_fault
-from durable.payloads.refusing import NULL, PAYLOAD_BYTES_MAX, encode_or_refuse, inspect_written
+from durable.payloads.refusing import NULL, SUSPICIOUS_BYTES, encode_or_refuse, inspect_written
 
 
 class ValueType:
@@ -60,7 +60,7 @@ class ValueType:
             data = encode(value if self._lower is None else self._lower(value))
         except Exception as refusal:
             return encode_or_refuse(functools.partial(self._lower_deep, value), refusal)
-        if len(data) > PAYLOAD_BYTES_MAX or (data.find(NULL) >= 0 and value is not None):
+        if len(data) > SUSPICIOUS_BYTES or (data.find(NULL) >= 0 and value is not None):
             inspect_written(data, value, functools.partial(self._lower_deep, value))
         return data
 

@@ -167,11 +167,12 @@ class Store(Protocol):
         data: bytes,
         message_id: str | None,
         now_us: int,
+        unread_max: int | None = None,
     ) -> SendOutcome:
         """Add a message to a run's inbox and wake it. One transaction (P2, P4).
 
         Raises `RunNotFoundError`, or `WorkflowStateError` if the run is closed (a duplicate of a message taken in before
-        the close is no error).
+        the close is no error), or `InboxFullError` for a signal if the run has `unread_max` unread messages already.
         """
         ...
 

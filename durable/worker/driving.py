@@ -19,7 +19,7 @@ import msgspec
 from durable.definitions import Registry
 from durable.engine.instance import Instance
 from durable.engine.runtime import RunIdentity
-from durable.errors import InternalError, PlatformFault
+from durable.errors import InternalError, JournalLimitError, PlatformFault
 from durable.journal.events import (
     EVENT_TYPES,
     ActivityCompleted,
@@ -40,6 +40,7 @@ from durable.journal.events import (
 from durable.journal.lifecycle import RunStatus
 from durable.journal.matching import environment
 from durable.journal.turns import ENGINE_VERSION, Activated, encode_turn, split_activations
+from durable.limits import DEFAULT_LIMITS, Limits
 from durable.seams import Clock, Random
 from durable.store.records import (
     After,
@@ -85,6 +86,7 @@ class Driver:
         on_room: Callable[[], None],
         on_lost_run: Callable[[], None],
         capacity: int,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.runs: dict[int, LiveRun] = {}
         self.items: list[Item] = []
@@ -101,6 +103,7 @@ class Driver:
         self._on_room = on_room
         self._on_lost_run = on_lost_run
         self._capacity = capacity
+        self._limits = limits
         self._dirty: dict[LiveRun, None] = {}
         self._evictions: list[Instance] = []
         self._pump_is_due = False
@@ -224,8 +227,7 @@ class Driver:
             self._arm(min(instance.timers.values()), run.pk)
 
     def _park(self, run: LiveRun, fault: Exception) -> Item:
-        is_clear = isinstance(fault, PlatformFault) and fault.is_clear
-        item = self._item(run, after=Park(reason=f"{type(fault).__name__}: {fault}", is_clear=is_clear))
+        item = self._item(run, after=_parked(fault))
         item.attempts = self.performer.handed_back(run)
         item.fault = fault
         item.status = RunStatus.PARKED
@@ -247,6 +249,7 @@ class Driver:
             ),
             run.definition,
             claim.input,
+            limits=self._limits,
         )
         run.instance = instance
         run.turn = 0
@@ -271,6 +274,8 @@ class Driver:
                     scheduled[command.op] = event.at
                     if command.started:
                         started.add(command.op)
+        if instance.events >= self._limits.journal_events:
+            raise self._too_long(run, instance)
         for warning in instance.warnings:
             log.warning("run %r: %s", run.run_id, warning)
         rows = {row.op: row for row in claim.attempts}
@@ -379,7 +384,11 @@ class Driver:
             raise
         entries: list[AnyEntry] = [event, *commands]
         slots = performer.reserved - reserved
-        if instance.end is not None or not instance.activities:
+        if (
+            instance.end is not None
+            or not instance.activities
+            or instance.events >= self._limits.journal_events_warn
+        ):
             return self._close_turn(run, instance, turn, entries, [], [outcome], slots, now)
         run.release_asked = False
         attempt = run.attempts.get(op)
@@ -437,7 +446,33 @@ class Driver:
         item.slots = slots
         if end is not None:
             self._end(run, instance, item, end, messages, now)
+        elif instance.events >= self._limits.journal_events_warn:
+            self._heed_length(run, instance, item)
         return item
+
+    def _heed_length(self, run: LiveRun, instance: Instance, item: Item) -> None:
+        """Warn once of a long journal. At its limit the turn is kept, and the run parks: nothing it asked for begins."""
+        before = instance.events - len(item.entries)
+        if before < self._limits.journal_events_warn:
+            log.warning(
+                "run %r: its journal has %d events; at %d it will be parked",
+                run.run_id, instance.events, self._limits.journal_events,
+            )  # fmt: skip
+        if instance.events < self._limits.journal_events or not item.entries:
+            return
+        uncharged = [
+            AttemptRow(op=entry.op, attempt=0, state="handed_back")
+            for entry in item.entries
+            if type(entry) is ScheduleActivity and entry.started
+        ]
+        fault = self._too_long(run, instance)
+        item.after = _parked(fault)
+        item.attempts = [*self.performer.handed_back(run), *uncharged]
+        item.fault = fault
+        item.status = RunStatus.PARKED
+
+    def _too_long(self, run: LiveRun, instance: Instance) -> JournalLimitError:
+        return JournalLimitError(run_id=run.run_id, events=instance.events, limit=self._limits.journal_events)
 
     def _item(self, run: LiveRun, *, after: After) -> Item:
         return Item(
@@ -788,6 +823,11 @@ class Driver:
         for instance in self._evictions:
             instance.evict()
         self._evictions.clear()
+
+
+def _parked(fault: Exception) -> Park:
+    is_clear = isinstance(fault, PlatformFault) and fault.is_clear
+    return Park(reason=f"{type(fault).__name__}: {fault}", is_clear=is_clear)
 
 
 def _due_timer(instance: Instance, now: int) -> int | None:

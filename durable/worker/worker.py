@@ -17,6 +17,7 @@ from durable.client import Client
 from durable.definitions import Registry, WorkflowDefinition
 from durable.errors import DefinitionError, DurableError, LeaseLostError, PlatformFault, StoreError
 from durable.journal.lifecycle import RunStatus
+from durable.limits import Limits
 from durable.retry import Seconds, seconds
 from durable.scheduler.due import fire_due
 from durable.scheduler.rescue import rescue_dead
@@ -46,7 +47,7 @@ class Worker:
 
     `workflows` are `@workflow` functions or modules that hold some. `task_queue` is where it claims runs; `concurrency` how
     many activities it performs at a time. `lease_seconds` (default 10, or `DURABLE_LEASE_TTL`) is how long a worker that
-    hangs keeps its runs; one that died on this host loses them at once. `threads` is where its threads come from (simulations).
+    hangs keeps its runs; one that died on this host loses them at once. `limits` default to the client's. `threads` is where its threads come from (simulations).
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Worker:
         concurrency: int = 100,
         lease_seconds: Seconds | None = None,
         name: str | None = None,
+        limits: Limits | None = None,
         own_only: bool = False,
         threads: Threads | None = None,
     ) -> None:
@@ -68,6 +70,7 @@ class Worker:
         self.concurrency = concurrency
         self.lease_seconds = lease_from(lease_seconds)
         self.name = name or f"{platform.node()}:{os.getpid()}"
+        self.limits = client.limits if limits is None else limits
         self.rescued: list[Rescue] = []
         self._own_only = own_only
         self._interest: set[int] = set()
@@ -165,6 +168,7 @@ class Worker:
             on_room=self._on_room,
             on_lost_run=self.client.watch.look,
             capacity=CACHE_MAX,
+            limits=self.limits,
         )
         self._performer = Performer(
             slots=self.concurrency,
@@ -172,6 +176,7 @@ class Worker:
             random=self.client.random,
             executor=self._executor,
             address=self.client.address,
+            limits=self.limits,
             on_outcome=self._driver.mark,
             on_marks=self._driver.add_marks,
             on_slots=self._driver.schedule_pump,

@@ -344,6 +344,9 @@ SELECT id, generation, status, started_at_us FROM run WHERE run_id = :run_id;
 -- name: find_message_id
 SELECT msg FROM message_id WHERE run = :run AND message_id = :message_id;
 
+-- name: count_unread
+SELECT count(*) FROM (SELECT 1 FROM inbox WHERE run = :run LIMIT :count);
+
 -- name: count_message
 -- Unconditional, so that it meets every wait and close of the owner on the run row (P2). Parked stays parked.
 UPDATE run SET

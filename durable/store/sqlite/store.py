@@ -446,8 +446,11 @@ class SqliteStore:
         data: bytes,
         message_id: str | None,
         now_us: int,
+        unread_max: int | None = None,
     ) -> SendOutcome:
-        outgoing = messages.Outgoing(run_id=run_id, kind=kind, name=name, data=data, message_id=message_id)
+        outgoing = messages.Outgoing(
+            run_id=run_id, kind=kind, name=name, data=data, message_id=message_id, unread_max=unread_max
+        )
         outcome = await self._write(lambda db: messages.send_message(db, self._sql, outgoing, now_us))
         if not outcome.duplicate:
             self._wakeups.tell(others=True)
