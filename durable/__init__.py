@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from durable.client import Backup as Backup
     from durable.client import Client as Client
     from durable.client import Pruned as Pruned
+    from durable.client import Reopened as Reopened
     from durable.client import connect as connect
     from durable.default import cancel as cancel
     from durable.default import configure as configure
@@ -85,6 +86,9 @@ if TYPE_CHECKING:
     from durable.payloads.encryption import Encryption as Encryption
     from durable.run_handle import Run as Run
     from durable.run_handle import RunHandle as RunHandle
+    from durable.stacks import Stack as Stack
+    from durable.stacks import StackFrame as StackFrame
+    from durable.stacks import Standpoint as Standpoint
     from durable.worker.worker import Worker as Worker
 
 __version__: Final = "0.1.0"
@@ -98,8 +102,12 @@ _LAZY: Final = {
     "Entry": "durable.journal.view",
     "PayloadCodec": "durable.payloads.codec",
     "Pruned": "durable.client",
+    "Reopened": "durable.client",
     "Run": "durable.run_handle",
     "RunHandle": "durable.run_handle",
+    "Stack": "durable.stacks",
+    "StackFrame": "durable.stacks",
+    "Standpoint": "durable.stacks",
     "Why": "durable.journal.why",
     "WhyReason": "durable.journal.why",
     "Worker": "durable.worker.worker",
@@ -153,6 +161,7 @@ __all__ = [
     "PayloadTooLargeError",
     "PlatformFault",
     "Pruned",
+    "Reopened",
     "Result",
     "Retry",
     "RetryAfter",
@@ -167,6 +176,9 @@ __all__ = [
     "RunTerminatedError",
     "SchemaVersionError",
     "Signal",
+    "Stack",
+    "StackFrame",
+    "Standpoint",
     "StoreBusyError",
     "StoreError",
     "UndecodableError",

@@ -28,7 +28,7 @@ from durable.run_handle import Run, RunHandle
 from durable.seams import pause, spawn
 from durable.store.opening import Durability
 from durable.store.records import RunFilter, StartOutcome, StartRequest
-from durable.worker.worker import Worker, definitions_in, lease_from
+from durable.worker.worker import RETENTION, Worker, definitions_in, lease_from, retention_us_of
 from durable.workflows import Signal
 
 DEFAULT_URL: Final = "sqlite:///durable.db"
@@ -47,6 +47,7 @@ class _Settings:
         self.durability: Durability = "full"
         self.codec: PayloadCodec | None = None
         self.limits = DEFAULT_LIMITS
+        self.retention: Seconds | None = RETENTION
 
 
 _settings = _Settings()
@@ -60,15 +61,18 @@ def configure(
     *,
     lease_ttl: Seconds | None = None,
     durability: Durability = "full",
+    retention: Seconds | None = RETENTION,
     codec: PayloadCodec | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> None:
     """Set the default database of this process (default: `DURABLE_DB`, else `sqlite:///durable.db`).
 
-    `lease_ttl` is the lease of embedded engines in seconds (default: `DURABLE_LEASE_TTL`, else 10). `codec` and `limits`:
-    as in `connect`. Applies to engines opened from now on: call it before the first run.
+    `lease_ttl` is the lease of embedded engines in seconds (default: `DURABLE_LEASE_TTL`, else 10), `retention` how long closed runs
+    are kept (default: 30 days; None: for ever; see `Worker`). `codec` and `limits`: as in `connect`. Applies to engines opened
+    from now on: call it before the first run.
     """
     lease_from(lease_ttl)
+    retention_us_of(retention)
     if durability not in ("full", "process", "off"):
         raise DefinitionError(f"durability is 'full', 'process' or 'off', not {durability!r}")
     if codec is not None:
@@ -78,6 +82,7 @@ def configure(
     _settings.limits = limits
     _settings.lease_ttl = lease_ttl
     _settings.durability = durability
+    _settings.retention = retention
 
 
 class _Start:
@@ -139,7 +144,12 @@ class EmbeddedEngine:
         """Return the embedded worker, started at first use."""
         async with self._lock:
             if self._worker is None or self._work is None or self._work.done():
-                worker = Worker(self.client, lease_seconds=_settings.lease_ttl, own_only=True)
+                worker = Worker(
+                    self.client,
+                    lease_seconds=_settings.lease_ttl,
+                    retention=_settings.retention,
+                    own_only=True,
+                )
                 await worker._begin()
                 self._work = spawn(worker._work(drain=False), name="durable embedded worker")
                 self._worker = worker
@@ -272,8 +282,9 @@ async def list_runs(
     workflow: str | None = None,
     limit: int = 100,
 ) -> list[Run]:
-    """Return runs of the default database, newest first."""
-    return await (await engine_here()).client.list(status=status, workflow=workflow, limit=limit)
+    """Return runs of the default database, newest first, each with its journal."""
+    client = (await engine_here()).client
+    return await client.list(status=status, workflow=workflow, limit=limit, journals=True)
 
 
 async def signal(run_id: str, signal: Signal[Any] | str, value: object = None) -> None:

@@ -27,11 +27,12 @@ from durable.definitions import ActivityDefinition, WorkflowDefinition
 from durable.engine import anyio_scopes, guards
 from durable.engine.awaiting import perform
 from durable.engine.handlers import Conditions, Signals
-from durable.engine.loop import DeterministicLoop
+from durable.engine.loop import DeterministicLoop, DetTask
 from durable.engine.operations import Asked, Call, Closing, Marker, Operations
 from durable.engine.runtime import ActivityCall, Evicted, RunIdentity
 from durable.engine.sources import find_source, source_text
 from durable.errors import InternalError, PlatformFault, UndecodableError
+from durable.failures import Failure
 from durable.journal.events import (
     ActivityCompleted,
     ActivityFailed,
@@ -111,9 +112,19 @@ class Instance:
         self._deprecated: set[str] = set()
         self._replayed: Sequence[Command] = ()  # the commands of the activation that is replayed
         # Rebuilt failures by identity, kept alive so that an id means one object: where each came from (P7).
-        self._failures: dict[int, tuple[BaseException, int, int]] = {}
+        self._failures: dict[int, tuple[BaseException, int, int, Failure]] = {}
 
     # ─ what the driver asks ──────────────────────────────────────────────────
+
+    @property
+    def tasks(self) -> list[DetTask]:
+        """The tasks of the run, in the order of their creation; some may be done."""
+        return self._loop.tasks
+
+    @property
+    def operations(self) -> Operations:
+        """What the run has asked for. For those who look, not for those who drive."""
+        return self._operations
 
     def activate(
         self,
@@ -251,7 +262,7 @@ class Instance:
         if call is None or call.future.done():
             return
         error = call.error = failures.rebuild(event.failure)
-        self._failures[id(error)] = (error, turn, index)
+        self._failures[id(error)] = (error, turn, index, event.failure)
         call.future.set_result(None)  # `perform` raises it: a future refuses StopIteration
 
     def _request_cancel(self, event: CancelRequested) -> None:
@@ -290,7 +301,14 @@ class Instance:
             self._park(error)
             return
         self.failed_at = self._origin(error)
-        self._finish(Failed(at=self._event_at, failure=failures.record(error)))
+        failure = failures.record(error)
+        known = self._failures.get(id(error))
+        if known is not None:  # an activity's own: whose, and after how many attempts
+            whose = known[3]
+            failure = msgspec.structs.replace(
+                failure, activity=whose.activity, run_id=whose.run_id, attempts=whose.attempts
+            )
+        self._finish(Failed(at=self._event_at, failure=failure, origin=self.failed_at))
 
     def _origin(self, error: BaseException) -> tuple[int, int] | None:
         """Return the event whose failure this is; of a group, the earliest, if every leaf is an activity's."""
@@ -298,8 +316,8 @@ class Instance:
             origins = [self._origin(leaf) for leaf in error.exceptions]
             known = [origin for origin in origins if origin is not None]
             return min(known) if len(known) == len(origins) else None
-        _, *origin = self._failures.get(id(error), (None,))
-        return (origin[0], origin[1]) if origin else None
+        recorded = self._failures.get(id(error))
+        return None if recorded is None else (recorded[1], recorded[2])
 
     def _finish(self, end: WorkflowEnd) -> None:
         if not self.is_evicting:

@@ -125,6 +125,11 @@ class Operations:
         self._last_op = 0
         self._counts: dict[str, int] = {}
 
+    @property
+    def handles(self) -> dict[int, Timer]:
+        """The handles of the open timers."""
+        return self._handles
+
     # ─ during an activation ──────────────────────────────────────────────────
 
     def close_call(self, call: Call, how: str) -> None:

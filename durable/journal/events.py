@@ -141,8 +141,11 @@ class Completed(Entry, frozen=True, tag="completed", kw_only=True):
 
 
 class Failed(Entry, frozen=True, tag="failed", kw_only=True):
+    """`origin`: the turn, and the place among its entries, of the event whose failure escaped; None if it was none's (P7)."""
+
     at: int
     failure: Failure
+    origin: tuple[int, int] | None = None
 
 
 class Cancelled(Entry, frozen=True, tag="cancelled", kw_only=True):

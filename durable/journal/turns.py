@@ -8,7 +8,7 @@ unless a single entry is larger (protocol P19).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -58,23 +58,35 @@ def decode_turn(data: bytes) -> Turn:
     return turn
 
 
-def join_turns(
-    rows: Iterable[tuple[int, int, bytes]], *, last_turn: int = 0
-) -> list[tuple[int, list[AnyEntry]]]:
-    """Return (turn, entries) of stored (turn, part, data), in order, with the parts of each turn put together.
+class Row(Protocol):
+    """A stored part of a turn."""
+
+    @property
+    def turn(self) -> int: ...
+
+    @property
+    def part(self) -> int: ...
+
+    @property
+    def data(self) -> bytes: ...
+
+
+def joined(rows: Iterable[Row], *, last_turn: int = 0) -> list[tuple[int, list[AnyEntry]]]:
+    """Return (turn, entries) with the parts of each turn put together.
 
     Raises `UndecodableError`, which names the row: one that cannot be read, or that does not follow on the one before it;
     or if the journal ends before `last_turn`.
     """
     turns: list[tuple[int, list[AnyEntry]]] = []
     last, last_part = 0, 0
-    for turn, part, data in rows:
+    for row in rows:
+        turn, part = row.turn, row.part
         if (turn != last or part != last_part + 1) and (turn != last + 1 or part != 1):
             raise UndecodableError(
                 f"the journal row of turn {turn}, part {part} does not follow on the one before it"
             )
         try:
-            entries = decode_turn(data).entries
+            entries = decode_turn(row.data).entries
         except UndecodableError as fault:
             raise UndecodableError(f"turn {turn}, part {part}: {fault}") from None
         if part == 1:

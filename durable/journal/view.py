@@ -28,7 +28,7 @@ class Entry(msgspec.Struct, kw_only=True):
 
     number: int
     name: str
-    kind: Literal["activity", "timer", "signal", "condition", "cancel"]
+    kind: Literal["activity", "timer", "signal", "condition", "cancel", "patch"]
     status: EntryStatus
     attempts: int = 0
     started_at: datetime | None = None
@@ -183,7 +183,20 @@ def tell(entries: Iterable[AnyEntry], attempts: dict[int, AttemptView] | None = 
                 for line in by_op.values():
                     if line.finished_at is None and line.kind == "activity":
                         line.status, line.attempts = "scheduled", 0
-            case events.Started() | events.Patched():
+            case events.Patched():
+                story.append(
+                    Entry(
+                        number=number,
+                        name=entry.id,
+                        kind="patch",
+                        status="completed",
+                        started_at=now,
+                        finished_at=now,
+                        result="deprecated" if entry.deprecated else None,
+                        source=entry.src,
+                    )
+                )
+            case events.Started():
                 pass  # nothing that anyone waits for
             case (
                 events.Completed()

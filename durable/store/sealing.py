@@ -47,7 +47,10 @@ from durable.store.records import (
     Message,
     NextGeneration,
     Park,
+    PauseKind,
+    PauseRecord,
     Redelivery,
+    Reopen,
     RunFilter,
     RunRecord,
     SendOutcome,
@@ -70,19 +73,24 @@ PLAIN_VERBS: Final = frozenset(
         "count_backlog",
         "count_closed_runs",
         "find_closed_runs",
+        "find_gone",
         "find_lost_workers",
         "find_run_ids",
         "list_workers",
         "owned_runs",
         "prune_runs",
         "read_health",
+        "read_pauses",
         "read_meta",
         "recent_workflows",
         "register_worker",
         "rescue_dead_workers",
+        "resume",
+        "resume_run",
         "retire_worker",
         "schema_version",
         "subscribe",
+        "take_role",
         "unpark_run",
         "url",
         "wake_due_runs",
@@ -183,6 +191,31 @@ class SealedStore:
 
     async def terminate_run(self, run_id: str, reason: str | None, now_us: int) -> None:
         await self._store.terminate_run(run_id, self._seal_reason(reason, run_id), now_us)
+
+    async def reopen_run(self, reopen: Reopen, now_us: int) -> None:
+        if (reopen.pk, reopen.generation) not in self._known:
+            self._note(await self._store.get_run(reopen.run_id, reopen.generation))
+        run_id, (epoch, generation) = self._known[reopen.pk, reopen.generation]
+        origin = (epoch + reopen.new_epoch, generation + 1)
+        sealed = msgspec.structs.replace(
+            reopen,
+            parts=self._parts(reopen.parts, run_id, reopen.copy_turns + 1, origin),
+            redeliver=tuple(self._redelivery(one, run_id) for one in reopen.redeliver),
+        )
+        await self._store.reopen_run(sealed, now_us)
+
+    async def pause_run(self, run_id: str, reason: str | None, now_us: int) -> bool:
+        return await self._store.pause_run(run_id, self._seal_reason(reason, run_id), now_us)
+
+    async def pause(self, kind: PauseKind, name: str, reason: str | None, now_us: int) -> bool:
+        text = None if reason is None else seal_text(self._codec, reason, f"pause\0{kind}\0{name}")
+        return await self._store.pause(kind, name, text, now_us)
+
+    async def list_pauses(self) -> list[PauseRecord]:
+        return [
+            msgspec.structs.replace(one, reason=self._open_text(one.reason, f"pause\0{one.kind}\0{one.name}"))
+            for one in await self._store.list_pauses()
+        ]
 
     # ─ reading ──
 
@@ -301,10 +334,13 @@ class SealedStore:
         return None if data is None else self._open(data, place, origin)
 
     def _open_reason(self, text: str | None, run_id: str) -> str | None:
+        return self._open_text(text, _reason(run_id))
+
+    def _open_text(self, text: str | None, place: str) -> str | None:
         data = None if text is None else envelope_in(text)
         if data is None:
             return text
-        opened = self._open(data, _reason(run_id))
+        opened = self._open(data, place)
         return shown_text(text) if sealed_fault(opened) is not None else opened.decode("utf-8", "replace")
 
     def _record(self, run: RunRecord) -> RunRecord:
@@ -315,6 +351,7 @@ class SealedStore:
             result=self._open_if(run.result, f"result\0{run.run_id}", origin),
             failure=self._open_if(run.failure, f"failure\0{run.run_id}", origin),
             reason=self._open_reason(run.reason, run.run_id),
+            pause_reason=self._open_reason(run.pause_reason, run.run_id),
         )
 
     def _claim(self, claim: Claim) -> Claim:

@@ -39,7 +39,7 @@ from durable.journal.events import (
 )
 from durable.journal.lifecycle import RunStatus
 from durable.journal.matching import environment
-from durable.journal.turns import ENGINE_VERSION, Activated, encode_turn, split_activations
+from durable.journal.turns import ENGINE_VERSION, Activated, encode_turn, joined, split_activations
 from durable.limits import DEFAULT_LIMITS, Limits
 from durable.seams import Clock, Random
 from durable.store.records import (
@@ -58,7 +58,7 @@ from durable.store.records import (
 )
 from durable.worker.live import Item, LiveRun, Outcome, Phase
 from durable.worker.performing import UNAWAITED, Performer
-from durable.worker.reading import check_attempts, joined, message_event
+from durable.worker.reading import check_attempts, message_event
 
 TURN_EVENTS_MAX: Final = 500  # P19
 TURN_BYTES_MAX: Final = 1 << 20
@@ -198,11 +198,18 @@ class Driver:
             self._on_work()
 
     def _drive(self, run: LiveRun) -> None:
+        if run.is_held and not run.outcomes:
+            return
         try:
             instance = run.instance
             if instance is None:
                 item = self._turn(run, self._rebuild(run))
-            elif len(run.outcomes) == 1 and not run.inbox and run.outcomes[0].failure is None:
+            elif (
+                len(run.outcomes) == 1
+                and not run.inbox
+                and not run.is_held
+                and run.outcomes[0].failure is None
+            ):
                 item = self._common_turn(run, instance, run.outcomes[0])
             else:
                 item = self._turn(run, instance)
@@ -308,7 +315,7 @@ class Driver:
         taken: list[Outcome] = []
         bytes_fed = 0
         turn = run.turn + 1
-        reserve = self.performer.reserve
+        reserve = self.performer.reserve if not run.is_held else _none_reserved
         reserved = self.performer.reserved
         if instance.events == 0:
             started = self._started(run, now)
@@ -650,7 +657,7 @@ class Driver:
         run.phase = _IDLE
         if instance.timers or not run.attempts:
             self._rest(run, instance)
-        if run.leave_asked:
+        if run.leave_asked or (run.is_held and self._is_still(run)):
             self._release(run)
         elif run.inbox or run.outcomes:
             self.mark(run)
@@ -814,6 +821,22 @@ class Driver:
             return HandBack()
         return Wait(due_at_us=min(instance.timers.values(), default=None))
 
+    def hold(self, is_held: Callable[[LiveRun], bool]) -> None:
+        """Hold back the runs that are paused, let go on those that no longer are.
+
+        A run is handed back once nothing of it runs and what had run is recorded.
+        """
+        for run in list(self.runs.values()):
+            was, run.is_held = run.is_held, is_held(run)
+            if run.is_held and run.phase is Phase.IDLE and self._is_still(run):
+                self._release(run)
+            elif was and not run.is_held:
+                self.mark(run)
+
+    def _is_still(self, run: LiveRun) -> bool:
+        """Whether nothing of a run that is held back runs, and what had run is recorded."""
+        return not run.outcomes and not run.has_running_attempts
+
     def stop(self) -> None:
         """Drop whatever is left and set no more callbacks."""
         self.lose_all()
@@ -828,6 +851,10 @@ class Driver:
 def _parked(fault: Exception) -> Park:
     is_clear = isinstance(fault, PlatformFault) and fault.is_clear
     return Park(reason=f"{type(fault).__name__}: {fault}", is_clear=is_clear)
+
+
+def _none_reserved() -> bool:
+    return False
 
 
 def _due_timer(instance: Instance, now: int) -> int | None:

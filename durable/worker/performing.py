@@ -153,15 +153,20 @@ class Performer:
         if not self._queue or self._free <= 0 or self.is_draining:
             return
         marks: dict[LiveRun, list[Attempt]] = {}
+        held: list[Attempt] = []
         while self._queue and self._free > 0:
             attempt = self._queue.popleft()
             if attempt.state is not AttemptState.QUEUED:
+                continue
+            if attempt.run.is_held:
+                held.append(attempt)
                 continue
             attempt.state = AttemptState.MARKING
             attempt.stop_timer()
             attempt.has_slot = True
             self._free -= 1
             marks.setdefault(attempt.run, []).append(attempt)
+        self._queue.extendleft(reversed(held))
         for run, attempts in marks.items():
             rows = [
                 AttemptRow(op=a.call.op, attempt=a.number + 1, state="started", details=a.details)

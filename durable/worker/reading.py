@@ -1,4 +1,4 @@
-"""What the store says of a run, checked before anything is done with it: journal rows, messages, attempts.
+"""What the store says of a run, checked before anything is done with it: messages, and what is told of attempts.
 
 A row that cannot be read raises `UndecodableError`, which names the row and never quotes it: the run is parked. Nothing of a
 damaged row gets into a new one.
@@ -13,17 +13,11 @@ import msgspec
 from durable.activities import decode_details
 from durable.errors import UndecodableError
 from durable.failures import Failure
-from durable.journal.events import AnyEntry, CancelRequested, SignalReceived
-from durable.journal.turns import join_turns
+from durable.journal.events import CancelRequested, SignalReceived
 from durable.payloads.codec import sealed_fault
-from durable.store.records import AttemptRow, JournalRow, Message
+from durable.store.records import AttemptRow, Message
 
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
-def joined(rows: Sequence[JournalRow], *, last_turn: int = 0) -> list[tuple[int, list[AnyEntry]]]:
-    """Return (turn, entries) of a claim's journal; see `join_turns`."""
-    return join_turns(((row.turn, row.part, row.data) for row in rows), last_turn=last_turn)
 
 
 def check_attempts(rows: Sequence[AttemptRow]) -> None:

@@ -38,6 +38,7 @@ PAYLOADS = {
     "NextGeneration.failure",
     "NextGeneration.parts",
     "Redelivery.data",
+    "Reopen.parts",
     "TurnCommit.parts",
 }
 
@@ -55,7 +56,7 @@ def fields_of_bytes() -> Iterator[str]:
             and record.__module__ == records.__name__
         ):
             for field, hint in typing.get_type_hints(record).items():
-                if "bytes" in str(hint):
+                if "class 'bytes'" in str(hint) or "bytes |" in str(hint) or "[bytes" in str(hint):
                     yield f"{name}.{field}"
 
 

@@ -131,6 +131,16 @@ async def every_kind_of_payload(client: Client) -> None:
     assert CANARY in ((await parked.describe()).reason or "")
     await parked.signal(word, CANARY)  # stays in the inbox
 
+    paused = await client.start(conversation, CANARY, run_id="paused", delay=3600)
+    await client.pause("paused", CANARY)
+    await client.pause_task_queue("elsewhere", CANARY)
+    assert CANARY in (await paused.why()).text
+    assert (await client.store.list_pauses())[0].reason == CANARY
+
+    assert (await client.retry("failing")).generation == 2
+    with pytest.raises(WorkflowFailedError, match=CANARY):
+        await (await client.get("failing")).result(10)
+
 
 def holders(directory: Path) -> list[str]:
     """Return the files that hold the canary, in any encoding it might have been stored in."""
@@ -290,6 +300,24 @@ def _turns(database: Path, *, generation: int) -> list[int]:
     with closing(sqlite3.connect(database)) as db:
         sql = "SELECT turn FROM journal WHERE generation = ? ORDER BY turn"
         return [row[0] for row in db.execute(sql, (generation,))]
+
+
+@pytest.mark.parametrize("from_start", [True, False])
+async def test_an_operators_retry_reads_the_rows_it_kept(client: Client, from_start: bool) -> None:
+    """They are copied as they are, into the next generation and, from the start, into another epoch."""
+    chances.names.clear()
+
+    @workflow
+    async def hopeful(text: str) -> str:
+        return f"{await echo(text)} {await fragile(text)}"
+
+    async with running_worker(client, hopeful):
+        run = await client.start(hopeful, "x", run_id="h")
+        with pytest.raises(WorkflowFailedError):
+            await run.result(10)
+        await client.retry("h", from_start=from_start)
+        assert await (await client.get("h", hopeful)).result(10) == "x! x"
+    assert [line.status for line in (await client.describe("h")).journal] == ["completed", "completed"]
 
 
 async def test_what_an_activity_starts_is_encrypted_too(client: Client, tmp_path: Path) -> None:

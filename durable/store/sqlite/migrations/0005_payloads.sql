@@ -29,20 +29,6 @@ END;
 -- The last turn that was written when the run last changed hands: a journal that ends before it has lost rows.
 ALTER TABLE run ADD COLUMN last_turn INTEGER NOT NULL DEFAULT 0;
 
-DROP VIEW run_record;
-
--- What readers see of the latest generation of each run; large payloads are notes of their size.
-CREATE VIEW run_summary AS
-SELECT
-    run.id, run.run_id, run.generation, run.epoch, run.workflow, run.version, run.task_queue, run.status,
-    run.attempt, run.created_at_us, run.started_at_us, run.closed_at_us, run.deadline_us, run.due_at_us,
-    run.ready_at_us, run.owner, worker.name AS owner_name, worker.is_alive AS owner_is_alive, run.reason,
-    run_payload.input, run_payload.result, run_payload.failure,
-    (SELECT count(*) FROM inbox WHERE inbox.run = run.id) AS unread
-FROM run
-LEFT JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = run.generation
-LEFT JOIN worker ON worker.id = run.owner;
-
 -- Payloads with the large ones in their places.
 CREATE VIEW whole_payload AS
 SELECT
@@ -52,13 +38,15 @@ SELECT
     coalesce((SELECT data FROM payload WHERE payload.id = run_payload.failure_payload), failure) AS failure
 FROM run_payload;
 
-CREATE VIEW run_record AS
+-- As `run_seen`, which goes on to show what is in the rows themselves: of large payloads the note of their size.
+CREATE VIEW run_whole AS
 SELECT
     run.id, run.run_id, run.generation, run.epoch, run.workflow, run.version, run.task_queue, run.status,
     run.attempt, run.created_at_us, run.started_at_us, run.closed_at_us, run.deadline_us, run.due_at_us,
     run.ready_at_us, run.owner, worker.name AS owner_name, worker.is_alive AS owner_is_alive, run.reason,
     whole_payload.input, whole_payload.result, whole_payload.failure,
-    (SELECT count(*) FROM inbox WHERE inbox.run = run.id) AS unread
+    (SELECT count(*) FROM inbox WHERE inbox.run = run.id) AS unread,
+    run.paused_at_us, run.pause_reason
 FROM run
 LEFT JOIN whole_payload ON whole_payload.run = run.id AND whole_payload.generation = run.generation
 LEFT JOIN worker ON worker.id = run.owner;
