@@ -20,15 +20,19 @@ from durable.errors import (
     ActivityTimeoutError,
     ArgumentsError,
     BlockedLoopError,
+    CodecError,
     DefinitionError,
     DurableError,
+    InboxFullError,
     InternalError,
+    JournalLimitError,
     LeaseLostError,
     LivelockError,
     NonDeterminismError,
     NonRetryableError,
     NotADatabaseError,
     PayloadError,
+    PayloadTooLargeError,
     PlatformFault,
     PoisonError,
     RunCancelledError,
@@ -69,6 +73,7 @@ from durable.in_workflow import (
     random as random,
 )
 from durable.journal.lifecycle import RunStatus
+from durable.limits import Limits
 from durable.result import Err, Ok, Result, UnwrapError
 from durable.retry import Retry, RetryAfter
 from durable.workflows import Signal, Workflow, workflow
@@ -89,6 +94,8 @@ if TYPE_CHECKING:
     from durable.journal.view import Entry as Entry
     from durable.journal.why import Why as Why
     from durable.journal.why import WhyReason as WhyReason
+    from durable.payloads.codec import PayloadCodec as PayloadCodec
+    from durable.payloads.encryption import Encryption as Encryption
     from durable.run_handle import Run as Run
     from durable.run_handle import RunHandle as RunHandle
     from durable.stacks import Stack as Stack
@@ -103,7 +110,9 @@ _LAZY: Final = {
     "Backup": "durable.client",
     "Blocker": "durable.journal.view",
     "Client": "durable.client",
+    "Encryption": "durable.payloads.encryption",
     "Entry": "durable.journal.view",
+    "PayloadCodec": "durable.payloads.codec",
     "Pruned": "durable.client",
     "Reopened": "durable.client",
     "Run": "durable.run_handle",
@@ -145,18 +154,25 @@ __all__ = [
     "BlockedLoopError",
     "Blocker",
     "Client",
+    "CodecError",
     "DefinitionError",
     "DurableError",
+    "Encryption",
     "Entry",
     "Err",
+    "InboxFullError",
     "InternalError",
+    "JournalLimitError",
     "LeaseLostError",
+    "Limits",
     "LivelockError",
     "NonDeterminismError",
     "NonRetryableError",
     "NotADatabaseError",
     "Ok",
+    "PayloadCodec",
     "PayloadError",
+    "PayloadTooLargeError",
     "PlatformFault",
     "PoisonError",
     "Pruned",

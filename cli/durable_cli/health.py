@@ -15,7 +15,7 @@ from durable_cli.completing import complete_run_id
 from durable_cli.durations import ago_text
 from durable_cli.finding import LAST, database, find_run, run_async
 from durable_cli.options import Settings, common_options
-from durable_cli.output import Output, builtins, columns, count, escaped, glyph, iso, now
+from durable_cli.output import Output, builtins, bytes_text, columns, count, escaped, glyph, iso, now
 from durable_cli.problems import OK, RUN_FAILED, quoted
 
 LOG_BYTES_MAX: Final = 64 << 20  # above it, whoever writes copies the log into the database
@@ -342,15 +342,3 @@ def _print_checks(output: Output, checks: list[Check]) -> None:
         sign, colour = _SIGNS[check.status]
         hint = f"   → {check.hint}" if check.hint else ""
         output.line(f"{output.out.paint(sign, colour)} {check.text}{output.out.paint(hint, dim=True)}")
-
-
-def bytes_text(size: int) -> str:
-    """Return `4.0 KiB`, `12.3 MiB`."""
-    if size < 1024:
-        return f"{size} bytes"
-    amount = size / 1024
-    for unit in ("KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"

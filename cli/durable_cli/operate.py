@@ -20,6 +20,7 @@ import click
 import durable
 from durable import ArgumentsError, Client, Run, RunHandle, Worker
 from durable_cli.arguments import Given, parse_arguments
+from durable_cli.codecs import codec_of
 from durable_cli.completing import complete_workflow
 from durable_cli.durations import duration_option, retention_option
 from durable_cli.finding import database, run_async
@@ -137,7 +138,7 @@ async def _run(
     run_id: str | None,
     started: list[str],
 ) -> int:
-    durable.configure(settings.db)
+    durable.configure(settings.db, codec=codec_of(settings))
     handle = await workflow.options(run_id=run_id).start(*call.args, **call.kwargs)
     started.append(handle.run_id)
     both_stop_in_order = _Handlers(signal.getsignal(signal.SIGINT), signal.SIGTERM)

@@ -52,6 +52,7 @@ from durable.journal.events import (
 )
 from durable.journal.matching import Mismatch, describe, label, match, non_determinism
 from durable.journal.turns import Activated
+from durable.limits import DEFAULT_LIMITS, Limits
 from durable.payloads import ValueType
 
 UNSET: Final = msgspec.UNSET
@@ -68,6 +69,7 @@ class Instance:
         input: bytes,
         *,
         callbacks_max: int = 100_000,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         anyio_scopes.install()
         guards.install()
@@ -81,6 +83,7 @@ class Instance:
         self.failed_at: tuple[int, int] | None = None
         self.events = 0
         self.warnings: list[str] = []
+        self._limits = limits
         self._definition = definition
         self._input = input
         self._operations = operations = Operations(f"{identity.run_id}@{identity.epoch}/")
@@ -274,6 +277,8 @@ class Instance:
         try:
             result = await self._definition.fn(*args, **kwargs)
             data = self._definition.result.encode(result)
+            if len(data) > self._limits.payload_bytes_warn and not self.is_replaying:
+                self._judge(data, "the result")
         except asyncio.CancelledError as error:
             if self.is_evicting:
                 return
@@ -385,10 +390,17 @@ class Instance:
         self, definition: ActivityDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Coroutine[Any, Any, Any]:
         source = find_source(sys._getframe(2)) or self._loop.task_source()
-        call = Call(definition, definition.arguments.encode(args, kwargs), source)
+        data = definition.arguments.encode(args, kwargs)
+        if len(data) > self._limits.payload_bytes_warn and not self.is_replaying:
+            self._judge(data, f"the arguments of activity {definition.name!r}")
+        call = Call(definition, data, source)
         coroutine = perform(call, self._loop, self._operations)
         coroutine.__qualname__ = definition.name  # type: ignore[attr-defined]  # "coroutine ... was never awaited"
         return coroutine
+
+    def _judge(self, data: bytes, what: str) -> None:
+        """Refuse or warn of a large payload. Not in a replay: what is in the journal was let pass."""
+        self._limits.judge(len(data), what=what, run_id=self.identity.run_id)
 
     def patched(self, id: str) -> bool:
         """Return whether the run takes the new side of a change; the first answer is journaled, and stays."""

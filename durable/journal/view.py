@@ -15,6 +15,7 @@ from durable.errors import UndecodableError
 from durable.failures import Failure, describe
 from durable.journal import events
 from durable.journal.events import AnyEntry
+from durable.payloads.codec import sealed_label
 from durable.seams import EPOCH
 
 EntryStatus = Literal[
@@ -83,8 +84,8 @@ def plain(data: bytes | msgspec.Raw | None) -> Any:
         return None
     try:
         return msgspec.json.decode(data)
-    except msgspec.DecodeError:
-        return "<unreadable>"
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return f"<{sealed_label(bytes(data)) or 'unreadable'}>"
 
 
 def tell(entries: Iterable[AnyEntry], attempts: dict[int, AttemptView] | None = None) -> Story:

@@ -29,11 +29,18 @@ import msgspec
 
 from durable import failures
 from durable.activities import ActivityInfo, CompleteAsync, Pulse, _pulse, decode_details
-from durable.client import url_here
+from durable.client import Address, address_here
 from durable.definitions import ActivityDefinition
 from durable.engine.runtime import ActivityCall
-from durable.errors import ActivityTimeoutError, PayloadError, UndecodableError, WorkerLostError
+from durable.errors import (
+    ActivityTimeoutError,
+    PayloadError,
+    PayloadTooLargeError,
+    UndecodableError,
+    WorkerLostError,
+)
 from durable.failures import Failure
+from durable.limits import Limits
 from durable.retry import asked_delay_us
 from durable.seams import Clock, Executor, Random
 from durable.store.records import AttemptRow
@@ -67,7 +74,8 @@ class Performer:
         clock: Clock,
         random: Random,
         executor: Executor,
-        url: str,
+        address: Address,
+        limits: Limits,
         on_outcome: Callable[[LiveRun], None],
         on_marks: Callable[[Item], None],
         on_slots: Callable[[], None],
@@ -86,8 +94,9 @@ class Performer:
         # Until `fresh_until` (monotonic) there is no need to ask.
         self.fence: Callable[[], bool] = lambda: True
         self.fresh_until = 0.0
+        self._allowed = limits
         self._context = copy_context()
-        self._context.run(url_here.set, url)
+        self._context.run(address_here.set, address)
         self._runners = Runners(clock=clock, context=self._context, on_ended=self._ended)
         self._loop = asyncio.get_running_loop()
         self._on_details = self._note
@@ -372,6 +381,7 @@ class Performer:
             self._on_details,
             attempt.details,
             earlier,
+            self._allowed,
         )
         attempt.begun = False
         self._running.add(attempt)
@@ -408,6 +418,15 @@ class Performer:
             return None, data, definition.result.decode(data)
         except BaseException as error:
             return error, b"", None
+
+    def _judged(self, attempt: Attempt, data: bytes) -> PayloadTooLargeError | None:
+        """Return the refusal of a result that is too large; warn of one that is nearly so."""
+        what = f"the result of activity {attempt.call.definition.name!r}"
+        try:
+            self._allowed.judge(len(data), what=what, run_id=attempt.run.run_id)
+        except PayloadTooLargeError as refusal:
+            return refusal
+        return None
 
     def _thread_ended(self, attempt: Attempt, task: asyncio.Future[Any]) -> None:
         if task.cancelled():
@@ -575,6 +594,8 @@ class Performer:
         data: bytes,
         value: Any,
     ) -> None:
+        if len(data) > self._allowed.payload_bytes_warn:
+            error = self._judged(attempt, data)
         if (
             error is None
             and attempt.state is _RUNNING

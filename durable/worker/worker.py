@@ -18,6 +18,7 @@ from durable.client import Client
 from durable.definitions import Registry, WorkflowDefinition
 from durable.errors import DefinitionError, DurableError, LeaseLostError, PlatformFault, StoreError
 from durable.journal.lifecycle import RunStatus
+from durable.limits import Limits
 from durable.retry import Seconds, seconds
 from durable.scheduler.due import fire_due
 from durable.scheduler.rescue import rescue_dead
@@ -56,7 +57,8 @@ class Worker:
     `workflows` are `@workflow` functions or modules that hold some. `task_queue` is where it claims runs; `concurrency` how
     many activities it performs at a time. `lease_seconds` (default 10, or `DURABLE_LEASE_TTL`) is how long a worker that
     hangs keeps its runs; one that died on this host loses them at once. Runs closed longer ago than `retention` (seconds or
-    timedelta, default 30 days; None: never) are deleted, by one of the workers for all: give all the same. `threads` is where its threads come from (simulations).
+    timedelta, default 30 days; None: never) are deleted, by one of the workers for all: give all the same. `limits` default to
+    the client's. `threads` is where its threads come from (simulations).
     `activation_limit` (seconds, default 30) is how long a workflow may compute without awaiting anything durable: past that
     it is interrupted and its run is parked. A loop that stands still for twice that ends this process, so that others take over.
     """
@@ -69,6 +71,7 @@ class Worker:
         concurrency: int = 100,
         lease_seconds: Seconds | None = None,
         name: str | None = None,
+        limits: Limits | None = None,
         own_only: bool = False,
         retention: Seconds | None = RETENTION,
         threads: Threads | None = None,
@@ -85,6 +88,7 @@ class Worker:
         if self.activation_seconds <= 0:
             raise DefinitionError(f"activation_limit must be above 0 s, not {activation_limit!r}")
         self.name = name or f"{platform.node()}:{os.getpid()}"
+        self.limits = client.limits if limits is None else limits
         self.rescued: list[Rescue] = []
         self._own_only = own_only
         self._retention_us = retention_us_of(retention)
@@ -203,6 +207,7 @@ class Worker:
             on_lost_run=self.client.watch.look,
             code_of=self._fingerprints.of,
             capacity=CACHE_MAX,
+            limits=self.limits,
         )
         self._driver.suspects = self._suspects = Suspects(
             self._store,
@@ -217,7 +222,8 @@ class Worker:
             clock=self._clock,
             random=self.client.random,
             executor=self._executor,
-            url=self.client.raw_url,
+            address=self.client.address,
+            limits=self.limits,
             on_outcome=self._driver.mark,
             on_marks=self._driver.add_marks,
             on_slots=self._driver.schedule_pump,
@@ -603,7 +609,11 @@ class Worker:
         watch = self.client.watch
         if item.status is RunStatus.PARKED:
             self._interest.discard(run.pk)
-            log.error("run %r is parked: %s", run.run_id, item.fault)
+            fault = item.fault
+            told = f"its text: durable why {run.run_id}"  # it may quote what the run holds
+            if isinstance(fault, PlatformFault) and fault.is_clear:
+                told = str(fault)
+            log.error("run %r is parked: %s: %s", run.run_id, type(fault).__name__, told)
         if item.fault is not None or watch.is_awaited(run.pk, run.generation):
             watch.announce(_record(run, item, self._clock.now_us()), _fault(item))
 

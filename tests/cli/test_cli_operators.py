@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from durable_cli.health import Check, Group, bytes_text, check_log, check_queues, check_schema, next_steps
+from durable_cli.health import Check, Group, check_log, check_queues, check_schema, next_steps
+from durable_cli.output import bytes_text
 
 import durable.store.sqlite.preparing
 import durable.store.sqlite.schema

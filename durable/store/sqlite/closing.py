@@ -47,7 +47,7 @@ def _close_by_force(
     db.executemany(
         sql["insert_turn"],
         [
-            (run, generation, last_turn + 1, part, data)
+            (run, generation, last_turn + 1, part, data, None)  # a reason is short
             for part, data in enumerate(encode_turn(0, [end]), FIRST_PART)
         ],
     )

@@ -125,7 +125,7 @@ def read_claims(db: sqlite3.Connection, sql: Statements, worker: int, pks: Seque
     for row in db.execute(sql["read_owned_runs"], chosen):
         (
             pk, run_id, generation, epoch, claim_no, workflow, version, task_queue, attempt, input, deadline, created,
-            msg_seq, suspicion,
+            msg_seq, suspicion, last_turn,
         ) = row  # fmt: skip
         claims.append(
             Claim(
@@ -142,6 +142,7 @@ def read_claims(db: sqlite3.Connection, sql: Statements, worker: int, pks: Seque
                 deadline_us=deadline,
                 created_at_us=created,
                 msg_seq=msg_seq,
+                last_turn=last_turn,
                 journal=journals.get(pk, []),
                 inbox=inboxes.get(pk, []),
                 attempts=attempts.get(pk, []),
