@@ -101,7 +101,7 @@ class Driver:
         self.performer: Performer  # set by the worker: the two need one another
         self.watch: Watch  # likewise: it is told whose code runs
         self.suspects: Suspects  # likewise: who drives what the pump leaves alone
-        self.is_held = False  # something is driven alone
+        self.is_trying = False  # something is driven alone
         self._registry = registry
         self._clock = clock
         self._random = random
@@ -183,7 +183,7 @@ class Driver:
 
     def _pump(self) -> None:
         self._pump_is_due = False
-        if self.is_held:
+        if self.is_trying:
             return  # whoever holds it schedules the next one
         self.performer.fill_slots()
         if self._evictions:

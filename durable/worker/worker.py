@@ -465,6 +465,22 @@ class Worker:
             self._driver.adopt(claim)
         return len(claims) == room
 
+    async def _retry_parked(self) -> None:
+        await retry_parked(
+            self._store,
+            task_queue=self.task_queue,
+            worker_id=lambda: self.worker_id,
+            room=self._room_for_parked,
+            codes=lambda: [
+                (one.name, one.version, self._fingerprints.of(one)) for one in self.registry.all()
+            ],
+            adopt=self._driver.adopt,
+        )
+
+    def _room_for_parked(self) -> int:
+        is_paused = self._pauses.is_worker_paused or self.task_queue in self._pauses.task_queues
+        return 0 if self._stopping or self._lost or is_paused else self._driver.room
+
     async def _obey_pauses(self) -> None:
         """Hold back what is paused: this worker, task queues, single runs. Each is told when it begins."""
         pauses = await self._store.read_pauses(self.worker_id)
@@ -481,18 +497,6 @@ class Worker:
             lambda run: (
                 pauses.is_worker_paused or run.claim.task_queue in pauses.task_queues or run.pk in pauses.pks
             )
-        )
-
-    async def _retry_parked(self) -> None:
-        await retry_parked(
-            self._store,
-            task_queue=self.task_queue,
-            worker_id=lambda: self.worker_id,
-            room=lambda: 0 if self._stopping or self._lost else self._driver.room,
-            codes=lambda: [
-                (one.name, one.version, self._fingerprints.of(one)) for one in self.registry.all()
-            ],
-            adopt=self._driver.adopt,
         )
 
     async def _check_ownership(self) -> None:

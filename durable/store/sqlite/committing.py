@@ -172,14 +172,19 @@ class TurnWriter:
                     row.due_at_us,
                     row.failure,
                     row.details,
-                    row.completion,
-                    row.limit_at_us,
-                    row.heartbeat_us,
                 )
                 for commit in open_ones
                 for row in commit.attempts
             ],
         )
+        left_open = [
+            (row.completion, row.limit_at_us, row.heartbeat_us, commit.pk, commit.generation, row.op)
+            for commit in open_ones
+            for row in commit.attempts
+            if row.completion
+        ]
+        if left_open:
+            db.executemany(sql["leave_attempt_open"], left_open)
         db.executemany(
             sql["delete_attempt"],
             [(commit.pk, commit.generation, op) for commit in open_ones for op in commit.attempts_done],

@@ -235,7 +235,7 @@ RETURNING id;
 SELECT run.id, json_extract(wanted.value, '$[2]')
 FROM json_each(:codes) AS wanted
 CROSS JOIN run ON run.workflow = json_extract(wanted.value, '$[0]') AND run.version = json_extract(wanted.value, '$[1]')
-    AND run.task_queue = :task_queue AND run.status = 3
+    AND run.task_queue = :task_queue AND run.status = 3 AND run.paused_at_us IS NULL
 WHERE instr(' ' || run.tried_code || ' ', ' ' || json_extract(wanted.value, '$[2]') || ' ') = 0
 ORDER BY run.id
 LIMIT :count;
@@ -244,7 +244,7 @@ LIMIT :count;
 UPDATE run SET
     status = 1, owner = :worker, claim_no = claim_no + 1, is_delayed = 0, reason = NULL,
     suspicion = min(suspicion, 1), tried_code = ltrim(tried_code || ' ' || :code)
-WHERE id = :run AND status = 3 AND instr(' ' || tried_code || ' ', ' ' || :code || ' ') = 0;
+WHERE id = :run AND status = 3 AND paused_at_us IS NULL AND instr(' ' || tried_code || ' ', ' ' || :code || ' ') = 0;
 
 -- name: read_owned_runs
 SELECT run.id, run.run_id, run.generation, run.epoch, run.claim_no, run.workflow, run.version, run.task_queue,
@@ -308,13 +308,14 @@ INSERT INTO journal (run, generation, turn, part, data, payload) VALUES (?, ?, ?
 DELETE FROM inbox WHERE id = ? AND run = ?;
 
 -- name: upsert_attempt
-INSERT INTO attempt (
-    run, generation, op, attempt, state, due_at_us, failure, details, completion, limit_at_us, heartbeat_us
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+-- Apart from what few attempts need (`leave_attempt_open`): a busy worker writes thousands of these a second.
+INSERT INTO attempt (run, generation, op, attempt, state, due_at_us, failure, details) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (run, generation, op) DO UPDATE SET
     attempt = excluded.attempt, state = excluded.state, due_at_us = excluded.due_at_us, failure = excluded.failure,
-    details = coalesce(excluded.details, details), completion = excluded.completion,
-    limit_at_us = excluded.limit_at_us, heartbeat_us = excluded.heartbeat_us;
+    details = coalesce(excluded.details, details), completion = '';
+
+-- name: leave_attempt_open
+UPDATE attempt SET completion = ?, limit_at_us = ?, heartbeat_us = ? WHERE run = ? AND generation = ? AND op = ?;
 
 -- name: delete_attempt
 DELETE FROM attempt WHERE run = ? AND generation = ? AND op = ?;
