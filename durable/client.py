@@ -86,6 +86,9 @@ class Address(NamedTuple):
     codec: PayloadCodec | None = None
     limits: Limits = DEFAULT_LIMITS
 
+    def __repr__(self) -> str:
+        return f"<address {masked(self.url)}>"
+
 
 # The database of the worker whose activity is running: what the activity starts goes there, not to the default.
 address_here: ContextVar[Address | None] = ContextVar("durable_address", default=None)

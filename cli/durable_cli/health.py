@@ -181,8 +181,11 @@ def _print_workers(output: Output, rows: list[dict[str, Any]]) -> None:
 
 
 def instant(at_us: int) -> datetime:
-    """Return an aware UTC datetime."""
-    return _EPOCH + timedelta(microseconds=at_us)
+    """Return an aware UTC datetime; for a number out of all range (a damaged row) the nearest there is."""
+    try:
+        return _EPOCH + timedelta(microseconds=at_us)
+    except OverflowError:
+        return (datetime.max if at_us > 0 else datetime.min).replace(tzinfo=UTC)
 
 
 # ─ doctor ────────────────────────────────────────────────────────────────────

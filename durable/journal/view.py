@@ -6,7 +6,7 @@ A pure fold over entries. Knows nothing of stores; attempts in progress are hand
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 import msgspec
@@ -74,8 +74,11 @@ _US: Final = timedelta(microseconds=1)
 
 
 def instant(at_us: int) -> datetime:
-    """Return an aware UTC datetime."""
-    return EPOCH + at_us * _US
+    """Return an aware UTC datetime; for a number out of all range (a damaged row) the nearest there is."""
+    try:
+        return EPOCH + at_us * _US
+    except OverflowError:
+        return (datetime.max if at_us > 0 else datetime.min).replace(tzinfo=UTC)
 
 
 def plain(data: bytes | msgspec.Raw | None) -> Any:

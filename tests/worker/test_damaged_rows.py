@@ -131,6 +131,9 @@ DAMAGE: dict[str, tuple[str, str]] = {
     ),
     "journal: a turn's number": ("UPDATE journal SET turn = 9 WHERE run = 38 AND turn = 1", "does not follow"),
     "journal: a part's number": ("UPDATE journal SET part = 2 WHERE run = 38 AND turn = 1", "does not follow"),
+    "run: another generation": ("UPDATE run SET generation = 9 WHERE id = 38", "the journal ends at turn 0"),
+    "run: a later last turn": ("UPDATE run SET last_turn = 99 WHERE id = 38", "though turn 99 was written"),
+    "input: the row is gone": ("DELETE FROM run_payload WHERE run = 38", "stored arguments of order()"),
     "input: not JSON": ("UPDATE run_payload SET input = x'00' WHERE run = 38", "stored arguments of order()"),
     "input: of another type": (
         "UPDATE run_payload SET input = CAST('{\"number\":\"x\"}' AS BLOB) WHERE run = 38",
@@ -224,6 +227,29 @@ async def test_a_damaged_attempt_parks_its_run_and_no_other(client: Client, colu
         await status_is(runs[VICTIM], "parked")
     assert calls.of(f"second {VICTIM}") == 0
     await it_is_told(client, runs[VICTIM].run_id, "the attempt row of operation 1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["status = 77", "status = -5", "created_at_us = 1 << 62", "deadline_us = 1 << 62", "due_at_us = -(1 << 62)", "attempt = -1",
+     "task_queue = ''", "owner = 99"],
+)  # fmt: skip
+async def test_a_run_whose_row_is_damaged_hides_no_other(client: Client, change: str) -> None:
+    """Lists, `why` and `describe` answer, whatever the numbers are, and the others finish."""
+    runs = await many_waiting(client)
+    tampered(file_of(client), f"UPDATE run SET {change} WHERE id = 38")  # noqa: S608 - constants
+
+    assert len(await client.list(limit=RUNS)) == RUNS
+    seen = await runs[VICTIM].describe()
+    assert (await runs[VICTIM].why()).text
+    await client.health()
+    if change.startswith("status"):
+        assert (seen.status, "there is no status" in (seen.reason or "")) == ("parked", True)
+    async with running_worker(client, order):
+        for number, run in enumerate(runs):
+            if number != VICTIM:
+                await run.signal(go, "go")
+                assert await run.result(20) == f"result {number} go done"
 
 
 @pytest.mark.parametrize("column", ["result", "failure", "input"])

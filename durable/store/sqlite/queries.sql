@@ -247,11 +247,13 @@ UPDATE run SET
 WHERE id = :run AND status = 3 AND paused_at_us IS NULL AND instr(' ' || tried_code || ' ', ' ' || :code || ' ') = 0;
 
 -- name: read_owned_runs
+-- A run whose input is missing is driven like any other, and parks: left out, it would be owned and never move.
 SELECT run.id, run.run_id, run.generation, run.epoch, run.claim_no, run.workflow, run.version, run.task_queue,
-    run.attempt, whole_payload.input, run.deadline_us, run.created_at_us, run.msg_seq, run.suspicion, run.last_turn
+    run.attempt, coalesce(whole_payload.input, x''), run.deadline_us, run.created_at_us, run.msg_seq, run.suspicion,
+    run.last_turn
 FROM json_each(:runs) AS chosen
 CROSS JOIN run ON run.id = chosen.value
-JOIN whole_payload ON whole_payload.run = run.id AND whole_payload.generation = run.generation
+LEFT JOIN whole_payload ON whole_payload.run = run.id AND whole_payload.generation = run.generation
 WHERE run.owner = :worker;
 
 -- name: read_owned_journals

@@ -20,7 +20,7 @@ from durable.store.records import (
     RunRecord,
     WorkerRecord,
 )
-from durable.store.sqlite.codes import HELD, READY, filter_codes, shown_status
+from durable.store.sqlite.codes import HELD, READY, filter_codes, is_known, shown_status
 from durable.store.statements import Statements
 
 _RECENT: Final = 500  # ids compared with a mistyped one
@@ -41,6 +41,8 @@ def run_record(row: Sequence[Any], now_us: int) -> RunRecord:
     ) = row  # fmt: skip
     if code in (READY, HELD) and ready_at > now_us:
         due = ready_at
+    if not is_known(code):
+        reason = f"its row is damaged: there is no status {code}"
     return RunRecord(
         pk=pk,
         run_id=run_id,
@@ -60,7 +62,7 @@ def run_record(row: Sequence[Any], now_us: int) -> RunRecord:
         owner_name=owner_name,
         owner_is_alive=bool(owner_is_alive),
         reason=reason,
-        input=input,
+        input=b"" if input is None else input,  # its row is missing: as good as damaged
         result=result,
         failure=failure,
         unread=unread,
