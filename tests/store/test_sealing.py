@@ -12,18 +12,21 @@ from typing import Any
 
 import msgspec
 import pytest
-from store_steps import NOW, request
+from store_steps import NOW, a_worker, claim, commit, request, turn
 
 from durable import Encryption, RunConflictError, UndecodableError
 from durable.payloads.codec import sealed_fault
 from durable.store import records
 from durable.store.contract import Store
+from durable.store.records import ActivityAnswer, AttemptRow, Park
 from durable.store.sealing import PLAIN_VERBS, SealedStore, sealed
 
 KEY = bytes(range(32))
 
 # Every payload that crosses the contract. A field that is new here needs a place of its own in sealing.py.
 PAYLOADS = {
+    "ActivityAnswer.data",
+    "Park.failure",
     "StartRequest.input",
     "RunRecord.input",
     "RunRecord.result",
@@ -150,3 +153,31 @@ def rewrite(database: Path, statement: str, *parameters: Any) -> None:
     """Change rows behind the library's back."""
     with closing(sqlite3.connect(database, isolation_level=None)) as db:
         db.execute(statement, parameters)
+
+
+async def test_answers_from_outside_and_faults_are_sealed(store: Store) -> None:
+    """Whoever reads the database sees neither what an activity was completed with nor what a run stopped on."""
+    encrypted = sealed(store, Encryption({"k1": KEY}))
+    await encrypted.start_runs([request("x")], NOW)
+    worker = await a_worker(encrypted)
+    (held,) = await claim(encrypted, worker)
+    mark = AttemptRow(op=1, attempt=1, state="started", completion="open")
+    await commit(encrypted, worker, turn(held, None, attempts=[mark]))
+
+    beat = ActivityAnswer(run_id="x", generation=1, op=1, attempt=1, kind="heartbeat", data=b'["canary"]')
+    done = msgspec.structs.replace(beat, kind="completed", data=b'"canary"')
+    assert await encrypted.answer_activity(beat, NOW) == "taken"
+    assert await encrypted.answer_activity(done, NOW) == "taken"
+
+    (row,) = await encrypted.read_attempts(held.pk, 1)
+    (bare_row,) = await store.read_attempts(held.pk, 1)
+    (message,) = await encrypted.read_inbox(worker)
+    (bare_message,) = await store.read_inbox(worker)
+    assert (row.details, message.data) == (b'["canary"]', b'"canary"')
+    assert b"canary" not in (bare_row.details or b"") + bare_message.data
+
+    park = Park(reason="it holds canary", failure=b'{"type":"x","message":"canary"}')
+    await commit(encrypted, worker, turn(held, None, after=park))
+    opened, bare = await encrypted.get_run("x"), await store.get_run("x")
+    assert (opened.reason, opened.failure) == (park.reason, park.failure)
+    assert b"canary" not in (bare.failure or b"") + (bare.reason or "").encode()

@@ -52,7 +52,8 @@ def _close_by_force(
         ],
     )
     # What a parked run stopped on is not what it ended with.
-    db.execute(sql["write_outcome"], {**key, "result": None, "failure": None})
+    nothing = {"result": None, "result_payload": None, "failure": None, "failure_payload": None}
+    db.execute(sql["write_outcome"], {**key, **nothing})
     db.execute(sql["empty_inbox"], {"run": run})
     db.execute(sql["delete_attempts"], (run, generation))
     return True

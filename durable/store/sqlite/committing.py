@@ -214,8 +214,7 @@ class TurnWriter:
                     sql["park_run"], {**fence, "reason": after.reason, "code": after.code}
                 ).rowcount:
                     return "lost"
-                fault = {"run": commit.pk, "generation": commit.generation, "failure": after.failure}
-                db.execute(sql["write_outcome"], {**fault, "result": None})
+                db.execute(sql["write_outcome"], self._outcome_row(db, commit, None, after.failure))
                 return "committed"
             case Close():
                 raise InternalError("runs are closed together")

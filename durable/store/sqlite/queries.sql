@@ -484,7 +484,7 @@ UPDATE run SET
 WHERE run_id = :run_id AND status = 3;
 
 -- name: forget_fault
-UPDATE run_payload SET failure = NULL WHERE run = :run AND generation = :generation;
+UPDATE run_payload SET failure = NULL, failure_payload = NULL WHERE run = :run AND generation = :generation;
 
 -- name: wake_run
 UPDATE run SET

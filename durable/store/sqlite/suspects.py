@@ -31,7 +31,13 @@ def release_runs(
         if crashes + 1 >= CRASHES_MAX:
             fault = _poisonous(run_id, crashes + 1)
             db.execute(sql["park_poison"], {"run": run, "reason": f"PoisonError: {fault}", "now_us": now_us})
-            outcome = {"run": run, "generation": generation, "result": None}
+            outcome = {
+                "run": run,
+                "generation": generation,
+                "result": None,
+                "result_payload": None,
+                "failure_payload": None,  # it is short
+            }
             db.execute(sql["write_outcome"], {**outcome, "failure": _encode(failures.record(fault))})
             poison.append(run_id)
     unexplained = int(is_crash and not to_blame)
