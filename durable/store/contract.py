@@ -159,7 +159,10 @@ class Store(Protocol):
         ...
 
     async def read_claims(self, worker_id: int, pks: Sequence[int]) -> list[Claim]:
-        """Return what driving needs for runs this worker still owns (after a discarded turn). Others are left out."""
+        """Return what driving needs for runs this worker still owns (after a discarded turn). Others are left out.
+
+        Each once, with its journal as it is, however often it is named.
+        """
         ...
 
     async def commit_turns(self, worker_id: int, commits: Sequence[TurnCommit], now_us: int) -> list[Verdict]:

@@ -139,7 +139,7 @@ class JournalRow(msgspec.Struct, gc=False, frozen=True, array_like=True):
 class AttemptRow(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """The durable count of one activity's attempts while it is retrying or queued (P22).
 
-    `state`: "started" (attempt `attempt` was charged and begun), "backoff" (attempt `attempt` failed, the next is due at
+    `state`: "started" (attempt `attempt` was charged and begun, at `due_at_us` if that is known), "backoff" (attempt `attempt` failed, the next is due at
     `due_at_us`), "handed_back" (`attempt` attempts are charged, none is running: start the next at once). `details`: a JSON
     array, what the last heartbeat told. A row without leaves those of the row it replaces.
 

@@ -70,6 +70,10 @@ class Attempt(msgspec.Struct, eq=False):
     details: bytes | None = None
     failure: Failure | None = None
     answer: Message | None = None  # from outside, in the inbox until its outcome is in the journal
+    is_lost: bool = False  # the attempt before died with its worker: the next begins on probation
+    started_at_us: int = (
+        0  # when it began, or (lost, in backoff) the one before did: wall clock, as far as is known
+    )
     limit_at_us: int | None = None  # when an open attempt expires, heartbeats or not
     open_until_us: int | None = None  # when it expires without another heartbeat
 

@@ -31,7 +31,7 @@ from durable.worker.completions import Completions
 from durable.worker.driving import Driver
 from durable.worker.fingerprint import Fingerprints
 from durable.worker.incarnation import Incarnation
-from durable.worker.live import Item, LiveRun
+from durable.worker.live import Item, LiveRun, Phase
 from durable.worker.parked import retry_parked
 from durable.worker.performing import Performer
 from durable.worker.suspects import Suspects
@@ -518,7 +518,9 @@ class Worker:
         while True:
             await self._reload_wakeups.wait(POLL_SECONDS)
             while self._reloads and not self._lost:
-                runs, self._reloads = self._reloads, []
+                # One that was lost meanwhile may have been claimed anew, and be waiting here a second time.
+                runs = [run for run in self._reloads if run.phase is Phase.LOADING]
+                self._reloads = []
                 worker_id = self.worker_id
                 try:
                     claims = await self._store.read_claims(worker_id, [run.pk for run in runs])

@@ -113,7 +113,7 @@ def message(row: Sequence[Any]) -> Message:
 
 def read_claims(db: sqlite3.Connection, sql: Statements, worker: int, pks: Sequence[int]) -> list[Claim]:
     """Return what driving needs for those of `pks` that the worker owns, in that order. Run it in one transaction."""
-    chosen = {"runs": json_text(list(pks)), "worker": worker}
+    chosen = {"runs": json_text(list(dict.fromkeys(pks))), "worker": worker}  # named twice, told once
     journals: dict[int, list[JournalRow]] = {}
     inboxes: dict[int, list[Message]] = {}
     attempts: dict[int, list[AttemptRow]] = {}
