@@ -5,11 +5,21 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from durable.activities import Activity, ActivityInfo, activity, activity_info, heartbeat, step
+from durable.activities import (
+    Activity,
+    ActivityInfo,
+    activity,
+    activity_info,
+    heartbeat,
+    raise_complete_async,
+    step,
+)
 from durable.errors import (
+    ActivityClosedError,
     ActivityError,
     ActivityTimeoutError,
     ArgumentsError,
+    BlockedLoopError,
     CodecError,
     DefinitionError,
     DurableError,
@@ -24,6 +34,7 @@ from durable.errors import (
     PayloadError,
     PayloadTooLargeError,
     PlatformFault,
+    PoisonError,
     RunCancelledError,
     RunConflictError,
     RunNotFoundError,
@@ -32,6 +43,7 @@ from durable.errors import (
     SchemaVersionError,
     StoreBusyError,
     StoreError,
+    StuckWorkflowError,
     UndecodableError,
     UnknownWorkflowError,
     WorkerLostError,
@@ -133,11 +145,13 @@ def __getattr__(name: str) -> Any:
 # Names that shadow the standard library (random, signal) are importable, but not part of `*`.
 __all__ = [
     "Activity",
+    "ActivityClosedError",
     "ActivityError",
     "ActivityInfo",
     "ActivityTimeoutError",
     "ArgumentsError",
     "Backup",
+    "BlockedLoopError",
     "Blocker",
     "Client",
     "CodecError",
@@ -160,6 +174,7 @@ __all__ = [
     "PayloadError",
     "PayloadTooLargeError",
     "PlatformFault",
+    "PoisonError",
     "Pruned",
     "Reopened",
     "Result",
@@ -181,6 +196,7 @@ __all__ = [
     "Standpoint",
     "StoreBusyError",
     "StoreError",
+    "StuckWorkflowError",
     "UndecodableError",
     "UnknownWorkflowError",
     "UnwrapError",
@@ -210,6 +226,7 @@ __all__ = [
     "logger",
     "now",
     "patched",
+    "raise_complete_async",
     "recover",
     "sleep",
     "step",

@@ -29,6 +29,7 @@ class WhyReason(StrEnum):
     UNREAD = "unread"  # messages came in which its worker has not delivered yet
     TURN = "turn"  # its worker drives it at this moment
     ACTIVITY = "activity"  # an attempt of an activity is running: it moves
+    COMPLETION = "completion"  # somebody outside is to complete an activity, by its task token
     SLOT = "slot"  # an activity waits for a free slot of its worker
     RETRY = "retry"  # an activity failed, its next attempt lies ahead
     SIGNAL = "signal"
@@ -183,7 +184,7 @@ def _rank(line: Entry) -> tuple[int, float]:
     due = 0.0 if line.due_at is None else line.due_at.timestamp()
     match line.kind:
         case "activity":
-            return _RANKS.get(line.status, 2), due
+            return (3 if line.is_open else _RANKS.get(line.status, 2)), due
         case "signal" | "cancel":
             return 3, 0.0
         case "condition":
@@ -200,7 +201,7 @@ def _reason(line: Entry) -> WhyReason:
     match line.kind:
         case "activity":
             if line.status == "running":
-                return WhyReason.ACTIVITY
+                return WhyReason.COMPLETION if line.is_open else WhyReason.ACTIVITY
             return WhyReason.RETRY if line.status == "retrying" else WhyReason.SLOT
         case "signal" | "cancel":
             return WhyReason.SIGNAL

@@ -49,6 +49,7 @@ EXPORTED: Final = {
     # inside an activity
     "ActivityInfo",
     "activity_info",
+    "raise_complete_async",
     # outside
     "Blocker",
     "Client",
@@ -73,9 +74,11 @@ EXPORTED: Final = {
     "Result",
     "UnwrapError",
     # errors
+    "ActivityClosedError",
     "ActivityError",
     "ActivityTimeoutError",
     "ArgumentsError",
+    "BlockedLoopError",
     "DefinitionError",
     "DurableError",
     "InboxFullError",
@@ -89,6 +92,7 @@ EXPORTED: Final = {
     "PayloadError",
     "PayloadTooLargeError",
     "PlatformFault",
+    "PoisonError",
     "RunCancelledError",
     "RunConflictError",
     "RunNotFoundError",
@@ -97,6 +101,7 @@ EXPORTED: Final = {
     "SchemaVersionError",
     "StoreBusyError",
     "StoreError",
+    "StuckWorkflowError",
     "UndecodableError",
     "UnknownWorkflowError",
     "WorkerLostError",
