@@ -623,6 +623,8 @@ class Client:
         self, token: str, kind: Literal["completed", "failed", "heartbeat"], data: bytes
     ) -> bool:
         named = parse_token(token, await self._secret())
+        if len(data) > self.limits.payload_bytes_warn:
+            self.limits.judge(len(data), what="the answer of an activity", run_id=named.run_id)
         answer = ActivityAnswer(
             run_id=named.run_id,
             generation=named.generation,
@@ -929,10 +931,10 @@ def _owner_fault(record: RunRecord, lost: set[int]) -> str:
     return "is dead or hangs"
 
 
-def _outcome(record: RunRecord, fault: str, error: str | None) -> str:
-    """Say how a run ended or why it stands; of a parked one, what its worker met, which names more than we do."""
+def _outcome(record: RunRecord, unreadable: str, error: str | None) -> str:
+    """Say how a run ended; of a parked one, what its worker met, which names more than we do; `unreadable`: why its journal is."""
     reason = shown_text(record.reason)
-    found = (reason, fault) if record.status is RunStatus.PARKED else (fault, error, reason)
+    found = (reason, unreadable, error) if record.status is RunStatus.PARKED else (unreadable, error, reason)
     return next((one for one in found if one), "")
 
 

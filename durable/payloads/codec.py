@@ -101,6 +101,11 @@ def size_note(size: int) -> bytes:
     return MARK + bytes((_SIZE,)) + str(size).encode()
 
 
+def is_sealed(data: bytes) -> bool:
+    """Whether these bytes are an envelope, or stand for a payload that is not at hand."""
+    return data.startswith(MARK)
+
+
 def is_size_note(data: bytes) -> bool:
     return data[: len(MARK) + 1] == MARK + bytes((_SIZE,))
 

@@ -24,10 +24,12 @@ import msgspec
 
 from durable.errors import CodecError, UndecodableError
 from durable.journal.events import Terminated, TimedOut
+from durable.journal.lifecycle import RunStatus
 from durable.journal.turns import decode_turn
 from durable.payloads.codec import (
     PayloadCodec,
     envelope_in,
+    is_sealed,
     is_size_note,
     open_envelope,
     seal,
@@ -45,6 +47,7 @@ from durable.store.records import (
     AttemptRow,
     Claim,
     Close,
+    Expiry,
     JournalRow,
     Message,
     NextGeneration,
@@ -75,7 +78,6 @@ PLAIN_VERBS: Final = frozenset(
         "close_overdue_runs",
         "count_backlog",
         "count_closed_runs",
-        "expire_attempt",
         "find_closed_runs",
         "find_gone",
         "find_lost_workers",
@@ -198,15 +200,20 @@ class SealedStore:
         )
 
     async def answer_activity(self, answer: ActivityAnswer, now_us: int) -> AnswerVerdict:
-        run_id = answer.run_id
         if answer.kind == "heartbeat":
-            run = await self._store.get_run(run_id)
-            place, origin = f"attempt details\0{run_id}\0{answer.op}", (run.epoch, answer.generation)
+            run = await self._store.get_run(
+                answer.run_id
+            )  # if it is in another generation, nothing is written
+            origin = (run.epoch, answer.generation)
+            data = self._seal(answer.data, _details(answer.run_id, answer.op), origin)
         else:
             message_id = answer_id(answer.generation, answer.op, answer.attempt)
-            place, origin = _message(run_id, "activity", answer.kind, message_id), (0, 0)
-        sealed = msgspec.structs.replace(answer, data=self._seal(answer.data, place, origin))
-        return await self._store.answer_activity(sealed, now_us)
+            data = self._seal(answer.data, _message(answer.run_id, "activity", answer.kind, message_id))
+        return await self._store.answer_activity(msgspec.structs.replace(answer, data=data), now_us)
+
+    async def expire_attempt(self, worker_id: int, *, attempt: AttemptRow, **more: Any) -> Expiry:
+        bare = msgspec.structs.replace(attempt, failure=None, details=None)  # only its numbers matter
+        return await self._store.expire_attempt(worker_id, attempt=bare, **more)
 
     async def terminate_run(self, run_id: str, reason: str | None, now_us: int) -> None:
         await self._store.terminate_run(run_id, self._seal_reason(reason, run_id), now_us)
@@ -302,10 +309,9 @@ class SealedStore:
                 redeliver=tuple(self._redelivery(one, run_id) for one in after.redeliver),
             )
         if isinstance(after, Park):
-            reason = after.reason
             return msgspec.structs.replace(
                 after,
-                reason=reason if after.is_clear else seal_text(self._codec, reason, _reason(run_id)),
+                reason=after.reason if after.is_clear else self._seal_reason(after.reason, run_id),
                 failure=self._seal_if(after.failure, f"failure\0{run_id}", origin),
             )
         return after
@@ -320,7 +326,7 @@ class SealedStore:
         return msgspec.structs.replace(
             row,
             failure=self._seal_if(row.failure, f"attempt failure\0{run_id}\0{row.op}", origin),
-            details=self._seal_if(row.details, f"attempt details\0{run_id}\0{row.op}", origin),
+            details=self._seal_if(row.details, _details(run_id, row.op), origin),
         )
 
     def _seal_if(self, data: bytes | None, place: str, origin: Origin) -> bytes | None:
@@ -373,10 +379,19 @@ class SealedStore:
             run,
             input=self._open(run.input, _input(run)),
             result=self._open_if(run.result, f"result\0{run.run_id}", origin),
-            failure=self._open_if(run.failure, f"failure\0{run.run_id}", origin),
+            failure=self._open_failure(run, origin),
             reason=self._open_reason(run.reason, run.run_id),
             pause_reason=self._open_reason(run.pause_reason, run.run_id),
         )
+
+    def _open_failure(self, run: RunRecord, origin: Origin) -> bytes | None:
+        """Of a parked run it says more of what the reason says, and may be the store's own word, or in another key."""
+        if run.status is not RunStatus.PARKED or run.failure is None:
+            return self._open_if(run.failure, f"failure\0{run.run_id}", origin)
+        if not is_sealed(run.failure):
+            return run.failure
+        opened = self._open(run.failure, f"failure\0{run.run_id}", origin)
+        return None if sealed_fault(opened) is not None else opened
 
     def _claim(self, claim: Claim) -> Claim:
         origin = self._note(claim)
@@ -438,7 +453,7 @@ class SealedStore:
         return msgspec.structs.replace(
             row,
             failure=self._open_if(row.failure, f"attempt failure\0{run_id}\0{row.op}", origin),
-            details=self._open_if(row.details, f"attempt details\0{run_id}\0{row.op}", origin),
+            details=self._open_if(row.details, _details(run_id, row.op), origin),
         )
 
 
@@ -464,6 +479,10 @@ def _journal(run_id: str, turn: int, part: int) -> str:
 
 def _message(run_id: str, kind: str, name: str, message_id: str | None) -> str:
     return f"message\0{run_id}\0{kind}\0{name}\0{message_id or ''}"
+
+
+def _details(run_id: str, op: int) -> str:
+    return f"attempt details\0{run_id}\0{op}"
 
 
 def _reason(run_id: str) -> str:

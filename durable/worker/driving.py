@@ -20,7 +20,13 @@ from durable import failures
 from durable.definitions import Registry, WorkflowDefinition
 from durable.engine.instance import Instance
 from durable.engine.runtime import RunIdentity
-from durable.errors import InternalError, JournalLimitError, PlatformFault, StuckWorkflowError
+from durable.errors import (
+    InternalError,
+    JournalLimitError,
+    PlatformFault,
+    StuckWorkflowError,
+    UndecodableError,
+)
 from durable.failures import Failure
 from durable.journal.events import (
     EVENT_TYPES,
@@ -60,7 +66,7 @@ from durable.store.records import (
 )
 from durable.worker.live import AttemptState, Item, LiveRun, Outcome, Phase
 from durable.worker.performing import UNAWAITED, Performer
-from durable.worker.reading import check_attempts, message_event
+from durable.worker.reading import check_answer, check_attempts, message_event
 from durable.worker.suspects import Suspects
 from durable.worker.watchdog import Interrupted, Watch
 
@@ -314,14 +320,6 @@ class Driver:
         item.status = RunStatus.PARKED
         return item
 
-    def _parked(self, run: LiveRun, fault: Exception) -> Park:
-        return Park(
-            reason=f"{type(fault).__name__}: {fault}",
-            is_clear=isinstance(fault, PlatformFault) and fault.is_clear,
-            failure=msgspec.json.encode(_as_failure(fault)),
-            code=self._code_of(run.definition),
-        )
-
     # ─ rebuilding ──
 
     def _rebuild(self, run: LiveRun) -> Instance:
@@ -410,6 +408,11 @@ class Driver:
             if run.inbox:
                 message = run.inbox.popleft()
                 if message.kind == "activity":
+                    try:
+                        check_answer(message)
+                    except UndecodableError:
+                        self._undo(run, messages, taken, self.performer.reserved - reserved)
+                        raise
                     self.performer.completions.answered(run, message)
                     continue
                 messages.append(message)
@@ -567,6 +570,14 @@ class Driver:
         item.attempts = [*self.performer.handed_back(run), *uncharged]
         item.fault = fault
         item.status = RunStatus.PARKED
+
+    def _parked(self, run: LiveRun, fault: Exception) -> Park:
+        return Park(
+            reason=f"{type(fault).__name__}: {fault}",
+            failure=msgspec.json.encode(_as_failure(fault)),
+            code=self._code_of(run.definition),
+            is_clear=isinstance(fault, PlatformFault) and fault.is_clear,
+        )
 
     def _too_long(self, run: LiveRun, instance: Instance) -> JournalLimitError:
         return JournalLimitError(run_id=run.run_id, events=instance.events, limit=self._limits.journal_events)

@@ -36,6 +36,18 @@ def check_attempts(rows: Sequence[AttemptRow]) -> None:
                 raise UndecodableError(f"{where}: {_reason(row.failure, error)}") from None
 
 
+def check_answer(message: Message) -> None:
+    """Raise unless the answer that somebody outside gave for an activity can be read."""
+    data = message.data
+    try:
+        data.decode()
+        msgspec.json.decode(data, type=Failure if message.name == "failed" else msgspec.Raw)
+    except _MALFORMED as error:
+        raise UndecodableError(
+            f"message {message.msg}, the answer of an activity: {_reason(data, error)}"
+        ) from None
+
+
 def message_event(message: Message, now_us: int) -> SignalReceived | CancelRequested:
     """Return the event of a message."""
     data = message.data

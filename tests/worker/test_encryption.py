@@ -27,6 +27,7 @@ from durable import (
     activity_info,
     connect,
     heartbeat,
+    raise_complete_async,
     sleep,
     workflow,
 )
@@ -169,6 +170,58 @@ async def test_without_a_codec_the_canary_would_be_found(url: str, tmp_path: Pat
         async with running_worker(plain, conversation, failing, second_chance, faulty):
             await every_kind_of_payload(plain)
         assert "runs.db" in {name.removesuffix("-wal") for name in holders(tmp_path)}
+
+
+async def test_answers_from_outside_are_encrypted(client: Client, tmp_path: Path) -> None:
+    """Results, failures and heartbeats that come with a task token; by whoever has the codec."""
+    tokens: list[str] = []
+
+    @activity(retry=Retry(max_attempts=2, initial=0.01))
+    async def asks() -> str:
+        tokens.append(activity_info().task_token)
+        if activity_info().attempt == 2:
+            assert activity_info().heartbeat_details == (CANARY,)
+        raise_complete_async()
+
+    @workflow
+    async def asked() -> str:
+        return await asks()
+
+    async with running_worker(client, asked):
+        run = await client.start(asked, run_id="a")
+        await until(lambda: tokens)
+        await client.heartbeat_activity(tokens[0], CANARY)
+        await client.fail_activity(tokens[0], ConnectionError(CANARY))
+        await until(lambda: len(tokens) == 2)
+        await client.complete_activity(tokens[1], CANARY)
+        assert await run.result(10) == CANARY
+        assert holders(tmp_path) == []
+
+
+async def test_an_answer_without_the_codec_parks_a_strict_run(client: Client, url: str) -> None:
+    """It is no answer of ours: nothing of it is taken in until the codec accepts it."""
+    tokens: list[str] = []
+
+    @activity
+    async def asks() -> str:
+        tokens.append(activity_info().task_token)
+        raise_complete_async()
+
+    @workflow
+    async def asked() -> str:
+        return await asks()
+
+    strict = connect(url, durability="off", codec=Encryption({"k1": KEY}, accept_plain=False))
+    async with strict, running_worker(strict, asked):
+        run = await strict.start(asked, run_id="a")
+        await until(lambda: tokens)
+        async with connect(url, durability="off") as plain:
+            await plain.complete_activity(tokens[0], "forged")
+        await status_is(run, "parked")
+        assert "the answer of an activity: it is not encoded" in ((await run.describe()).reason or "")
+    async with running_worker(client, asked):
+        await client.resume("a")
+        assert await (await client.get("a", asked)).result(10) == "forged"
 
 
 async def test_runs_wait_move_and_go_on_encrypted(client: Client) -> None:

@@ -52,8 +52,7 @@ def _close_by_force(
         ],
     )
     # What a parked run stopped on is not what it ended with.
-    nothing = {"result": None, "result_payload": None, "failure": None, "failure_payload": None}
-    db.execute(sql["write_outcome"], {**key, **nothing})
+    db.execute(sql["forget_fault"], key)
     db.execute(sql["empty_inbox"], {"run": run})
     db.execute(sql["delete_attempts"], (run, generation))
     return True
