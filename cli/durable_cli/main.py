@@ -31,7 +31,7 @@ class Listed(NamedTuple):
 COMMANDS: Final = MappingProxyType(
     {
         "run": Listed("operate", "Run", "Run a workflow here, with progress, and print its result."),
-        "worker": Listed("operate", "Run", "Serve workflows: claim runs and drive them."),
+        "worker": Listed("serving", "Run", "Serve workflows: claim runs and drive them."),
         "start": Listed("operate", "Run", "Store a run for a worker to drive."),
         "list": Listed("see", "See", "List runs, and what they wait for."),
         "show": Listed("see", "See", "Tell the story of one run."),
