@@ -45,6 +45,7 @@ COMMANDS: Final = MappingProxyType(
         "retry": Listed("retrying", "Fix", "Try a run again that was closed without success."),
         "pause": Listed("holding", "Fix", "Hold a run, a task queue or a worker back."),
         "resume": Listed("holding", "Fix", "Let what is paused, or a parked run, go on."),
+        "bulk": Listed("bulk", "Fix", "One of these for all runs that fit some filters."),
         "doctor": Listed("health", "Operate", "Look for what is wrong with a database and its workers."),
         "migrate": Listed("care", "Operate", "Bring a database's schema up to date."),
         "backup": Listed("care", "Operate", "Copy a database, under load, into a new file."),
