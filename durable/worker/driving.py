@@ -198,7 +198,8 @@ class Driver:
         for run in waiting:
             if run.phase is _IDLE:
                 if run.is_suspect:
-                    self.suspects.add(run)
+                    if not run.is_held:
+                        self.suspects.add(run)
                     continue
                 self._drive_watched(run)
                 driven += 1
