@@ -321,3 +321,64 @@ def test_reload_needs_a_process_of_its_own(cli: Cli) -> None:
     ended = cli("worker", "app.py", "--reload")
     assert ended.code == 2
     assert "--reload" in ended.err
+
+
+# ─ crashes ──
+
+
+def test_a_pause_outlives_the_worker_that_obeyed_it(cli: Cli, child: Start, here: Path) -> None:
+    """Killed in the middle of an activity: the run is taken back and stays held, and goes on when it is resumed."""
+    cli("start", "app.py:waiting", "started", "proceed", "--id", "w")
+    worker = child("worker", "app.py:waiting")
+    wait_until((here / "started").exists, "the activity")
+    cli("pause", "w", "--reason", "ask ann")
+    worker.process.kill()
+    worker.process.wait(PATIENCE_SECONDS)
+
+    (here / "started").unlink()
+    (here / "proceed").touch()
+    heir = child("worker", "app.py:waiting")
+    heir.wait_for("recovered 1 run")
+    cli("start", "app.py:waiting", "other", "proceed", "--id", "other")
+    assert cli("result", "other", "--timeout", "30s").out == '"done"\n'
+    assert "reason\tpaused" in cli("why", "w").out
+    assert not (here / "started").exists()
+    assert cli("resume", "w").code == 0
+    assert cli("result", "w", "--timeout", "30s").out == '"done"\n'
+
+
+def test_a_retried_run_outlives_its_worker(cli: Cli, child: Start, here: Path) -> None:
+    """Killed in the middle of the next generation: what was kept is still not done again."""
+    (here / "orders.py").write_text(
+        "from pathlib import Path\n"
+        "import asyncio\n"
+        "from durable import NonRetryableError, activity, workflow\n"
+        "@activity\n"
+        "async def charge() -> str:\n"
+        "    with open('charges', 'a') as file:\n"
+        "        file.write('charged\\n')\n"
+        "    return 'charged'\n"
+        "@activity\n"
+        "async def ship() -> str:\n"
+        "    if not Path('stock').exists():\n"
+        "        raise NonRetryableError('no stock')\n"
+        "    Path('shipping').touch()\n"
+        "    while not Path('shipped').exists():\n"
+        "        await asyncio.sleep(0.01)\n"
+        "    return 'shipped'\n"
+        "@workflow\n"
+        "async def order() -> list[str]:\n"
+        "    return [await charge(), await ship()]\n"
+    )
+    assert cli("run", "orders.py:order", "--id", "o").code == 1
+    (here / "stock").touch()
+    assert cli("retry", "o").code == 0
+    worker = child("worker", "orders.py")
+    wait_until((here / "shipping").exists, "the second activity")
+    worker.process.kill()
+    worker.process.wait(PATIENCE_SECONDS)
+
+    (here / "shipped").touch()
+    assert child("worker", "orders.py", "--drain").end().code == 0
+    assert cli("result", "o", "--timeout", "0").out == '["charged","shipped"]\n'
+    assert (here / "charges").read_text() == "charged\n"
