@@ -18,7 +18,7 @@ from tests.bench.workloads import beating, chain, fan, go, listening
 
 SENDERS: Final = 50
 BEATING_RUNS: Final = 100
-BEATING_SECONDS: Final = 15.0
+BEATING_SECONDS: Final = 24.0
 
 
 # ─ enqueue ───────────────────────────────────────────────────────────────────
@@ -171,7 +171,7 @@ async def _heartbeats(settings: Settings) -> Row:
                 while worker._performer.running < BEATING_RUNS * each:  # noqa: ASYNC110  # nothing tells of it
                     await asyncio.sleep(0.01)
                 await asyncio.sleep(DETAILS_SECONDS_MAX)  # the starts are behind us
-                intervals = 2
+                intervals = 5
                 with Stopwatch(meter) as watch:
                     await asyncio.sleep(intervals * DETAILS_SECONDS_MAX)
                 calls, items, seconds = meter.calls, meter.items, meter.seconds
