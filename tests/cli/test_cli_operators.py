@@ -209,6 +209,7 @@ def test_a_queue_and_a_worker_are_paused(app: Cli, child: Start) -> None:
     assert (why["reason"], why["next"]) == ("paused", ["durable resume --task-queue gpu"])
     assert app("pause", "--worker", row[0], "--reason", "disk").err == f'worker "{row[1]}" paused\n'
     assert app("pause", "--worker", row[1]).err == f'worker "{row[1]}" was paused already\n'
+    assert app("workers").rows[0][4] == "worker, paused"
     app("resume", "--task-queue", "gpu")
     why = json.loads(app("why", "t", "-o", "json").out)
     assert why["next"] == [f"durable resume --worker {row[1]}"]
