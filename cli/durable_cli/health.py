@@ -123,6 +123,7 @@ async def _workers(settings: Settings, output: Output) -> int:
     async with database(settings) as client:
         lost = set(await client.find_lost_workers())
         known = await client.workers()
+        paused = {one.name for one in await client.pauses() if one.kind == "worker"}
         url = client.url
     rows: list[dict[str, Any]] = [
         {
@@ -133,6 +134,7 @@ async def _workers(settings: Settings, output: Output) -> int:
             "kind": "embedded" if one.embedded else "worker",
             "task_queue": one.task_queue,
             "runs": one.runs,
+            "is_paused": one.name in paused,
             "workflows": [
                 {"workflow": workflow, "version": version} for workflow, version in one.definitions
             ],
@@ -163,7 +165,7 @@ def _print_workers(output: Output, rows: list[dict[str, Any]]) -> None:
             escaped(row["name"]),
             escaped(row["host"]),
             str(row["pid"]),
-            row["kind"],
+            row["kind"] + (", paused" if row["is_paused"] else ""),
             escaped(row["task_queue"]),
             str(row["runs"]),
             row["since"],

@@ -19,12 +19,12 @@ from durable import (
     RunCancelledError,
     RunHandle,
     RunParkedError,
-    RunStatus,
     WorkflowFailedError,
     WorkflowTimeoutError,
 )
-from durable_cli.completing import complete_run_id, complete_workflow
-from durable_cli.durations import ago_text, duration_option, instant_option
+from durable_cli.completing import complete_run_id
+from durable_cli.durations import ago_text, duration_option
+from durable_cli.filters import filter_options
 from durable_cli.finding import LAST, database, find_run, run_async
 from durable_cli.options import Settings, app_option, common_options
 from durable_cli.output import (
@@ -59,24 +59,7 @@ ENDED_BADLY: Final = (
 
 
 @click.command("list")
-@click.option(
-    "--status",
-    multiple=True,
-    type=click.Choice([str(one) for one in RunStatus]),
-    help="Repeat it for any of several.",
-)
-@click.option(
-    "--workflow",
-    metavar="NAME",
-    help="The workflow's name; * stands for anything.",
-    shell_complete=complete_workflow,
-)
-@click.option("--task-queue", metavar="QUEUE", help="Where the runs wait for workers.")
-@click.option("--id", "run_id", metavar="ID", help="The run id; * stands for anything.")
-@click.option(
-    "--since", type=instant_option, metavar="TIME", help="Created since: 2h (ago), or 2026-11-22 (UTC)."
-)
-@click.option("--until", type=instant_option, metavar="TIME", help="Created until.")
+@filter_options
 @click.option(
     "--limit",
     type=click.IntRange(1, 10_000),

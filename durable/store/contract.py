@@ -146,6 +146,8 @@ class Store(Protocol):
     ) -> list[Claim]:
         """Take parked runs that this worker's code has not met yet, and note that it has now (P13). One transaction.
 
+        None that is paused, by itself, its queue, or with the worker.
+
         `codes` are (workflow, version, fingerprint). Each fingerprint gets a run once: by this verb, by `Park.code` or by
         `Trial.code`.
         """

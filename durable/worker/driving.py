@@ -204,7 +204,8 @@ class Driver:
         for run in waiting:
             if run.phase is _IDLE:
                 if run.is_suspect:
-                    self.suspects.add(run)
+                    if not run.is_held:
+                        self.suspects.add(run)
                     continue
                 self._drive_watched(run)
                 driven += 1
@@ -260,7 +261,7 @@ class Driver:
         except PlatformFault as fault:
             item = self._park(run, fault)
         except Exception as error:  # a fault of ours must not take the neighbours along
-            log.exception("run %r met an internal error and is parked", run.run_id)
+            log.exception("run %r met an internal error and is parked", run.run_id, extra=run.log_fields)
             internal = InternalError(f"{type(error).__name__}: {error}")
             internal.__cause__ = error
             item = self._park(run, internal)
@@ -364,7 +365,7 @@ class Driver:
         if instance.events >= self._limits.journal_events:
             raise self._too_long(run, instance)
         for warning in instance.warnings:
-            log.warning("run %r: %s", run.run_id, warning)
+            log.warning("run %r: %s", run.run_id, warning, extra=run.log_fields)
         rows = {row.op: row for row in claim.attempts}
         if claim.journal or claim.inbox or claim.attempts:  # read: not to be kept
             run.claim = msgspec.structs.replace(claim, journal=[], inbox=[], attempts=[])

@@ -192,6 +192,11 @@ class LiveRun:
         return len(self.attempts) > self.opened or bool(self.outcomes)
 
     @property
+    def log_fields(self) -> dict[str, object]:
+        """What structured logs say of a record about this run."""
+        return {"run_id": self.run_id, "workflow": self.definition.name}
+
+    @property
     def has_running_attempts(self) -> bool:
         """Whether the code of an attempt runs, or is about to."""
         return any(

@@ -278,6 +278,7 @@ class Worker:
         )
         self._lost = False
         self._driver.worker_id = self._incarnation.worker_id
+        log.info("worker %d (%s) serves queue %r", self.worker_id, self.name, self.task_queue)
         self._pauses = await self._store.read_pauses(self.worker_id)
         self._unsubscribe = self._store.subscribe(self._incarnation.worker_id, self._wakeups.hint)
         self._wakeups.hint()
@@ -619,7 +620,11 @@ class Worker:
             told = f"its text: durable why {run.run_id}"  # it may quote what the run holds
             if isinstance(fault, PlatformFault) and fault.is_clear:
                 told = str(fault)
-            log.error("run %r is parked: %s: %s", run.run_id, type(fault).__name__, told)
+            log.error(
+                "run %r is parked: %s: %s", run.run_id, type(fault).__name__, told, extra=run.log_fields
+            )
+        elif log.isEnabledFor(logging.INFO) and item.status is not RunStatus.WAITING:
+            log.info("run %r is %s", run.run_id, item.status, extra=run.log_fields)
         if item.fault is not None or watch.is_awaited(run.pk, run.generation):
             watch.announce(_record(run, item, self._clock.now_us()), _fault(item))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.bench import in_process, machine, processes
+from tests.bench import crowds, in_process, machine, processes, sleepers
 from tests.bench.place import Settings
 from tests.bench.rows import Row, as_json, merged, table
 
@@ -22,9 +22,23 @@ SCENARIOS: Final[dict[str, Callable[[Settings], list[Row]]]] = {
     "resume": processes.resume,
     "restart": processes.restart,
     "workers": processes.workers,
+    "enqueue": crowds.enqueue,
+    "signals": crowds.signals,
+    "fanout": crowds.fanout,
+    "heartbeats": crowds.heartbeats,
+    "sleepers": sleepers.sleepers,
     "import": processes.imports,
 }
-ROUNDS: Final = {"sequential": 5, "throughput": 5, "resume": 3, "restart": 3, "workers": 3}  # others: 1
+ROUNDS: Final = {
+    "sequential": 5,
+    "throughput": 5,
+    "resume": 3,
+    "restart": 3,
+    "workers": 3,
+    "signals": 3,
+    "enqueue": 3,
+    "fanout": 3,
+}  # others: 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

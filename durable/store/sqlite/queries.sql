@@ -237,6 +237,7 @@ FROM json_each(:codes) AS wanted
 CROSS JOIN run ON run.workflow = json_extract(wanted.value, '$[0]') AND run.version = json_extract(wanted.value, '$[1]')
     AND run.task_queue = :task_queue AND run.status = 3 AND run.paused_at_us IS NULL
 WHERE instr(' ' || run.tried_code || ' ', ' ' || json_extract(wanted.value, '$[2]') || ' ') = 0
+    AND NOT EXISTS (SELECT 1 FROM pause WHERE kind = 'task_queue' AND name = :task_queue)
 ORDER BY run.id
 LIMIT :count;
 

@@ -407,6 +407,8 @@ class SqliteStore:
         chosen = {"task_queue": task_queue, "codes": reading.json_text(codes), "count": limit}
         with self._reading() as reader:
             found = reader.execute(self._sql["find_parked_runs"], chosen).fetchall()
+            if found and pausing.is_worker_paused(reader, self._sql, worker_id):
+                return []
         return await self._write(partial(self._claim_parked, worker_id, found)) if found else []
 
     def _claim_parked(self, worker: int, found: list[tuple[int, str]], db: sqlite3.Connection) -> list[Claim]:
