@@ -14,9 +14,10 @@ import msgspec
 
 from durable import failures
 from durable.definitions import WorkflowDefinition
+from durable.engine.runtime import COMPENSATION
 from durable.errors import ArgumentsError, DefinitionError, UndecodableError, WorkflowStateError
 from durable.journal import view
-from durable.journal.events import AnyEntry, Retried
+from durable.journal.events import AnyEntry, Retried, Started
 from durable.journal.lifecycle import RunStatus
 from durable.journal.view import AttemptView, Blocker, Entry
 from durable.journal.why import Facts, Why, explain
@@ -304,9 +305,10 @@ class Client:
         except ValueError as error:
             raise ArgumentsError(f"{error}; statuses: {', '.join(RunStatus)}") from None
         asked = wanted
-        if RunStatus.WAITING in wanted or RunStatus.RUNNING in wanted:
-            # A run that waits in its worker's memory is shown as waiting, but its row says running: look at both.
-            asked = tuple({*wanted, RunStatus.WAITING, RunStatus.RUNNING})
+        if set(wanted) & _DRIVEN:
+            # A run that waits in its worker's memory is shown as waiting, but its row says running: look at both. The same for
+            # one that compensates.
+            asked = tuple(({*wanted} | _DRIVEN) - {RunStatus.COMPENSATING})
         found: builtins.list[Run] = []
         before: tuple[int, int] | None = None
         while len(found) < limit:
@@ -531,7 +533,7 @@ class Client:
         failure = decode_failure(record.failure)
         status = record.status
         now = EPOCH + timedelta(microseconds=self.clock.now_us())
-        _, story, fault = await self._read_story(record)
+        told, story, fault = await self._read_story(record)
         if story is None:
             waiting = [Blocker(kind="nothing", name="", text=fault)]
         if story is not None:
@@ -543,12 +545,14 @@ class Client:
                 and record.owner_is_alive
                 and story.open
                 and not record.unread
-                and all(line.kind != "activity" for line in story.open)
+                and not any(line.is_activity for line in story.open)
             ):
                 status = RunStatus.WAITING  # kept warm by its worker, yet it waits
+            if not status.is_closed and any(line.kind == COMPENSATION for line in story.open):
+                status = RunStatus.COMPENSATING
         return Run(
             run_id=record.run_id,
-            kind="workflow",
+            kind=_kind_of(told),
             workflow=record.workflow,
             version=record.version,
             generation=record.generation,
@@ -628,6 +632,15 @@ def split_run_id(run_id: str) -> tuple[str, int | None]:
     if at and base and digits.isascii() and digits.isdigit():
         return base, int(digits)
     return run_id, None
+
+
+_DRIVEN: Final = {RunStatus.WAITING, RunStatus.RUNNING, RunStatus.COMPENSATING}
+
+
+def _kind_of(entries: builtins.list[AnyEntry]) -> str:
+    """Return "workflow", or the pattern a run was made from; it is known once the run was driven."""
+    first = entries[0] if entries else None
+    return (first.kind or "workflow") if isinstance(first, Started) else "workflow"
 
 
 def _owner_fault(record: RunRecord, lost: set[int]) -> str:

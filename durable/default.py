@@ -33,6 +33,7 @@ DEFAULT_URL: Final = "sqlite:///durable.db"
 RETRY_SECONDS: Final = 0.05
 STARTS_MAX: Final = 500  # in one transaction
 log = logging.getLogger("durable.engine")
+HINTED_MAX: Final = 5
 RECOVER_MAX: Final = 100_000  # runs that one recover() takes over
 
 
@@ -96,6 +97,7 @@ class EmbeddedEngine:
         self.client: Client = connect(url, durability=_settings.durability)
         self._worker: Worker | None = None
         self._lock = asyncio.Lock()
+        self._hinted: set[str] = set()
         self._keeper: asyncio.Task[None] | None = None
         self._work: asyncio.Task[None] | None = None
         self._starting: list[_Start] = []
@@ -141,6 +143,8 @@ class EmbeddedEngine:
         """Start or attach to a run; with `drive`, see that it goes on in this process unless it does elsewhere."""
         client = self.client
         request = client.start_request(definition, args, kwargs, run_id=run_id, task_queue=task_queue)
+        if run_id is None and drive:
+            await self._hint(definition)
         if not drive:
             (outcome,) = await client.store.start_runs([request], client.clock.now_us())
             return client.handle_of(outcome.run, definition.result)
@@ -153,6 +157,22 @@ class EmbeddedEngine:
             self._start_tasks.add(task)
             task.add_done_callback(self._start_tasks.discard)
         return await start.handle
+
+    async def _hint(self, definition: WorkflowDefinition) -> None:
+        """A start without an id is a new run: say once on stderr if earlier ones lie about unfinished, as people expect otherwise."""
+        if definition.name in self._hinted:
+            return
+        self._hinted.add(definition.name)
+        open_runs = (RunStatus.PENDING, RunStatus.RUNNING, RunStatus.WAITING, RunStatus.PARKED)
+        chosen = RunFilter(status=open_runs, workflow=definition.name, limit=HINTED_MAX + 1)
+        left = [run.run_id for run in await self.client.store.list_runs(chosen) if not run.owner_is_alive]
+        if left:
+            ids = ", ".join(left[:HINTED_MAX]) + (", ..." if len(left) > HINTED_MAX else "")
+            print(
+                f"durable: this starts a new run of {definition.kind} {definition.name!r}; unfinished: {ids} "
+                "(give run_id= to go on with one, or finish them by `durable worker` or durable.recover())",
+                file=sys.stderr,
+            )
 
     async def _start_all(self) -> None:
         """Start what was asked for within one turn of the loop, in one transaction."""

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from durable.errors import DefinitionError, UnknownWorkflowError
 from durable.payloads import Arguments, ValueType
 from durable.retry import Retry
 
 CancellationType = Literal["try", "wait", "abandon"]
+NAME_LENGTH_MAX: Final = 200
 
 
 class ActivityDefinition:
     """One activity with the options of one call site; `fn.options(...)` makes changed copies.
 
     `timeout_us` limits one attempt from its start to its end; `is_limited` says whether any of the four limits is set.
+    `kind` is what its entries are in the run's story; "" is an ordinary activity.
     """
 
     __slots__ = (
@@ -30,6 +32,7 @@ class ActivityDefinition:
         "is_async",
         "is_limited",
         "is_simple",
+        "kind",
         "name",
         "result",
         "retry",
@@ -52,8 +55,10 @@ class ActivityDefinition:
         schedule_to_start_us: int | None = None,
         schedule_to_close_us: int | None = None,
         heartbeat_us: int | None = None,
+        kind: str = "",
     ) -> None:
         self.name = name
+        self.kind = kind
         self.fn = fn
         self.is_async = is_async
         self.arguments = arguments
@@ -68,14 +73,28 @@ class ActivityDefinition:
         self.is_simple = is_async and not self.is_limited  # nothing to see to before its first step
         self.cancellation = cancellation
 
+    def renamed(self, name: str) -> ActivityDefinition:
+        """Return a copy of that name."""
+        copy = object.__new__(ActivityDefinition)
+        for slot in ActivityDefinition.__slots__:
+            setattr(copy, slot, getattr(self, slot))
+        copy.name = name
+        return copy
+
 
 class WorkflowDefinition:
-    """One workflow. `timeout_us` is its whole life; `retries` the workflow-level retries (attempts - 1)."""
+    """One workflow. `timeout_us` is its whole life; `retries` the workflow-level retries (attempts - 1).
+
+    `kind` is "workflow" or the pattern it was made from. `origin` says where the code comes from, as `module:qualname`: two
+    definitions of one origin are the same one, defined again.
+    """
 
     __slots__ = (
         "arguments",
         "fn",
+        "kind",
         "name",
+        "origin",
         "result",
         "retries",
         "retry_delay_us",
@@ -96,8 +115,12 @@ class WorkflowDefinition:
         retries: int,
         retry_delay_us: int,
         task_queue: str,
+        kind: str = "workflow",
+        origin: str | None = None,
     ) -> None:
         self.name = name
+        self.kind = kind
+        self.origin = f"{fn.__module__}:{fn.__qualname__}" if origin is None else origin
         self.version = version
         self.fn = fn
         self.arguments = arguments
@@ -106,11 +129,6 @@ class WorkflowDefinition:
         self.retries = retries
         self.retry_delay_us = retry_delay_us
         self.task_queue = task_queue
-
-    @property
-    def origin(self) -> str:
-        """Where the code comes from, as `module:qualname`."""
-        return f"{self.fn.__module__}:{self.fn.__qualname__}"
 
 
 class Registry:
@@ -131,8 +149,8 @@ class Registry:
         known = self._workflows.get(key)
         if known is not None and known.fn is not definition.fn and known.origin != definition.origin:
             raise DefinitionError(
-                f"two workflows are called {definition.name!r} (version {definition.version}): {known.origin} and "
-                f"{definition.origin}; give one of them another name= or version="
+                f"two workflows are called {definition.name!r} (version {definition.version}): "
+                f"{known.origin} and {definition.origin}; give one of them another name= or version="
             )
         self._workflows[key] = definition
         return known is None
@@ -166,6 +184,8 @@ class Registry:
 
 def check_name(name: str, what: str) -> str:
     """Return `name` if it may be stored and printed; raise `DefinitionError` otherwise."""
-    if not isinstance(name, str) or not name or len(name) > 200 or not name.isprintable():
-        raise DefinitionError(f"{what} needs a printable name of 1 to 200 characters, not {name!r}")
+    if not isinstance(name, str) or not name or len(name) > NAME_LENGTH_MAX or not name.isprintable():
+        raise DefinitionError(
+            f"{what} needs a printable name of 1 to {NAME_LENGTH_MAX} characters, not {name!r}"
+        )
     return name

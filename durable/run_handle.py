@@ -114,7 +114,7 @@ class RunHandle(Generic[R]):
             case RunStatus.COMPLETED:
                 data = record.result if record.result is not None else b"null"
                 return self._result_type.decode(data) if self._result_type is not None else view.plain(data)  # type: ignore[no-any-return]
-            case RunStatus.FAILED:
+            case RunStatus.FAILED | RunStatus.COMPENSATED:
                 failure = decode_failure(record.failure)
                 text = failures.describe(failure) if failure is not None else "no failure was recorded"
                 cause = failures.rebuild(failure) if failure is not None else None

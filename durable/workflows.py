@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast, overload
 
 from durable import outside
+from durable.activities import derived_run_id
 from durable.definitions import WorkflowDefinition, check_name
 from durable.engine.runtime import current
 from durable.errors import DefinitionError
@@ -38,7 +39,7 @@ class Workflow(Generic[P, R]):
         self._run_id = run_id
         self._task_queue = task_queue
         self.__wrapped__ = definition.fn
-        self.__name__ = definition.fn.__name__
+        self.__name__ = getattr(definition.fn, "__name__", definition.name)
         self.__doc__ = definition.fn.__doc__
 
     @property
@@ -118,6 +119,8 @@ class Workflow(Generic[P, R]):
                 "this version: call its activities directly, or enqueue it from an activity"
             )
         run_id = kwargs.pop("run_id", self._run_id)
+        if run_id is None:
+            run_id = derived_run_id(self.name)
         return await outside.start_here(
             self.definition, args, kwargs, run_id=run_id, task_queue=self._task_queue, drive=drive
         )
@@ -147,9 +150,8 @@ class _Decorator:
         if name is not None:
             check_name(name, "a workflow")
         check_name(task_queue, "a task queue")
-        for what, value, least in (("version", version, 1), ("retries", retries, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise DefinitionError(f"{what} must be an integer >= {least}, not {value!r}")
+        _check_integer("version", version, 1)
+        _check_integer("retries", retries, 0)
         self._name = name
         self._version = version
         self._timeout_us = None if timeout is None else round(seconds(timeout, what="timeout") * 1_000_000)
@@ -228,6 +230,48 @@ def workflow(
         task_queue=task_queue,
     )
     return decorator if fn is None else decorator(fn)
+
+
+def make_workflow(
+    fn: Callable[..., Coroutine[Any, Any, Any]],
+    *,
+    name: str,
+    kind: str,
+    origin: str,
+    version: int = 1,
+    timeout: Seconds | None = None,
+    task_queue: str = DEFAULT_TASK_QUEUE,
+    signature: Callable[..., Any] | None = None,
+    result: object = Any,
+) -> Workflow[..., Any]:
+    """Make a workflow at run time, of a coroutine function. For builders of patterns.
+
+    `kind` is what `Run.kind` says, e.g. "pipeline". `origin` tells two definitions of one name apart: equal ones are the same
+    thing, defined again; others are refused where they meet. `signature` is what the input must fit, if it is not `fn`
+    itself; `result` the type hint of what it returns. An object that has a method `__durable_workflows__` which returns
+    `Workflow`s is served by every worker that is given the module in which it is a variable.
+    """
+    _check_integer("version", version, 1)
+    return Workflow(
+        WorkflowDefinition(
+            name=check_name(name, f"a {kind}"),
+            version=version,
+            fn=fn,
+            arguments=Arguments.of(fn if signature is None else signature),
+            result=ValueType.of(result),
+            timeout_us=None if timeout is None else round(seconds(timeout, what="timeout") * 1_000_000),
+            retries=0,
+            retry_delay_us=0,
+            task_queue=check_name(task_queue, "a task queue"),
+            kind=kind,
+            origin=origin,
+        )
+    )
+
+
+def _check_integer(what: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise DefinitionError(f"{what} must be an integer >= {least}, not {value!r}")
 
 
 class Signal(Generic[T]):

@@ -22,15 +22,17 @@ JSON_VERSION: Final = 1
 GLYPHS: Final = {
     "pending": "○", "running": "●", "waiting": "◷", "parked": "⏸",
     "completed": "✓", "failed": "✗", "cancelled": "⊘", "terminated": "⊘", "timed_out": "✗", "continued": "→",
+    "compensating": "↺", "compensated": "↺", "skipped": "⊘",
     "scheduled": "○", "retrying": "●", "fired": "✓", "received": "✓",
 }  # fmt: skip
 COLOURS: Final = {
     "running": "cyan", "retrying": "yellow", "waiting": "blue", "parked": "magenta",
     "completed": "green", "fired": "green", "received": "green",
+    "compensating": "yellow", "compensated": "yellow",
     "failed": "red", "timed_out": "red", "terminated": "red", "cancelled": "yellow",
 }  # fmt: skip
 _ASCII: Final = str.maketrans(
-    {"○": "o", "●": "*", "◷": "~", "⏸": "=", "✓": "+", "✗": "x", "⊘": "-", "→": ">", "·": "-", "…": "...",
+    {"○": "o", "●": "*", "◷": "~", "⏸": "=", "✓": "+", "✗": "x", "⊘": "-", "→": ">", "↺": "<", "·": "-", "…": "...",
      "–": "-", "█": "#", "░": ".", "│": "|"}
 )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
 from durable import Entry, Run
 from durable_cli.durations import ago_text, duration_text
@@ -75,8 +75,6 @@ def next_steps(run: Run) -> list[str]:
 def step_name(entry: Entry) -> str:
     """Return `charge("bad")`, `sleep 2s`, `signal approved`."""
     match entry.kind:
-        case "activity":
-            return f"{escaped(entry.name)}({_call(entry.input)})"
         case "timer":
             return f"sleep {entry.name}"
         case "signal":
@@ -85,8 +83,10 @@ def step_name(entry: Entry) -> str:
             return f"condition at {entry.source}" if entry.source else "condition"
         case "cancel":
             return "cancel requested"
-        case _ as kind:
-            assert_never(kind)
+        case _ if entry.status == "skipped":
+            return escaped(entry.name)
+        case _:
+            return f"{escaped(entry.name)}({_call(entry.input)})"
 
 
 def _call(given: Any) -> str:
@@ -122,7 +122,7 @@ def entry_result(entry: Entry, now: datetime) -> str:
         return escaped(str(entry.result or ""))
     if entry.status == "waiting" and entry.due_at is not None:
         return f"until {iso(entry.due_at)}"
-    if entry.status == "received" or (entry.status == "completed" and entry.kind == "activity"):
+    if entry.status == "received" or (entry.status == "completed" and entry.is_activity):
         return value_text(entry.result)
     return "" if entry.status in ("completed", "fired") else str(entry.status)
 
@@ -241,7 +241,7 @@ def _bar(entry: Entry, begin: datetime, end: datetime) -> str:
     right = int(((entry.finished_at or end) - begin).total_seconds() / span * BAR_WIDTH)
     left = max(0, min(left, BAR_WIDTH - 1))
     length = max(1, min(right, BAR_WIDTH) - left)
-    return " " * left + ("█" if entry.kind == "activity" else "░") * length
+    return " " * left + ("█" if entry.is_activity else "░") * length
 
 
 def _ending(run: Run, terminal: Terminal) -> Iterator[str]:

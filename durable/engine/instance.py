@@ -29,7 +29,7 @@ from durable.engine.awaiting import perform
 from durable.engine.handlers import Conditions, Signals
 from durable.engine.loop import DeterministicLoop
 from durable.engine.operations import Asked, Call, Closing, Marker, Operations
-from durable.engine.runtime import ActivityCall, Evicted, RunIdentity
+from durable.engine.runtime import COMPENSATION, UNDONE, WRAPS, ActivityCall, Evicted, RunIdentity, Unwind
 from durable.engine.sources import find_source, source_text
 from durable.errors import InternalError, PlatformFault, UndecodableError
 from durable.journal.events import (
@@ -41,6 +41,7 @@ from durable.journal.events import (
     Completed,
     Event,
     Failed,
+    Noted,
     OpenWait,
     Patched,
     Retried,
@@ -80,6 +81,8 @@ class Instance:
         self.failed_at: tuple[int, int] | None = None
         self.events = 0
         self.warnings: list[str] = []
+        self.unwind: Unwind | None = None
+        self._has_compensated = False
         self._definition = definition
         self._input = input
         self._operations = operations = Operations(f"{identity.run_id}@{identity.epoch}/")
@@ -253,8 +256,13 @@ class Instance:
 
     async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
-            result = await self._definition.fn(*args, **kwargs)
-            data = self._definition.result.encode(result)
+            try:
+                result = await self._definition.fn(*args, **kwargs)
+                data = self._definition.result.encode(result)
+            except BaseException as error:
+                if self.unwind is not None and self._is_final(error):
+                    await self.unwind(error)
+                raise
         except asyncio.CancelledError as error:
             if self.is_evicting:
                 return
@@ -276,8 +284,19 @@ class Instance:
         if isinstance(error, PlatformFault) and id(error) not in self._failures:
             self._park(error)
             return
-        self.failed_at = self._origin(error)
-        self._finish(Failed(at=self._event_at, failure=failures.record(error)))
+        # What was undone must not be kept: the retry begins with an empty journal (P7).
+        self.failed_at = None if self._has_compensated else self._origin(error)
+        is_undone = bool(getattr(type(error), UNDONE, False))
+        self._finish(Failed(at=self._event_at, failure=failures.record(error), compensated=is_undone))
+
+    def _is_final(self, error: BaseException) -> bool:
+        """Whether this error ends the run for good, so that what was done is to be undone."""
+        if self.is_evicting or isinstance(error, Evicted | GeneratorExit):
+            return False
+        if isinstance(error, PlatformFault) and id(error) not in self._failures:
+            return False
+        is_cancelled = isinstance(error, asyncio.CancelledError) and self._is_cancel_requested
+        return is_cancelled or self.attempt > self._definition.retries
 
     def _origin(self, error: BaseException) -> tuple[int, int] | None:
         """Return the event whose failure this is; of a group, the earliest, if every leaf is an activity's."""
@@ -285,6 +304,8 @@ class Instance:
             origins = [self._origin(leaf) for leaf in error.exceptions]
             known = [origin for origin in origins if origin is not None]
             return min(known) if len(known) == len(origins) else None
+        if getattr(type(error), WRAPS, False) and error.__cause__ is not None:
+            return self._origin(error.__cause__)
         _, *origin = self._failures.get(id(error), (None,))
         return (origin[0], origin[1]) if origin else None
 
@@ -358,6 +379,8 @@ class Instance:
     def call_activity(
         self, definition: ActivityDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Coroutine[Any, Any, Any]:
+        if definition.kind == COMPENSATION:
+            self._has_compensated = True
         source = find_source(sys._getframe(1)) or self._loop.task_source()
         call = Call(definition, definition.arguments.encode(args, kwargs), source)
         coroutine = perform(call, self._loop, self._operations)
@@ -385,8 +408,15 @@ class Instance:
         )
         self._patches[id] = is_new
         if is_new:
-            self._operations.mark(Marker(id, self._loop.source(sys._getframe(2)), is_deprecated))
+            src = self._loop.source(sys._getframe(2))
+            self._operations.mark(Marker(Patched(id=id, src=src, deprecated=is_deprecated)))
         return is_new
+
+    def note(self, name: str, status: str, kind: str) -> None:
+        """Add a line to the run's story."""
+        if not self.is_evicting:
+            src = self._loop.source(sys._getframe(1))
+            self._operations.mark(Marker(Noted(name=name, status=status, kind=kind, src=src)))
 
     async def wait_signal(self, name: str, value_type: ValueType) -> Any:
         return await self._signals_here().wait(name, value_type, self._loop.source(sys._getframe(1)))

@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from random import Random as RandomSource
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from durable.definitions import ActivityDefinition, CancellationType
 from durable.payloads import ValueType
+
+COMPENSATION: Final = "compensation"  # the kind of an activity that undoes another
+UNDONE: Final = "__durable_compensated__"  # an error class that has it closes its run as compensated
+WRAPS: Final = (
+    "__durable_wraps__"  # an error class that has it stands for its cause when a workflow is retried (P7)
+)
+Unwind = Callable[[BaseException], Coroutine[Any, Any, None]]
+# What the names of activities that are called here get in front, in the journal: "" or "notify/". Each task of a run has its own.
+name_prefix: Final[ContextVar[str]] = ContextVar("durable_name_prefix", default="")
 
 
 class Evicted(BaseException):
@@ -59,6 +69,8 @@ class Runtime(Protocol):
     started_at_us: int
     is_replaying: bool
     is_evicting: bool
+    # Awaited when the body has failed for good or was cancelled, before the end is recorded; it may raise another error.
+    unwind: Unwind | None
 
     @property
     def random(self) -> RandomSource:
@@ -89,6 +101,10 @@ class Runtime(Protocol):
 
     def deprecate_patch(self, id: str) -> None:
         """Declare that no run is left on the old side of a change."""
+        ...
+
+    def note(self, name: str, status: str, kind: str) -> None:
+        """Add a line to the run's story, which stands for no operation."""
         ...
 
 

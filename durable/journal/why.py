@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Final, assert_never
+from typing import Final
 
 import msgspec
 
@@ -160,32 +160,28 @@ def _of_story(facts: Facts, story: Story) -> Why:
 def _rank(line: Entry) -> tuple[int, float]:
     due = 0.0 if line.due_at is None else line.due_at.timestamp()
     match line.kind:
-        case "activity":
-            return _RANKS.get(line.status, 2), due
         case "signal" | "cancel":
             return 3, 0.0
         case "condition":
             return 4, 0.0
         case "timer":
             return 5, due
-        case _ as kind:
-            assert_never(kind)
+        case _:  # an activity, in the words of its pattern
+            return _RANKS.get(line.status, 2), due
 
 
 def _reason(line: Entry) -> WhyReason:
     match line.kind:
-        case "activity":
-            if line.status == "running":
-                return WhyReason.ACTIVITY
-            return WhyReason.RETRY if line.status == "retrying" else WhyReason.SLOT
         case "signal" | "cancel":
             return WhyReason.SIGNAL
         case "condition":
             return WhyReason.CONDITION
         case "timer":
             return WhyReason.TIMER
-        case _ as kind:
-            assert_never(kind)
+        case _:
+            if line.status == "running":
+                return WhyReason.ACTIVITY
+            return WhyReason.RETRY if line.status == "retrying" else WhyReason.SLOT
 
 
 def _why(

@@ -18,9 +18,10 @@ Stopping. A coroutine is cancelled. A thread cannot be: it is told by `Pulse.can
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Final, assert_never
@@ -372,6 +373,8 @@ class Performer:
             _pulse.set(pulse)
             args, kwargs = definition.arguments.decode(call.args)
             value = definition.fn(*args, **kwargs)
+            if inspect.isawaitable(value):  # `lambda: charge(order)`, say: it belongs on the loop
+                value = asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
             data = definition.result.encode(value)
             return None, data, definition.result.decode(data)
         except BaseException as error:
@@ -656,6 +659,10 @@ class Performer:
     def _backed_off(self, attempt: Attempt) -> None:
         attempt.timer = None
         self._want_slot(attempt)
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
 
 
 def _describe(pulse: Pulse) -> ActivityInfo:

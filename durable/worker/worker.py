@@ -6,12 +6,13 @@ As an embedded engine (`own_only`) it drives only runs that its own process star
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType, TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from durable.client import Client
 from durable.definitions import Registry, WorkflowDefinition
@@ -38,13 +39,23 @@ CACHE_MAX: Final = 10_000
 HOUSEKEEPING_SECONDS: Final = 1.0
 OWNERSHIP_SECONDS: Final = 0.1  # between looks for runs that were taken away
 UNWIND_SECONDS: Final = 1.0
+SERVES: Final = "__durable_workflows__"
 log = logging.getLogger("durable.worker")
+
+
+class Serving(Protocol):
+    """Something that stands for workflows: a pipeline, say."""
+
+    def __durable_workflows__(self) -> Iterable[Workflow[..., Any]]: ...
+
+
+Served = Workflow[..., Any] | Serving | ModuleType
 
 
 class Worker:
     """Drives runs of the given workflows. Several workers may serve one database.
 
-    `workflows` are `@workflow` functions or modules that hold some. `task_queue` is where it claims runs; `concurrency` how
+    `workflows` are `@workflow` functions, pipelines and other patterns, or modules that hold some. `task_queue` is where it claims runs; `concurrency` how
     many activities it performs at a time. `lease_seconds` (default 10, or `DURABLE_LEASE_TTL`) is how long a worker that
     hangs keeps its runs; one that died on this host loses them at once. `threads` is where its threads come from (simulations).
     """
@@ -52,7 +63,7 @@ class Worker:
     def __init__(
         self,
         client: Client,
-        *workflows: Workflow[..., Any] | ModuleType,
+        *workflows: Served,
         task_queue: str = DEFAULT_TASK_QUEUE,
         concurrency: int = 100,
         lease_seconds: Seconds | None = None,
@@ -528,21 +539,32 @@ def _record(run: LiveRun, item: Item, now_us: int) -> RunRecord:
     )
 
 
-def definitions_in(sources: Iterable[Workflow[..., Any] | ModuleType]) -> list[WorkflowDefinition]:
-    """Return the definitions of workflows, and of all workflows found in modules."""
+def definitions_in(sources: Iterable[Served]) -> list[WorkflowDefinition]:
+    """Return the definitions of workflows and patterns, and of all that are found in modules."""
     found: dict[int, WorkflowDefinition] = {}
     for source in sources:
-        if isinstance(source, Workflow):
-            found[id(source.definition)] = source.definition
-        elif isinstance(source, ModuleType):
-            for value in list(vars(source).values()):
-                if isinstance(value, Workflow):
-                    found[id(value.definition)] = value.definition
-        else:
+        inside = list(vars(source).values()) if isinstance(source, ModuleType) else [source]
+        workflows = [one for value in inside for one in _workflows_of(value)]
+        if not workflows and not isinstance(source, ModuleType):
             raise DefinitionError(
-                f"a worker serves @workflow functions or modules that hold some, not {source!r}"
+                f"a worker serves @workflow functions, patterns, or modules that hold some, not {source!r}"
             )
+        for one in workflows:
+            found[id(one.definition)] = one.definition
     return list(found.values())
+
+
+def _workflows_of(value: object) -> Iterable[Workflow[..., Any]]:
+    """Return the workflow that a value is, or those that it stands for: a pipeline, a class of sagas, a manager of some."""
+    if isinstance(value, Workflow):
+        return (value,)
+    # Asked of the type: a variable of a user's module may be a proxy that answers to any name.
+    if issubclass(type(value), type):
+        method = getattr(value, SERVES, None)
+    else:
+        method = getattr(value, SERVES, None) if hasattr(type(value), SERVES) else None
+    # Not the plain function that it is on the pattern's own class.
+    return list(method()) if inspect.ismethod(method) else ()
 
 
 def lease_from(value: Seconds | None) -> float:
