@@ -5,7 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from durable.activities import Activity, ActivityInfo, activity, activity_info, heartbeat, step
+from durable.activities import (
+    Activity,
+    ActivityInfo,
+    activity,
+    activity_info,
+    heartbeat,
+    make_activity,
+    step,
+)
 from durable.errors import (
     ActivityError,
     ActivityTimeoutError,
@@ -45,8 +53,10 @@ from durable.in_workflow import (
     is_evicting,
     is_replaying,
     logger,
+    note,
     now,
     patched,
+    scope,
     sleep,
     unguarded,
     uuid4,
@@ -58,8 +68,8 @@ from durable.in_workflow import (
 )
 from durable.journal.lifecycle import RunStatus
 from durable.result import Err, Ok, Result, UnwrapError
-from durable.retry import Retry, RetryAfter
-from durable.workflows import Signal, Workflow, workflow
+from durable.retry import Retry, RetryAfter, Seconds
+from durable.workflows import Signal, Workflow, make_workflow, workflow
 
 if TYPE_CHECKING:
     from durable.client import Backup as Backup
@@ -76,6 +86,15 @@ if TYPE_CHECKING:
     from durable.journal.view import Entry as Entry
     from durable.journal.why import Why as Why
     from durable.journal.why import WhyReason as WhyReason
+    from durable.patterns.calling import StepAnswerError as StepAnswerError
+    from durable.patterns.calling import StepContext as StepContext
+    from durable.patterns.pipeline import Pipeline as Pipeline
+    from durable.patterns.pipeline_steps import ConditionalStep as ConditionalStep
+    from durable.patterns.pipeline_steps import FunctionStep as FunctionStep
+    from durable.patterns.pipeline_steps import ParallelStep as ParallelStep
+    from durable.patterns.pipeline_steps import PipelineStepError as PipelineStepError
+    from durable.patterns.pipeline_steps import conditional as conditional
+    from durable.patterns.pipeline_steps import parallel as parallel
     from durable.run_handle import Run as Run
     from durable.run_handle import RunHandle as RunHandle
     from durable.worker.worker import Worker as Worker
@@ -87,18 +106,27 @@ _LAZY: Final = {
     "Backup": "durable.client",
     "Blocker": "durable.journal.view",
     "Client": "durable.client",
+    "ConditionalStep": "durable.patterns.pipeline_steps",
     "Entry": "durable.journal.view",
+    "FunctionStep": "durable.patterns.pipeline_steps",
+    "ParallelStep": "durable.patterns.pipeline_steps",
+    "Pipeline": "durable.patterns.pipeline",
+    "PipelineStepError": "durable.patterns.pipeline_steps",
     "Pruned": "durable.client",
     "Run": "durable.run_handle",
     "RunHandle": "durable.run_handle",
+    "StepAnswerError": "durable.patterns.calling",
+    "StepContext": "durable.patterns.calling",
     "Why": "durable.journal.why",
     "WhyReason": "durable.journal.why",
     "Worker": "durable.worker.worker",
     "cancel": "durable.default",
+    "conditional": "durable.patterns.pipeline_steps",
     "configure": "durable.default",
     "connect": "durable.client",
     "get_run": "durable.default",
     "list_runs": "durable.default",
+    "parallel": "durable.patterns.pipeline_steps",
     "recover": "durable.default",
     "signal": "durable.default",
 }
@@ -113,6 +141,8 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+StepTimeoutError = ActivityTimeoutError  # the word of pipelines for it
+
 # Names that shadow the standard library (random, signal) are importable, but not part of `*`.
 __all__ = [
     "Activity",
@@ -123,10 +153,12 @@ __all__ = [
     "Backup",
     "Blocker",
     "Client",
+    "ConditionalStep",
     "DefinitionError",
     "DurableError",
     "Entry",
     "Err",
+    "FunctionStep",
     "InternalError",
     "LeaseLostError",
     "LivelockError",
@@ -134,7 +166,10 @@ __all__ = [
     "NonRetryableError",
     "NotADatabaseError",
     "Ok",
+    "ParallelStep",
     "PayloadError",
+    "Pipeline",
+    "PipelineStepError",
     "PlatformFault",
     "Pruned",
     "Result",
@@ -150,7 +185,11 @@ __all__ = [
     "RunStatus",
     "RunTerminatedError",
     "SchemaVersionError",
+    "Seconds",
     "Signal",
+    "StepAnswerError",
+    "StepContext",
+    "StepTimeoutError",
     "StoreBusyError",
     "StoreError",
     "UndecodableError",
@@ -170,6 +209,7 @@ __all__ = [
     "activity_info",
     "as_completed",
     "cancel",
+    "conditional",
     "configure",
     "connect",
     "deprecate_patch",
@@ -180,9 +220,14 @@ __all__ = [
     "is_replaying",
     "list_runs",
     "logger",
+    "make_activity",
+    "make_workflow",
+    "note",
     "now",
+    "parallel",
     "patched",
     "recover",
+    "scope",
     "sleep",
     "step",
     "unguarded",

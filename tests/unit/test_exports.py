@@ -59,6 +59,23 @@ EXPORTED: Final = {
     "get_run",
     "list_runs",
     "recover",
+    # building patterns
+    "Seconds",
+    "make_activity",
+    "make_workflow",
+    "note",
+    "scope",
+    # pipelines
+    "ConditionalStep",
+    "FunctionStep",
+    "ParallelStep",
+    "Pipeline",
+    "PipelineStepError",
+    "StepAnswerError",
+    "StepContext",
+    "StepTimeoutError",
+    "conditional",
+    "parallel",
     # results as values
     "Err",
     "Ok",
