@@ -33,12 +33,15 @@ from durable.errors import (
     RunNotFoundError,
     RunParkedError,
     RunTerminatedError,
+    SagaError,
+    SagaVersionMismatchError,
     SchemaVersionError,
     StoreBusyError,
     StoreError,
     UndecodableError,
     UnknownWorkflowError,
     WorkerLostError,
+    WorkflowCompensationError,
     WorkflowFailedError,
     WorkflowGuardError,
     WorkflowStateError,
@@ -95,8 +98,14 @@ if TYPE_CHECKING:
     from durable.patterns.pipeline_steps import PipelineStepError as PipelineStepError
     from durable.patterns.pipeline_steps import conditional as conditional
     from durable.patterns.pipeline_steps import parallel as parallel
+    from durable.patterns.saga.steps import SagaStepActivity as SagaStepActivity
+    from durable.patterns.saga.steps import SagaStepError as SagaStepError
+    from durable.patterns.saga.steps import SagaStepResult as SagaStepResult
+    from durable.patterns.saga.steps import saga_step as saga_step
     from durable.run_handle import Run as Run
     from durable.run_handle import RunHandle as RunHandle
+    from durable.sagas import SagaScope as SagaScope
+    from durable.sagas import saga as saga
     from durable.worker.worker import Worker as Worker
 
 __version__: Final = "0.1.0"
@@ -115,6 +124,10 @@ _LAZY: Final = {
     "Pruned": "durable.client",
     "Run": "durable.run_handle",
     "RunHandle": "durable.run_handle",
+    "SagaScope": "durable.sagas",
+    "SagaStepActivity": "durable.patterns.saga.steps",
+    "SagaStepError": "durable.patterns.saga.steps",
+    "SagaStepResult": "durable.patterns.saga.steps",
     "StepAnswerError": "durable.patterns.calling",
     "StepContext": "durable.patterns.calling",
     "Why": "durable.journal.why",
@@ -128,6 +141,8 @@ _LAZY: Final = {
     "list_runs": "durable.default",
     "parallel": "durable.patterns.pipeline_steps",
     "recover": "durable.default",
+    "saga": "durable.sagas",
+    "saga_step": "durable.patterns.saga.steps",
     "signal": "durable.default",
 }
 
@@ -184,6 +199,12 @@ __all__ = [
     "RunParkedError",
     "RunStatus",
     "RunTerminatedError",
+    "SagaError",
+    "SagaScope",
+    "SagaStepActivity",
+    "SagaStepError",
+    "SagaStepResult",
+    "SagaVersionMismatchError",
     "SchemaVersionError",
     "Seconds",
     "Signal",
@@ -200,6 +221,7 @@ __all__ = [
     "Worker",
     "WorkerLostError",
     "Workflow",
+    "WorkflowCompensationError",
     "WorkflowFailedError",
     "WorkflowGuardError",
     "WorkflowStateError",
@@ -227,6 +249,8 @@ __all__ = [
     "parallel",
     "patched",
     "recover",
+    "saga",
+    "saga_step",
     "scope",
     "sleep",
     "step",

@@ -29,7 +29,16 @@ from durable.engine.awaiting import perform
 from durable.engine.handlers import Conditions, Signals
 from durable.engine.loop import DeterministicLoop
 from durable.engine.operations import Asked, Call, Closing, Marker, Operations
-from durable.engine.runtime import COMPENSATION, UNDONE, WRAPS, ActivityCall, Evicted, RunIdentity, Unwind
+from durable.engine.runtime import (
+    COMPENSATION,
+    UNDONE,
+    WRAPS,
+    ActivityCall,
+    Evicted,
+    OnEnd,
+    RunIdentity,
+    Unwind,
+)
 from durable.engine.sources import find_source, source_text
 from durable.errors import InternalError, PlatformFault, UndecodableError
 from durable.journal.events import (
@@ -82,6 +91,7 @@ class Instance:
         self.events = 0
         self.warnings: list[str] = []
         self.unwind: Unwind | None = None
+        self.outermost: object | None = None
         self._has_compensated = False
         self._definition = definition
         self._input = input
@@ -165,7 +175,7 @@ class Instance:
         if is_clean:
             # Instance, loop and tasks refer to one another. Let go of the others here, or a worker that drives thousands of
             # runs a second leaves all of them to the garbage collector.
-            self._signals = self._conditions = self._main = None
+            self._signals = self._conditions = self._main = self.unwind = self.outermost = None
             del self._loop
 
     # ─ events ────────────────────────────────────────────────────────────────
@@ -181,10 +191,12 @@ class Instance:
                     loop.advance(event.at)
                 call = self._operations.activities.pop(event.op, None)
                 if call.__class__ is Call and not call.future.done():
-                    if call.closing is not None:
+                    if call.closing is not None and call.on_end is None:
                         value = None  # nobody will look at it
                     elif value is UNSET:
                         value = call.definition.result.decode(memoryview(event.result))
+                    if call.on_end is not None:
+                        call.on_end(value, None)
                     call.future.set_result(value)
             else:
                 self._deliver(event, turn, index)
@@ -244,6 +256,8 @@ class Instance:
             return
         error = call.error = failures.rebuild(event.failure)
         self._failures[id(error)] = (error, turn, index)
+        if call.on_end is not None:
+            call.on_end(None, error)
         call.future.set_result(None)  # `perform` raises it: a future refuses StopIteration
 
     def _request_cancel(self, event: CancelRequested) -> None:
@@ -286,7 +300,7 @@ class Instance:
             return
         # What was undone must not be kept: the retry begins with an empty journal (P7).
         self.failed_at = None if self._has_compensated else self._origin(error)
-        is_undone = bool(getattr(type(error), UNDONE, False))
+        is_undone = self._definition.kind == "saga" and bool(getattr(type(error), UNDONE, False))
         self._finish(Failed(at=self._event_at, failure=failures.record(error), compensated=is_undone))
 
     def _is_final(self, error: BaseException) -> bool:
@@ -377,12 +391,17 @@ class Instance:
         return self._random
 
     def call_activity(
-        self, definition: ActivityDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        definition: ActivityDefinition,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        on_end: OnEnd | None = None,
     ) -> Coroutine[Any, Any, Any]:
         if definition.kind == COMPENSATION:
             self._has_compensated = True
         source = find_source(sys._getframe(1)) or self._loop.task_source()
         call = Call(definition, definition.arguments.encode(args, kwargs), source)
+        call.on_end = on_end
         coroutine = perform(call, self._loop, self._operations)
         coroutine.__qualname__ = definition.name  # type: ignore[attr-defined]  # "coroutine ... was never awaited"
         return coroutine

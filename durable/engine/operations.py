@@ -15,7 +15,7 @@ import msgspec
 
 from durable.definitions import ActivityDefinition
 from durable.engine.loop import Timer
-from durable.engine.runtime import ActivityCall
+from durable.engine.runtime import ActivityCall, OnEnd
 from durable.journal.events import CloseOp, Command, Noted, OpenWait, Patched, ScheduleActivity, StartTimer
 from durable.journal.matching import label
 
@@ -23,7 +23,7 @@ from durable.journal.matching import label
 class Call(ActivityCall):
     """An activity call as the engine sees it. `future` is set when the outcome is there; `error` if it failed."""
 
-    __slots__ = ("dead", "error", "future")
+    __slots__ = ("dead", "error", "future", "on_end")
 
     kind: Final = "activity"
     how: Final = ""
@@ -40,6 +40,7 @@ class Call(ActivityCall):
         self.dead = False
         self.error: BaseException | None = None
         self.future: asyncio.Future[Any]
+        self.on_end: OnEnd | None = None
 
     @property
     def name(self) -> str:

@@ -21,6 +21,7 @@ UNDONE: Final = "__durable_compensated__"  # an error class that has it closes i
 WRAPS: Final = (
     "__durable_wraps__"  # an error class that has it stands for its cause when a workflow is retried (P7)
 )
+OnEnd = Callable[[Any, BaseException | None], None]
 Unwind = Callable[[BaseException], Coroutine[Any, Any, None]]
 # What the names of activities that are called here get in front, in the journal: "" or "notify/". Each task of a run has its own.
 name_prefix: Final[ContextVar[str]] = ContextVar("durable_name_prefix", default="")
@@ -71,6 +72,7 @@ class Runtime(Protocol):
     is_evicting: bool
     # Awaited when the body has failed for good or was cancelled, before the end is recorded; it may raise another error.
     unwind: Unwind | None
+    outermost: object | None  # the saga scope of the run's body, once there is one
 
     @property
     def random(self) -> RandomSource:
@@ -82,9 +84,17 @@ class Runtime(Protocol):
         ...
 
     def call_activity(
-        self, definition: ActivityDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        definition: ActivityDefinition,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        on_end: OnEnd | None = None,
     ) -> Coroutine[Any, Any, Any]:
-        """Journal a call once awaited, and return its result or raise its failure. Arguments are encoded at once."""
+        """Journal a call once awaited, and return its result or raise its failure. Arguments are encoded at once.
+
+        `on_end(value, error)` is called when the outcome is fed: in the order of recording, and also if the caller was
+        cancelled meanwhile and, with cancellation type "wait", only awaits the end.
+        """
         ...
 
     async def wait_signal(self, name: str, value_type: ValueType) -> Any:

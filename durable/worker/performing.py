@@ -243,7 +243,8 @@ class Performer:
             attempt.failure = failure
             self._expire(attempt, "schedule_to_close")
         else:
-            self._retry_or_fail(attempt, failure, is_retryable=True)
+            policy = attempt.call.definition.retry
+            self._retry_or_fail(attempt, failure, is_retryable=not isinstance(error, policy.no_retry))
 
     def close(self, run: LiveRun, op: int, how: str, reason: str = UNAWAITED) -> None:
         """The workflow cancelled this activity: its cancellation type `how` is durable now."""
@@ -275,7 +276,8 @@ class Performer:
     def handed_back(self, run: LiveRun) -> list[AttemptRow]:
         """Return the rows that uncharge attempts which this worker gives up, though nothing was wrong with them.
 
-        Also one that succeeded, if its run stops before the result could be recorded. A failure stays charged.
+        Also one that succeeded, if its run stops before the result could be recorded. A failure stays charged, and so does an
+        attempt whose policy forbids another after a lost one: it was interrupted, and nobody knows how far it came.
         """
         succeeded = {outcome.op for outcome in run.outcomes if outcome.failure is None}
         return [
@@ -283,7 +285,8 @@ class Performer:
                 op=op, attempt=attempt.number - 1, state="handed_back", details=attempt.latest_details()
             )
             for op, attempt in run.attempts.items()
-            if attempt.state is AttemptState.RUNNING or op in succeeded
+            if (attempt.state is AttemptState.RUNNING or op in succeeded)
+            and not issubclass(WorkerLostError, attempt.call.definition.retry.no_retry)
         ]
 
     def _drop(self, attempt: Attempt, reason: str) -> None:

@@ -35,6 +35,7 @@ FLOORS: Final = {
     "workflows": 3,
     "activities": 3,
     "in_workflow": 3,
+    "sagas": 3,
     "outcomes": 4,
     "run_handle": 4,
     "client": 4,

@@ -1,0 +1,492 @@
+"""`durable.saga()`, `@saga_step`, and the body of a workflow as the outermost scope of sagas."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+import durable
+from durable import (
+    ArgumentsError,
+    Ok,
+    Result,
+    RunCancelledError,
+    RunStatus,
+    SagaStepError,
+    SagaStepResult,
+    WorkflowCompensationError,
+    WorkflowFailedError,
+    activity,
+    saga,
+    saga_step,
+    workflow,
+)
+from durable.result import Err
+from tests.support.workers import Calls
+
+
+class World:
+    """Steps that note what they do; each can be told to fail."""
+
+    def __init__(self) -> None:
+        self.calls = calls = Calls()
+
+        def undo(name: str) -> Any:
+            async def compensate(order: str) -> None:
+                calls(f"undo {name} {order}")
+
+            return compensate
+
+        @saga_step(compensation=undo("reserve"))
+        async def reserve(order: str) -> str:
+            calls(f"reserve {order}")
+            return f"reserved {order}"
+
+        @saga_step(compensation=undo("charge"))
+        def charge(order: str) -> str:
+            calls(f"charge {order}")
+            return f"charged {order}"
+
+        @saga_step(max_retries=0)
+        async def ship(order: str) -> None:
+            calls(f"ship {order}")
+            raise RuntimeError("no truck")
+
+        self.reserve, self.charge, self.ship = reserve, charge, ship
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def journal(run_id: str) -> list[tuple[str, str, str]]:
+    run = await durable.get_run(run_id)
+    return [(entry.name, entry.kind, entry.status) for entry in run.journal]
+
+
+async def test_a_failed_workflow_undoes_its_saga_steps_in_reverse(embedded: str, world: World) -> None:
+    """The body is a scope: with the arguments of their steps, the last recorded first; the error stays what it was."""
+
+    @workflow
+    async def order(id: str) -> None:
+        assert await world.reserve(id) == f"reserved {id}"
+        await world.charge(id)
+        await world.ship(id)
+
+    with pytest.raises(WorkflowFailedError) as e:
+        await order("o", run_id="o-1")
+
+    assert isinstance(e.value.__cause__, RuntimeError)
+    assert world.calls.names == ["reserve o", "charge o", "ship o", "undo charge o", "undo reserve o"]
+    assert (await durable.get_run("o-1")).status == RunStatus.FAILED
+    assert await journal("o-1") == [
+        ("reserve", "activity", "completed"),
+        ("charge", "activity", "completed"),
+        ("ship", "activity", "failed"),
+        ("charge/compensation", "compensation", "completed"),
+        ("reserve/compensation", "compensation", "completed"),
+    ]
+
+
+async def test_a_completed_workflow_undoes_nothing(embedded: str, world: World) -> None:
+    """Also when a failed step was caught."""
+
+    @workflow
+    async def order(id: str) -> str:
+        await world.reserve(id)
+        try:
+            await world.ship(id)
+        except RuntimeError:
+            return "later"
+        return "now"
+
+    assert await order("o") == "later"
+    assert world.calls.names == ["reserve o", "ship o"]
+
+
+async def test_a_cancelled_workflow_undoes_its_steps(embedded: str, world: World) -> None:
+    """Its status is cancelled, and whoever waits hears so; a further cancel does not stop the undoing."""
+    waiting = asyncio.Event()
+    undoing = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def slowly(order: str) -> None:
+        undoing.set()
+        await go_on.wait()
+        world.calls("slowly undone")
+
+    @saga_step(compensation=slowly)
+    async def lock(order: str) -> None:
+        world.calls("lock")
+
+    @activity
+    async def tell() -> None:
+        waiting.set()
+
+    @workflow
+    async def order(id: str) -> None:
+        await world.reserve(id)
+        await lock(id)
+        await tell()
+        await asyncio.sleep(3600)
+
+    handle = await order.start("o", run_id="o-1")
+    await waiting.wait()
+    await handle.cancel("enough")
+    await undoing.wait()
+    assert (await handle.describe()).status == RunStatus.COMPENSATING
+    assert [run.run_id for run in await durable.list_runs(status="compensating")] == ["o-1"]
+    await handle.cancel("really")
+    go_on.set()
+
+    with pytest.raises(RunCancelledError):
+        await handle.result()
+    assert world.calls.names == ["reserve o", "lock", "slowly undone", "undo reserve o"]
+    assert (await durable.get_run("o-1")).status == RunStatus.CANCELLED
+
+
+async def test_only_a_final_failure_undoes(embedded: str, world: World) -> None:
+    """While workflow-level retries are left, what was done is kept, and done once."""
+    calls = world.calls
+
+    @saga_step(max_retries=0)
+    async def flaky() -> None:
+        if calls("flaky") < 3:
+            raise RuntimeError("once more")
+
+    @workflow(retries=2, retry_delay=0)
+    async def order(id: str) -> None:
+        await world.reserve(id)
+        await flaky()
+        await world.ship(id)
+
+    with pytest.raises(WorkflowFailedError):
+        await order("o", run_id="o-1")
+    assert calls.names == ["reserve o", "flaky", "flaky", "flaky", "ship o", "undo reserve o"]
+
+
+async def test_an_explicit_scope_undoes_when_it_is_left_by_an_error(embedded: str, world: World) -> None:
+    """The error goes on, and can be caught; steps of an earlier, completed scope stay done."""
+
+    @workflow
+    async def order(id: str) -> str:
+        async with saga():
+            await world.reserve("first")
+        try:
+            async with saga() as scope:
+                await world.reserve(id)
+                await world.charge(id)
+                raise LookupError("a mistake")
+        except LookupError:
+            world.calls("caught")
+        assert scope.compensated == ["charge", "reserve"]
+        await world.ship(id)
+        return "never"
+
+    with pytest.raises(WorkflowFailedError):
+        await order("o")
+    assert world.calls.names == [
+        "reserve first",
+        "reserve o",
+        "charge o",
+        "undo charge o",
+        "undo reserve o",
+        "caught",
+        "ship o",
+    ]
+
+
+async def test_a_retry_after_an_undoing_begins_from_nothing(embedded: str, world: World) -> None:
+    """What was undone must not be taken for done."""
+    calls = world.calls
+
+    @workflow(retries=1, retry_delay=0)
+    async def order(id: str) -> None:
+        async with saga():
+            await world.reserve(id)
+            await world.ship(id)
+
+    with pytest.raises(WorkflowFailedError):
+        await order("o")
+    assert calls.names == ["reserve o", "ship o", "undo reserve o"] * 2
+
+
+async def test_compensations_are_retried(embedded: str) -> None:
+    """Under the policy of their step."""
+    calls = Calls()
+
+    async def undo() -> None:
+        if calls("undo") < 3:
+            raise OSError("down")
+
+    @saga_step(compensation=undo, max_retries=2, retry_delay=0)
+    async def act() -> None:
+        calls("act")
+
+    @workflow
+    async def order() -> None:
+        await act()
+        raise ValueError("x")
+
+    with pytest.raises(WorkflowFailedError) as e:
+        await order()
+    assert isinstance(e.value.__cause__, ValueError)
+    assert calls.names == ["act", "undo", "undo", "undo"]
+
+
+async def test_a_failed_compensation_is_told_and_stops_no_other(embedded: str, world: World) -> None:
+    """`WorkflowCompensationError` names it; the original error is its cause; the entry is in the journal."""
+
+    async def cannot(order: str) -> None:
+        raise OSError("stuck")
+
+    @saga_step(compensation=cannot, max_retries=0)
+    async def stick(order: str) -> None:
+        pass
+
+    @workflow
+    async def order(id: str) -> None:
+        await world.reserve(id)
+        await stick(id)
+        await world.charge(id)
+        await world.ship(id)
+
+    with pytest.raises(WorkflowFailedError) as e:
+        await order("o", run_id="o-1")
+    error = e.value.__cause__
+    assert isinstance(error, WorkflowCompensationError)
+    assert (error.step_name, error.compensated, error.failed_compensations) == (
+        "ship",
+        ["charge", "reserve"],
+        ["stick"],
+    )
+    assert isinstance(error.cause, RuntimeError)
+    assert ("stick/compensation", "compensation", "failed") in await journal("o-1")
+    assert world.calls.names[-2:] == ["undo charge o", "undo reserve o"]
+
+
+async def test_order_is_that_of_recording(embedded: str) -> None:
+    """Of steps side by side the one whose result came last is undone first."""
+    calls = Calls()
+    second = asyncio.Event()
+
+    async def undo(name: str) -> None:
+        calls(f"undo {name}")
+
+    @saga_step(compensation=undo)
+    async def slow(name: str) -> None:
+        await second.wait()
+
+    @saga_step(compensation=undo)
+    async def quick(name: str) -> None:
+        pass
+
+    @activity
+    async def let() -> None:
+        second.set()
+
+    @workflow
+    async def order() -> None:
+        async def then() -> None:
+            await quick("quick")
+            await let()
+
+        await asyncio.gather(slow("slow"), then())
+        raise ValueError
+
+    with pytest.raises(WorkflowFailedError):
+        await order()
+    assert calls.names == ["undo slow", "undo quick"]
+
+
+async def test_steps_that_run_when_the_scope_fails_are_stopped_first(embedded: str) -> None:
+    """Their recorded end decides: what completed all the same is undone, what was cancelled is not."""
+    calls = Calls()
+    both_run = asyncio.Barrier(3)
+
+    async def undo(name: str) -> None:
+        calls(f"undo {name}")
+
+    @saga_step(compensation=undo)
+    async def stubborn(name: str) -> str:
+        await both_run.wait()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            calls("stubborn is done")
+        return "done"
+
+    @saga_step(compensation=undo)
+    async def meek(name: str) -> str:
+        await both_run.wait()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            calls("meek has stopped")
+        return "done"
+
+    @activity(retries=0)
+    async def fail() -> None:
+        await both_run.wait()
+        raise RuntimeError
+
+    @workflow
+    async def order() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(stubborn("stubborn"))
+            group.create_task(meek("meek"))
+            group.create_task(fail())
+
+    with pytest.raises(WorkflowFailedError):
+        await order()
+    assert sorted(calls.names) == ["meek has stopped", "stubborn is done", "undo stubborn"]
+
+
+async def test_an_uncertain_step_is_undone_if_its_compensation_can_tell(embedded: str) -> None:
+    """A parameter `uncertain` asks to be called for steps that were interrupted; recorded ones come with False."""
+    calls = Calls()
+    begun = asyncio.Event()
+
+    async def undo(name: str, uncertain: bool) -> None:
+        calls(f"undo {name} {uncertain}")
+
+    @saga_step(compensation=undo)
+    async def done(name: str) -> None:
+        pass
+
+    @saga_step(compensation=undo)
+    async def hangs(name: str) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    @saga_step(compensation=undo, timeout=0.05, max_retries=0)
+    async def late(name: str) -> None:
+        await asyncio.sleep(60)
+
+    @workflow
+    async def order() -> None:
+        await done("a")
+        try:
+            await late("b")
+        except TimeoutError:
+            await hangs("c")
+
+    handle = await order.start()
+    await begun.wait()
+    await handle.cancel()
+    with pytest.raises(RunCancelledError):
+        await handle.result()
+    assert calls.names == ["undo c True", "undo b True", "undo a False"]
+
+
+async def test_answers_that_say_no_fail_the_step(embedded: str) -> None:
+    """`SagaStepResult.fail` and `Err` are not retried, and not undone; `Ok` stands for its value."""
+    calls = Calls()
+
+    async def undo(how: str) -> None:
+        calls("undo")
+
+    @saga_step(compensation=undo)
+    async def answer(how: str) -> Any:
+        calls(how)
+        return {
+            "fail": SagaStepResult.fail("sold out"),
+            "err": Err(KeyError("k")),
+            "ok": SagaStepResult.Ok({"n": 1}),
+            "plain": Ok(2),
+        }[how]
+
+    @workflow
+    async def order(how: str) -> Any:
+        return await answer(how)
+
+    assert await order("ok") == {"n": 1}
+    assert await order("plain") == 2
+    for how in ("fail", "err"):
+        with pytest.raises(WorkflowFailedError) as e:
+            await order(how)
+        assert isinstance(e.value.__cause__, SagaStepError)
+        assert calls.of(how) == 1
+    assert isinstance(e.value.__cause__.__cause__, KeyError)
+    assert calls.of("undo") == 0
+
+
+async def test_a_step_and_its_compensation_pair_up_by_name(embedded: str) -> None:
+    """`compensation=True` marks the undo of the step of that name, whichever is defined first."""
+    calls = Calls()
+
+    @saga_step("a", compensation=True)
+    async def undo_a() -> None:
+        calls("undo a")
+
+    @saga_step("a")
+    async def do_a() -> None:
+        calls("a")
+
+    @saga_step("b")
+    async def do_b() -> None:
+        calls("b")
+
+    @saga_step("b", compensation=True, max_retries=1, retry_delay=0)
+    async def undo_b() -> None:
+        calls("undo b")
+
+    @workflow
+    async def order() -> None:
+        await do_a()
+        await do_b()
+        raise ValueError
+
+    with pytest.raises(WorkflowFailedError):
+        await order()
+    assert calls.names == ["a", "b", "undo b", "undo a"]
+
+
+async def test_a_compensation_that_does_not_fit_is_refused_before_the_step(embedded: str) -> None:
+    """Not when it is too late."""
+    calls = Calls()
+
+    async def undo(other: int, more: int) -> None: ...
+
+    @saga_step(compensation=undo)
+    async def act(order: str) -> None:
+        calls("act")
+
+    @workflow
+    async def order() -> None:
+        await act("o")
+
+    with pytest.raises(WorkflowFailedError) as e:
+        await order()
+    assert isinstance(e.value.__cause__, ArgumentsError)
+    assert calls.names == []
+
+
+async def test_outside_of_runs_a_saga_step_just_runs(world: World) -> None:
+    """So it can be unit-tested; a scope is for workflows only."""
+
+    @saga_step
+    async def no() -> Result[int, str]:
+        return Err("no")
+
+    assert await world.reserve("o") == "reserved o"
+    assert await world.charge("o") == "charged o"
+    assert await no() == Err("no")
+    with pytest.raises(durable.DefinitionError):
+        async with saga():
+            pass
+
+
+def test_options_of_saga_steps_are_checked() -> None:
+    """A misspelt one is a TypeError; the undo of a copy stays."""
+    with pytest.raises(TypeError):
+        saga_step("x", retries=3)  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="max_retries"):
+        saga_step("x", max_retries=-1)
+    with pytest.raises(durable.DefinitionError):
+        saga_step("x", compensation="undo")  # type: ignore[call-overload]
+    world = World()
+    assert world.reserve.options(timeout=3).undo is world.reserve.undo
