@@ -10,6 +10,7 @@ from durable.activities import (
     ActivityInfo,
     activity,
     activity_info,
+    derived_run_id,
     heartbeat,
     make_activity,
     step,
@@ -98,6 +99,10 @@ if TYPE_CHECKING:
     from durable.patterns.pipeline_steps import PipelineStepError as PipelineStepError
     from durable.patterns.pipeline_steps import conditional as conditional
     from durable.patterns.pipeline_steps import parallel as parallel
+    from durable.patterns.saga.abstract import AbstractSaga as AbstractSaga
+    from durable.patterns.saga.abstract import SagaStep as SagaStep
+    from durable.patterns.saga.noticing import LostStateWarning as LostStateWarning
+    from durable.patterns.saga.states import SagaState as SagaState
     from durable.patterns.saga.steps import SagaStepActivity as SagaStepActivity
     from durable.patterns.saga.steps import SagaStepError as SagaStepError
     from durable.patterns.saga.steps import SagaStepResult as SagaStepResult
@@ -112,12 +117,14 @@ __version__: Final = "0.1.0"
 
 # Everything that needs the client or a worker is resolved at first use: `import durable` stays quick.
 _LAZY: Final = {
+    "AbstractSaga": "durable.patterns.saga.abstract",
     "Backup": "durable.client",
     "Blocker": "durable.journal.view",
     "Client": "durable.client",
     "ConditionalStep": "durable.patterns.pipeline_steps",
     "Entry": "durable.journal.view",
     "FunctionStep": "durable.patterns.pipeline_steps",
+    "LostStateWarning": "durable.patterns.saga.noticing",
     "ParallelStep": "durable.patterns.pipeline_steps",
     "Pipeline": "durable.patterns.pipeline",
     "PipelineStepError": "durable.patterns.pipeline_steps",
@@ -125,6 +132,8 @@ _LAZY: Final = {
     "Run": "durable.run_handle",
     "RunHandle": "durable.run_handle",
     "SagaScope": "durable.sagas",
+    "SagaState": "durable.patterns.saga.states",
+    "SagaStep": "durable.patterns.saga.abstract",
     "SagaStepActivity": "durable.patterns.saga.steps",
     "SagaStepError": "durable.patterns.saga.steps",
     "SagaStepResult": "durable.patterns.saga.steps",
@@ -160,6 +169,7 @@ StepTimeoutError = ActivityTimeoutError  # the word of pipelines for it
 
 # Names that shadow the standard library (random, signal) are importable, but not part of `*`.
 __all__ = [
+    "AbstractSaga",
     "Activity",
     "ActivityError",
     "ActivityInfo",
@@ -177,6 +187,7 @@ __all__ = [
     "InternalError",
     "LeaseLostError",
     "LivelockError",
+    "LostStateWarning",
     "NonDeterminismError",
     "NonRetryableError",
     "NotADatabaseError",
@@ -201,6 +212,8 @@ __all__ = [
     "RunTerminatedError",
     "SagaError",
     "SagaScope",
+    "SagaState",
+    "SagaStep",
     "SagaStepActivity",
     "SagaStepError",
     "SagaStepResult",
@@ -235,6 +248,7 @@ __all__ = [
     "configure",
     "connect",
     "deprecate_patch",
+    "derived_run_id",
     "get_run",
     "heartbeat",
     "info",

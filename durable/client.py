@@ -13,14 +13,14 @@ from typing import Any, Final, ParamSpec, Self, TypeVar
 import msgspec
 
 from durable import failures
-from durable.definitions import WorkflowDefinition
+from durable.definitions import LOCAL_TASK_QUEUE, WorkflowDefinition
 from durable.engine.runtime import COMPENSATION
 from durable.errors import ArgumentsError, DefinitionError, UndecodableError, WorkflowStateError
 from durable.journal import view
 from durable.journal.events import AnyEntry, Retried, Started
 from durable.journal.lifecycle import RunStatus
 from durable.journal.view import AttemptView, Blocker, Entry
-from durable.journal.why import Facts, Why, explain
+from durable.journal.why import LOCAL_ADVICE, Facts, Why, explain
 from durable.outcomes import OutcomeWatch
 from durable.payloads import ValueType
 from durable.retry import Seconds, seconds
@@ -581,6 +581,10 @@ class Client:
             if due is not None and due > now:
                 text = f"start in {view.duration_text((due - now).total_seconds())}"
                 return [Blocker(kind="timer", name="start", text=text, due_at=due)]
+            if record.task_queue == LOCAL_TASK_QUEUE:
+                return [
+                    Blocker(kind="nothing", name="script", text=f"its own script, run again: {LOCAL_ADVICE}")
+                ]
             text = f'a worker for {record.workflow} version {record.version} on queue "{record.task_queue}"'
             return [Blocker(kind="nothing", name="worker", text=text)]
         if record.owner is not None and not record.owner_is_alive:

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from durable.client import Client, connect, url_here
-from durable.definitions import WorkflowDefinition
+from durable.definitions import LOCAL_TASK_QUEUE, WorkflowDefinition
 from durable.errors import DefinitionError, DurableError, LeaseLostError, WorkflowVersionMismatchError
 from durable.journal.lifecycle import RunStatus
 from durable.retry import Seconds
@@ -301,7 +301,7 @@ async def recover(wait: bool = False) -> list[Run]:
     open_runs = (RunStatus.PENDING, RunStatus.RUNNING, RunStatus.WAITING)
     for record in await client.store.list_runs(RunFilter(status=open_runs, limit=RECOVER_MAX)):
         definitions = known.get((record.workflow, record.version), [])
-        if definitions and record.owner is None:
+        if definitions and record.owner is None and record.task_queue != LOCAL_TASK_QUEUE:
             if len(definitions) > 1:
                 origins = " and ".join(definition.origin for definition in definitions)
                 log.warning(

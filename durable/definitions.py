@@ -15,6 +15,8 @@ from durable.retry import Retry
 
 CancellationType = Literal["try", "wait", "abandon"]
 NAME_LENGTH_MAX: Final = 200
+# Where runs wait whose code lives in one process only, e.g. in closures: workers leave them alone.
+LOCAL_TASK_QUEUE: Final = "local"
 
 
 class ActivityDefinition:

@@ -27,6 +27,7 @@ from durable.errors import (
     ActivityError,
     ActivityTimeoutError,
     DefinitionError,
+    PlatformFault,
     SagaError,
     WorkerLostError,
     WorkflowCompensationError,
@@ -190,7 +191,8 @@ async def saga() -> AsyncIterator[SagaScope]:
     try:
         yield scope
     except BaseException as error:
-        if not run.is_evicting and isinstance(error, Exception | asyncio.CancelledError):
+        is_fault = isinstance(error, PlatformFault)  # parks the run: it has not failed
+        if not (run.is_evicting or is_fault) and isinstance(error, Exception | asyncio.CancelledError):
             await scope.unwind(error)
         raise
     finally:

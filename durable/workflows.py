@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast,
 
 from durable import outside
 from durable.activities import derived_run_id
-from durable.definitions import WorkflowDefinition, check_name
+from durable.definitions import LOCAL_TASK_QUEUE, WorkflowDefinition, check_name
 from durable.engine.runtime import current
 from durable.errors import DefinitionError
 from durable.in_workflow import MISSING, signal_value
@@ -132,6 +132,13 @@ class Workflow(Generic[P, R]):
             run_id=self._run_id if run_id is None else run_id,
             task_queue=self._task_queue if task_queue is None else task_queue,
         )
+
+    def local(self) -> Workflow[P, R]:
+        """Return a copy whose runs no worker takes: only this process drives them, and one that starts them again by their ids.
+
+        For builders of patterns, whose objects may hold what another process cannot rebuild.
+        """
+        return self.options(task_queue=LOCAL_TASK_QUEUE)
 
 
 class _Decorator:

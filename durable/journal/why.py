@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from durable.definitions import LOCAL_TASK_QUEUE
 from durable.journal.lifecycle import RunStatus
 from durable.journal.view import Blocker, Entry, Story, blockers, duration_text
 
@@ -129,7 +130,14 @@ def _unowned(facts: Facts, story: Story) -> Why:
     return _why(facts, WhyReason.CLAIM, f"ready: {who} will take it when there is room", story=story)
 
 
+LOCAL_ADVICE: Final = (
+    "it holds what no worker can rebuild, so only the script that started it can go on with it, by its run id"
+)
+
+
 def _nobody(facts: Facts) -> str:
+    if facts.task_queue == LOCAL_TASK_QUEUE:
+        return f"nobody has it: {LOCAL_ADVICE}"
     nearby = f"; {facts.nearby}" if facts.nearby else ""
     return f'no living worker serves {facts.workflow} version {facts.version} on queue "{facts.task_queue}"{nearby}'
 

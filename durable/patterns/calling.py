@@ -68,7 +68,7 @@ def settled(value: Any) -> Any:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """Return the error that made a step fail: of an answered `Err` the exception in it, if there was one."""
+    """Return the error that made a step fail: of an answered failure the exception in it, if there was one."""
     if isinstance(error, StepAnswerError) and error.__cause__ is not None:
         return error.__cause__
     return error
@@ -80,30 +80,35 @@ def takes_context(fn: Callable[..., Any]) -> bool:
         parameters = inspect.signature(fn).parameters.values()
     except (TypeError, ValueError):  # a builtin without a signature
         return True
-    return any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
+    positional = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.VAR_POSITIONAL,
+    )
+    return any(p.kind in positional and p.name != "uncertain" for p in parameters)
 
 
-def adapted(fn: Callable[..., Any]) -> Callable[..., Any]:
+def adapted(fn: Callable[..., Any], settle: Callable[[Any], Any] = settled) -> Callable[..., Any]:
     """Return a function that does what `fn` does, settles its answer, and hands a plain dict on as a `StepContext`."""
     call: Callable[..., Any]
     if inspect.iscoroutinefunction(fn):
 
         @functools.wraps(fn)
-        async def call(*args: Any) -> Any:
-            return settled(await fn(*map(_context, args)))
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return settle(await fn(*map(_context, args), **kwargs))
 
     else:
 
         @functools.wraps(fn)
-        def call(*args: Any) -> Any:
-            value = fn(*map(_context, args))
-            return _settle_later(value) if inspect.isawaitable(value) else settled(value)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            value = fn(*map(_context, args), **kwargs)
+            return _settle_later(value, settle) if inspect.isawaitable(value) else settle(value)
 
     return without_hints_of(StepContext, fn, call)
 
 
-async def _settle_later(value: Awaitable[Any]) -> Any:
-    return settled(await value)
+async def _settle_later(value: Awaitable[Any], settle: Callable[[Any], Any]) -> Any:
+    return settle(await value)
 
 
 def _context(value: Any) -> Any:

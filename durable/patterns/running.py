@@ -24,6 +24,7 @@ Knows nothing of any particular pattern.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, NoReturn
 
@@ -64,6 +65,24 @@ async def perform(
         return await handle.result()
     except WorkflowFailedError as failed:
         raise_own(failed, own)
+
+
+async def hint_unfinished(kind: str, name: str) -> None:
+    """Say on stderr that runs of this name lie about unfinished: what starts now is a new one, which people do not expect.
+
+    For patterns that make ids themselves; where the id is left to `Workflow.start`, that says so.
+    """
+    found = await durable.list_runs(
+        workflow=name, status=("pending", "running", "waiting", "parked"), limit=6
+    )
+    left = [run.run_id for run in found if run.worker is None]
+    if left:
+        ids = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
+        print(
+            f"durable: this starts a new run of {kind} {name!r}; unfinished: {ids} "
+            "(give run_id= to go on with one, or finish them by `durable worker` or durable.recover())",
+            file=sys.stderr,
+        )
 
 
 def raise_own(failed: WorkflowFailedError, own: type[Exception]) -> NoReturn:

@@ -15,7 +15,7 @@ from types import ModuleType, TracebackType
 from typing import Any, Final, Protocol, Self
 
 from durable.client import Client
-from durable.definitions import Registry, WorkflowDefinition
+from durable.definitions import LOCAL_TASK_QUEUE, Registry, WorkflowDefinition
 from durable.errors import DefinitionError, DurableError, LeaseLostError, PlatformFault, StoreError
 from durable.journal.lifecycle import RunStatus
 from durable.retry import Seconds, seconds
@@ -75,6 +75,8 @@ class Worker:
             raise DefinitionError(f"concurrency must be an integer >= 1, not {concurrency!r}")
         self.client = client
         self.registry = Registry(definitions_in(workflows))
+        if task_queue == LOCAL_TASK_QUEUE:
+            raise DefinitionError(f"task queue {task_queue!r} is for runs that no worker can drive")
         self.task_queue = task_queue
         self.concurrency = concurrency
         self.lease_seconds = lease_from(lease_seconds)

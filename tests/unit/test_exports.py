@@ -60,6 +60,7 @@ EXPORTED: Final = {
     "list_runs",
     "recover",
     # building patterns
+    "derived_run_id",
     "Seconds",
     "make_activity",
     "make_workflow",
@@ -85,6 +86,10 @@ EXPORTED: Final = {
     "SagaStepResult",
     "SagaStepError",
     "SagaStepActivity",
+    "AbstractSaga",
+    "SagaStep",
+    "SagaState",
+    "LostStateWarning",
     # results as values
     "Err",
     "Ok",
@@ -158,7 +163,9 @@ def test_every_public_error_derives_from_one_base() -> None:
     errors = [
         value
         for name in durable.__all__
-        if isinstance(value := getattr(durable, name), type) and issubclass(value, BaseException)
+        if isinstance(value := getattr(durable, name), type)
+        and issubclass(value, BaseException)
+        and not issubclass(value, Warning)
     ]
 
     assert all(issubclass(error, durable.DurableError) for error in errors)
