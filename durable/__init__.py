@@ -82,10 +82,13 @@ if TYPE_CHECKING:
     from durable.client import connect as connect
     from durable.default import cancel as cancel
     from durable.default import configure as configure
+    from durable.default import delete_run as delete_run
+    from durable.default import get_handle as get_handle
     from durable.default import get_run as get_run
     from durable.default import list_runs as list_runs
     from durable.default import recover as recover
     from durable.default import signal as signal
+    from durable.default import using as using
     from durable.journal.view import Blocker as Blocker
     from durable.journal.view import Entry as Entry
     from durable.journal.why import Why as Why
@@ -101,12 +104,23 @@ if TYPE_CHECKING:
     from durable.patterns.pipeline_steps import parallel as parallel
     from durable.patterns.saga.abstract import AbstractSaga as AbstractSaga
     from durable.patterns.saga.abstract import SagaStep as SagaStep
+    from durable.patterns.saga.base import SagaBase as SagaBase
+    from durable.patterns.saga.config import SagaConfig as SagaConfig
+    from durable.patterns.saga.context import SagaContext as SagaContext
+    from durable.patterns.saga.manager import SagaManager as SagaManager
     from durable.patterns.saga.noticing import LostStateWarning as LostStateWarning
+    from durable.patterns.saga.orchestrator import OrchestratedStep as OrchestratedStep
+    from durable.patterns.saga.orchestrator import SagaOrchestrator as SagaOrchestrator
+    from durable.patterns.saga.records import SagaRecord as SagaRecord
+    from durable.patterns.saga.records import SagaStepRecord as SagaStepRecord
     from durable.patterns.saga.states import SagaState as SagaState
     from durable.patterns.saga.steps import SagaStepActivity as SagaStepActivity
     from durable.patterns.saga.steps import SagaStepError as SagaStepError
     from durable.patterns.saga.steps import SagaStepResult as SagaStepResult
     from durable.patterns.saga.steps import saga_step as saga_step
+    from durable.patterns.saga.stores import InMemorySagaStore as InMemorySagaStore
+    from durable.patterns.saga.stores import SagaStore as SagaStore
+    from durable.patterns.saga.stores import SqlSagaStore as SqlSagaStore
     from durable.run_handle import Run as Run
     from durable.run_handle import RunHandle as RunHandle
     from durable.sagas import SagaScope as SagaScope
@@ -124,19 +138,30 @@ _LAZY: Final = {
     "ConditionalStep": "durable.patterns.pipeline_steps",
     "Entry": "durable.journal.view",
     "FunctionStep": "durable.patterns.pipeline_steps",
+    "InMemorySagaStore": "durable.patterns.saga.stores",
     "LostStateWarning": "durable.patterns.saga.noticing",
+    "OrchestratedStep": "durable.patterns.saga.orchestrator",
     "ParallelStep": "durable.patterns.pipeline_steps",
     "Pipeline": "durable.patterns.pipeline",
     "PipelineStepError": "durable.patterns.pipeline_steps",
     "Pruned": "durable.client",
     "Run": "durable.run_handle",
     "RunHandle": "durable.run_handle",
+    "SagaBase": "durable.patterns.saga.base",
+    "SagaConfig": "durable.patterns.saga.config",
+    "SagaContext": "durable.patterns.saga.context",
+    "SagaManager": "durable.patterns.saga.manager",
+    "SagaOrchestrator": "durable.patterns.saga.orchestrator",
+    "SagaRecord": "durable.patterns.saga.records",
     "SagaScope": "durable.sagas",
     "SagaState": "durable.patterns.saga.states",
     "SagaStep": "durable.patterns.saga.abstract",
     "SagaStepActivity": "durable.patterns.saga.steps",
     "SagaStepError": "durable.patterns.saga.steps",
+    "SagaStepRecord": "durable.patterns.saga.records",
     "SagaStepResult": "durable.patterns.saga.steps",
+    "SagaStore": "durable.patterns.saga.stores",
+    "SqlSagaStore": "durable.patterns.saga.stores",
     "StepAnswerError": "durable.patterns.calling",
     "StepContext": "durable.patterns.calling",
     "Why": "durable.journal.why",
@@ -146,6 +171,8 @@ _LAZY: Final = {
     "conditional": "durable.patterns.pipeline_steps",
     "configure": "durable.default",
     "connect": "durable.client",
+    "delete_run": "durable.default",
+    "get_handle": "durable.default",
     "get_run": "durable.default",
     "list_runs": "durable.default",
     "parallel": "durable.patterns.pipeline_steps",
@@ -153,6 +180,7 @@ _LAZY: Final = {
     "saga": "durable.sagas",
     "saga_step": "durable.patterns.saga.steps",
     "signal": "durable.default",
+    "using": "durable.default",
 }
 
 
@@ -184,6 +212,7 @@ __all__ = [
     "Entry",
     "Err",
     "FunctionStep",
+    "InMemorySagaStore",
     "InternalError",
     "LeaseLostError",
     "LivelockError",
@@ -192,6 +221,7 @@ __all__ = [
     "NonRetryableError",
     "NotADatabaseError",
     "Ok",
+    "OrchestratedStep",
     "ParallelStep",
     "PayloadError",
     "Pipeline",
@@ -210,17 +240,26 @@ __all__ = [
     "RunParkedError",
     "RunStatus",
     "RunTerminatedError",
+    "SagaBase",
+    "SagaConfig",
+    "SagaContext",
     "SagaError",
+    "SagaManager",
+    "SagaOrchestrator",
+    "SagaRecord",
     "SagaScope",
     "SagaState",
     "SagaStep",
     "SagaStepActivity",
     "SagaStepError",
+    "SagaStepRecord",
     "SagaStepResult",
+    "SagaStore",
     "SagaVersionMismatchError",
     "SchemaVersionError",
     "Seconds",
     "Signal",
+    "SqlSagaStore",
     "StepAnswerError",
     "StepContext",
     "StepTimeoutError",
@@ -247,8 +286,10 @@ __all__ = [
     "conditional",
     "configure",
     "connect",
+    "delete_run",
     "deprecate_patch",
     "derived_run_id",
+    "get_handle",
     "get_run",
     "heartbeat",
     "info",
@@ -269,6 +310,7 @@ __all__ = [
     "sleep",
     "step",
     "unguarded",
+    "using",
     "uuid4",
     "wait_condition",
     "wait_signal",

@@ -462,6 +462,21 @@ class Client:
                 await pause(PRUNE_PAUSE_SECONDS)
         return Pruned(runs=runs, journal_rows=journal_rows, before=view.instant(before_us), is_dry=dry_run)
 
+    async def delete(self, run_id: str) -> None:
+        """Delete a closed run, with all that belongs to it: its id is unknown afterwards, as after `prune`.
+
+        Raises `RunNotFoundError`, `WorkflowStateError` if it is open.
+        """
+        record = await self.store.get_run(check_run_id(run_id))
+        if not record.status.is_closed:
+            raise WorkflowStateError(
+                run_id,
+                str(record.status),
+                f"run {run_id!r} is {record.status}: only a closed run can be deleted",
+            )
+        now_us = self.clock.now_us()
+        await self.store.prune_runs([record.pk], ClosedRuns(before_us=now_us + 1, status=()), now_us)
+
     # ─ the rest is private ──
 
     async def _record(self, run_id: str) -> RunRecord:

@@ -10,7 +10,9 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -19,7 +21,13 @@ import msgspec
 
 from durable.client import Client, connect, url_here
 from durable.definitions import LOCAL_TASK_QUEUE, WorkflowDefinition
-from durable.errors import DefinitionError, DurableError, LeaseLostError, WorkflowVersionMismatchError
+from durable.errors import (
+    DefinitionError,
+    DurableError,
+    LeaseLostError,
+    RunConflictError,
+    WorkflowVersionMismatchError,
+)
 from durable.journal.lifecycle import RunStatus
 from durable.retry import Seconds
 from durable.run_handle import Run, RunHandle
@@ -90,11 +98,28 @@ class _Start:
                 self.handle.set_exception(error)
 
 
+_durability_here: ContextVar[Durability | None] = ContextVar("durable_durability", default=None)
+
+
+@contextmanager
+def using(url: str, *, durability: Durability = "full") -> Iterator[None]:
+    """Make `url` the default database of this block, and of the tasks that are started in it.
+
+    `durability` counts for the first use of a database in an event loop.
+    """
+    here, how = url_here.set(url), _durability_here.set(durability)
+    try:
+        yield
+    finally:
+        url_here.reset(here)
+        _durability_here.reset(how)
+
+
 class EmbeddedEngine:
     """A client and, once something is driven here, a worker that drives only what this process asked for."""
 
-    def __init__(self, url: str) -> None:
-        self.client: Client = connect(url, durability=_settings.durability)
+    def __init__(self, url: str, durability: Durability) -> None:
+        self.client: Client = connect(url, durability=durability)
         self._worker: Worker | None = None
         self._lock = asyncio.Lock()
         self._hinted: set[str] = set()
@@ -232,6 +257,23 @@ class EmbeddedEngine:
         handle.on_detach(worker.detach)
         return handle
 
+    async def attach(self, definition: WorkflowDefinition, run_id: str) -> RunHandle[Any]:
+        """Have a known run driven here, unless it is closed or driven elsewhere."""
+        record = await self.client.store.get_run(run_id)
+        handle = self.client.handle_of(record, definition.result)
+        if record.status.is_closed:
+            return handle
+        if record.workflow != definition.name:
+            text = f"run {run_id!r} is of {record.workflow!r}, not of {definition.name!r}"
+            raise RunConflictError(text, run_id=run_id)
+        if record.version != definition.version:
+            raise WorkflowVersionMismatchError(run_id, record.version, definition.version)
+        worker = await self.worker()
+        worker.registry.add(definition)
+        await self.resume(worker, record.pk, run_id, record.status)
+        handle.on_detach(worker.detach)
+        return handle
+
     async def resume(self, worker: Worker, pk: int, run_id: str, status: RunStatus) -> None:
         """Have an open run driven here as soon as nobody else drives it."""
         client = self.client
@@ -257,7 +299,7 @@ async def engine_here() -> EmbeddedEngine:
     engines = _engines.setdefault(loop, {})
     engine = engines.get(url)
     if engine is None:
-        engine = engines[url] = EmbeddedEngine(url)
+        engine = engines[url] = EmbeddedEngine(url, _durability_here.get() or _settings.durability)
     return await engine.open()
 
 
@@ -274,6 +316,16 @@ async def list_runs(
 ) -> list[Run]:
     """Return runs of the default database, newest first."""
     return await (await engine_here()).client.list(status=status, workflow=workflow, limit=limit)
+
+
+async def delete_run(run_id: str) -> None:
+    """Delete a closed run of the default database, with all that belongs to it. Open: `WorkflowStateError`."""
+    await (await engine_here()).client.delete(run_id)
+
+
+async def get_handle(run_id: str) -> RunHandle[Any]:
+    """Return a handle of a run of the default database. Raises `RunNotFoundError`."""
+    return await (await engine_here()).client.get(run_id)
 
 
 async def signal(run_id: str, signal: Signal[Any] | str, value: object = None) -> None:

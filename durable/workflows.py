@@ -125,6 +125,13 @@ class Workflow(Generic[P, R]):
             self.definition, args, kwargs, run_id=run_id, task_queue=self._task_queue, drive=drive
         )
 
+    async def attach(self, run_id: str) -> RunHandle[R]:
+        """Return a handle of a run that exists, and drive it in this process unless somebody does. Its input stays what it is.
+
+        Raises `RunNotFoundError`, `WorkflowVersionMismatchError` if it is open and of another version.
+        """
+        return await outside.attach_here(self.definition, run_id)
+
     def options(self, *, run_id: str | None = None, task_queue: str | None = None) -> Workflow[P, R]:
         """Return a copy whose calls use this run id and task queue; its arguments are fully type-checked."""
         return Workflow(

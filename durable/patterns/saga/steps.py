@@ -13,7 +13,7 @@ import sys
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from types import FrameType
-from typing import Any, Generic, ParamSpec, Self, TypeVar, cast, overload
+from typing import Any, Final, Generic, ParamSpec, Self, TypeVar, cast, overload
 
 from durable import (
     Activity,
@@ -27,6 +27,8 @@ from durable import (
     make_activity,
 )
 
+RETRIES: Final = 3
+RETRY_DELAY: Final = 1.0  # seconds
 P = ParamSpec("P")
 R = TypeVar("R")
 ExceptionClasses = Sequence[type[BaseException]] | type[BaseException]
@@ -100,7 +102,8 @@ async def _answered_later(value: Awaitable[Any]) -> Any:
 class SagaStepActivity(Activity[P, R], Generic[P, R]):
     """A step of a saga, made by `@saga_step`.
 
-    `undo` is what undoes it, or None; `is_compensation` says that it undoes the step of its name itself.
+    `undo` is what undoes it, or None; `is_compensation` says that it undoes the step of its name itself, `has_own_policy` that
+    retries were asked for by name.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class SagaStepActivity(Activity[P, R], Generic[P, R]):
         timeout: Seconds | None,
         undo: Callable[..., Any] | None = None,
         is_compensation: bool = False,
+        has_own_policy: bool = False,
     ) -> None:
         super().__init__(
             make_activity(answering(fn), name=name, retry=retry, timeout=timeout, result=Any).definition
@@ -120,6 +124,7 @@ class SagaStepActivity(Activity[P, R], Generic[P, R]):
         self.timeout = timeout
         self.undo = undo
         self.is_compensation = is_compensation
+        self.has_own_policy = has_own_policy
         self.__wrapped__ = fn
         self.__name__ = getattr(fn, "__name__", name)
         self.__doc__ = fn.__doc__
@@ -193,8 +198,9 @@ def compensation_of(step: Activity[..., Any], undo: Callable[..., Any]) -> Activ
     """Return the activity that undoes a step: `step/compensation`, under the step's policy."""
     definition = step.definition
     retry, timeout_us = definition.retry, definition.timeout_us
-    if isinstance(undo, SagaStepActivity) and not _is_default(undo):
-        retry, timeout_us = undo.definition.retry, undo.definition.timeout_us
+    if isinstance(undo, SagaStepActivity):
+        retry = undo.definition.retry if undo.has_own_policy else retry
+        timeout_us = timeout_us if undo.timeout is None else undo.definition.timeout_us
     return make_activity(
         answering(_plain_of(undo)),
         name=f"{step.name}/compensation",
@@ -203,14 +209,6 @@ def compensation_of(step: Activity[..., Any], undo: Callable[..., Any]) -> Activ
         timeout=None if timeout_us is None else timeout_us / 1_000_000,
         cancellation="wait",
         result=Any,
-    )
-
-
-def _is_default(undo: SagaStepActivity[..., Any]) -> bool:
-    """Whether a compensation was decorated without options of its own, so that its step's hold."""
-    retry, default = undo.definition.retry, retry_policy(3, 1.0)
-    return undo.timeout is None and all(
-        getattr(retry, name) == getattr(default, name) for name in ("max_attempts", "initial", "no_retry")
     )
 
 
@@ -224,8 +222,10 @@ class _Decorator:
         compensation: bool | Callable[..., Any] | None,
         retry: Retry,
         timeout: Seconds | None,
+        has_own_policy: bool,
         frame: FrameType,
     ) -> None:
+        self._has_own_policy = has_own_policy
         self._name = name
         self._compensation = compensation
         self._retry = retry
@@ -246,6 +246,7 @@ class _Decorator:
             timeout=self._timeout,
             undo=self._compensation if callable(self._compensation) else None,
             is_compensation=self._compensation is True,
+            has_own_policy=self._has_own_policy,
         )
         _pair_up(made, self._frame)
         return made
@@ -253,7 +254,8 @@ class _Decorator:
 
 def _pair_up(made: SagaStepActivity[..., Any], frame: FrameType) -> None:
     """Let a step and the compensation of its name find each other, whichever of them is defined first, where they are defined."""
-    for namespace in (frame.f_locals, frame.f_globals):
+    is_in_class = "__qualname__" in frame.f_locals
+    for namespace in (frame.f_locals,) if is_in_class else (frame.f_locals, frame.f_globals):
         for other in list(namespace.values()):
             if not isinstance(other, SagaStepActivity) or other.name != made.name:
                 continue
@@ -287,8 +289,8 @@ def saga_step(
     name: Any = None,
     *,
     compensation: bool | Callable[..., Any] | None = None,
-    max_retries: int = 3,
-    retry_delay: Seconds = 1.0,
+    max_retries: int | None = None,
+    retry_delay: Seconds | None = None,
     timeout: Seconds | None = None,
     no_retry: ExceptionClasses = (),
 ) -> Any:
@@ -297,7 +299,8 @@ def saga_step(
     `compensation` is what undoes it: a callable that takes the step's arguments; `True` says that the decorated function
     undoes the step of that name. A compensation with a parameter `uncertain` is called, too, with True, for a step that was
     interrupted, so that nobody knows whether it had its effect. `max_retries` follow the first attempt, after `retry_delay`, then
-    twice that, and so on; they hold for the compensation, too. `timeout` limits each attempt.
+    twice that, and so on (3, and 1 second, unless a `SagaConfig` says otherwise); they hold for the compensation, too. `timeout`
+    limits each attempt. `no_retry` are further classes of errors that are final.
     """
     if compensation is False:
         compensation = None
@@ -306,8 +309,13 @@ def saga_step(
     decorator = _Decorator(
         name=name if isinstance(name, str) else None,
         compensation=compensation,
-        retry=retry_policy(max_retries, retry_delay, no_retry=no_retry),
+        retry=retry_policy(
+            RETRIES if max_retries is None else max_retries,
+            RETRY_DELAY if retry_delay is None else retry_delay,
+            no_retry=no_retry,
+        ),
         timeout=timeout,
+        has_own_policy=not (max_retries is None and retry_delay is None and no_retry == ()),
         frame=sys._getframe(1),
     )
     return decorator if name is None or isinstance(name, str) else decorator(name)
