@@ -17,10 +17,10 @@ class RunStatus(StrEnum):
     PARKED = "parked"  # stopped by a platform fault; good code resumes it
     COMPLETED = "completed"
     FAILED = "failed"
-    COMPENSATED = "compensated"  # a saga that failed, and undid all it had done
     CANCELLED = "cancelled"
     TERMINATED = "terminated"
     TIMED_OUT = "timed_out"
+    COMPENSATED = "compensated"  # a saga that failed, and undid all it had done
     CONTINUED = "continued"  # a closed generation that a workflow-level retry or continue-as-new followed
 
     @property
