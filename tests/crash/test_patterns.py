@@ -90,3 +90,23 @@ def test_a_death_at_any_commit_changes_no_outcome(mode: str, tmp_path: Path, zyg
     print(f"{mode}: killed at {died} points, {between} of them between an effect and its record")
     assert died >= 20
     assert between >= 1
+
+
+def test_an_interrupted_compensation_is_repeated_only_if_it_may_be(
+    tmp_path: Path, zygotes: list[Zygote]
+) -> None:
+    """`idempotent=False`: reported as failed, not called again; the others, and those that may, are undone all the same."""
+    with Scene(tmp_path / "fragile", zygotes) as scene:
+        assert scene.has_died(scene.launch("fragile"))  # in "twice", which goes first
+        assert scene.has_died(scene.launch("fragile"))  # in "once"
+        assert not scene.has_died(scene.launch("fragile"))
+
+        final = scene.check({})
+        starts = [line.key for line in scene.ledger() if line.what == "start"]
+        assert starts.count("fragile@1/once/compensation#1") == 1
+        assert starts.count("fragile@1/twice/compensation#1") == 2
+        assert undone(final, "fragile") == ["twice", "first"]
+        assert final.runs["fragile"].status == "failed"
+        ((told, *details),) = scene.acknowledged()
+        assert told == "WorkflowCompensationError"
+        assert details == [["twice", "first"], ["once"]]

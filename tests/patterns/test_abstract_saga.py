@@ -449,3 +449,37 @@ async def test_unfinished_sagas_are_hinted_at(embedded: str, capsys: pytest.Capt
 
     (line,) = capsys.readouterr().err.splitlines()
     assert "left-1" in line
+
+
+class Delicate(Failing):
+    """Its refund must not be repeated, and hangs."""
+
+    undoing: ClassVar[asyncio.Event]
+
+    def __init__(self) -> None:
+        super().__init__("d")
+        self._inside.steps[1] = SagaStep("charge", self.charge, self.refund, idempotent=False)
+
+    async def refund(self, ctx: dict[str, Any]) -> None:  # type: ignore[override]
+        calls("refund")
+        Delicate.undoing.set()
+        await asyncio.sleep(60)
+
+
+async def test_a_worker_that_is_stopped_interrupts_a_delicate_compensation_for_good(client: Client) -> None:
+    """Handed back in order, too, it is reported and not repeated: nobody knows how far it came."""
+    Delicate.undoing = asyncio.Event()
+    (workflow,) = Delicate.__durable_workflows__()
+    handle = await client.start(workflow, {}, run_id="d-1")
+    worker = durable.Worker(client, workflow)
+    async with worker:
+        await Delicate.undoing.wait()
+        worker.stop(0)
+
+    async with running_worker(client, workflow):
+        with pytest.raises(durable.WorkflowFailedError) as e:
+            await handle.result()
+    error = e.value.__cause__
+    assert isinstance(error, WorkflowCompensationError)
+    assert (error.compensated, error.failed_compensations) == (["reserve"], ["charge"])
+    assert calls.of("refund") == 1

@@ -27,7 +27,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What one process is to do."""
 
     program: Literal[
-        "embedded", "embedded_one", "worker", "client", "starter", "asker", "patterns", "pattern_worker"
+        "embedded",
+        "embedded_one",
+        "worker",
+        "client",
+        "starter",
+        "asker",
+        "patterns",
+        "pattern_worker",
+        "fragile",
     ]
     directory: str
     plan: Plan = Plan()
@@ -161,6 +169,14 @@ async def patterns(options: Options) -> None:
     """A plain script that executes every pattern."""
     durable.configure(url(options), durability=options.durability)
     await patterns_used.execute_all()
+
+
+async def fragile(options: Options) -> None:
+    """A plain script with a saga whose compensations kill the process at first."""
+    durable.configure(url(options), durability=options.durability)
+    result = await patterns_used.Fragile().execute(run_id="fragile")
+    error = result.unwrap_err()
+    acknowledge(options, type(error).__name__, error.compensated, error.failed_compensations)
 
 
 async def pattern_worker(options: Options) -> None:

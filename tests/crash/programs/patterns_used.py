@@ -6,6 +6,8 @@ Failures are answers, so that nothing is tried more often than a death demands.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from typing import Any, Final
 
 import durable
@@ -163,7 +165,7 @@ class Act:
         written(None)
 
 
-def refuse(ctx: SagaContext) -> Any:
+def refuse(ctx: Any) -> Any:
     with effect():
         return Err("no truck")
 
@@ -186,6 +188,26 @@ orchestrator.define(
         OrchestratedStep("ship", refuse, max_retries=3),
     ],
 )
+
+
+class Fragile(AbstractSaga):
+    """The process dies in the middle of a compensation that must not be repeated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_step(SagaStep("first", lambda: act("first"), lambda: act("undone first")))
+        self.add_step(SagaStep("once", lambda: act("once"), die_here, retry_delay=DELAY, idempotent=False))
+        self.add_step(SagaStep("twice", lambda: act("twice"), die_here, retry_delay=DELAY))
+        self.add_step(SagaStep("fail", refuse))
+
+
+def die_here() -> str:
+    """Die, at the first attempt."""
+    with effect() as done:
+        if durable.activity_info().attempt == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done.value = "undone"
+        return done.value
 
 
 # ─ one in the other ──
