@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from functools import partial
 from typing import Any, TypedDict
 
@@ -12,6 +13,7 @@ import pytest
 import durable
 from durable import (
     ActivityTimeoutError,
+    Client,
     Err,
     FunctionStep,
     Ok,
@@ -30,7 +32,7 @@ from durable import (
     step,
     workflow,
 )
-from tests.support.workers import Calls
+from tests.support.workers import Calls, running_worker
 
 
 class Order(msgspec.Struct):
@@ -381,3 +383,51 @@ async def test_two_pipelines_of_one_name_are_refused(embedded: str) -> None:
 
     with pytest.raises(durable.DefinitionError, match="two workflows are called 'same'"):
         await Pipeline("same", [fetch, greet]).execute({"user": "u"})
+
+
+welcome = Pipeline("welcome", [fetch, greet])
+
+
+async def test_a_worker_that_imports_the_module_finishes_a_pipeline(client: Client) -> None:
+    """The pipeline is a variable of the module. Given by itself it will do, too; what stands for no workflow will not."""
+    (made,) = welcome.__durable_workflows__()
+    first = await client.start(made, {"user": "u"}, run_id="w-1")
+    async with running_worker(client, sys.modules[__name__]):
+        assert await first.result() == "hello u@example.org"
+
+    second = await client.start(made, {"user": "v"}, run_id="w-2")
+    async with running_worker(client, welcome):
+        assert await second.result() == "hello v@example.org"
+    assert (await client.describe("w-2")).kind == "pipeline"
+    with pytest.raises(durable.DefinitionError):
+        durable.Worker(client, 5)  # type: ignore[arg-type]
+
+
+async def test_a_retried_workflow_keeps_what_its_pipeline_has_done(embedded: str) -> None:
+    """A failed step is an activity's failure: the journal up to it is kept."""
+    calls = Calls()
+
+    async def first(ctx: dict[str, Any]) -> None:
+        calls("first")
+
+    async def flaky(ctx: dict[str, Any]) -> None:
+        if calls("flaky") == 1:
+            raise OSError
+
+    pipeline = Pipeline("p", [first, FunctionStep("flaky", flaky, retries=0)])
+
+    @workflow(retries=1, retry_delay=0)
+    async def outer() -> None:
+        await pipeline.execute()
+
+    await outer()
+    assert calls.names == ["first", "flaky", "flaky"]
+
+
+async def test_recover_finishes_pipelines_of_imported_modules(embedded: str) -> None:
+    """Those that a script left behind."""
+    await welcome.enqueue({"user": "u"}, run_id="w-1")
+
+    (run,) = await durable.recover(wait=True)
+
+    assert (run.run_id, run.status, run.result) == ("w-1", "completed", "hello u@example.org")
