@@ -267,6 +267,30 @@ class Activity(Generic[P, R]):
         )
         return Activity(definition)
 
+    def with_fn(
+        self,
+        fn: Callable[..., Any],
+        *,
+        name: str,
+        kind: str = "",
+        retry: Retry | None = None,
+        timeout: Seconds | None = None,
+    ) -> Activity[..., Any]:
+        """Return an activity of another function that has the same parameters, hints and result. For builders of patterns.
+
+        Much quicker than `make_activity`, which reads the function's signature. What is not given stays.
+        """
+        definition = self.definition.renamed(name)
+        definition.fn = fn
+        definition.kind = kind
+        definition.retry = definition.retry if retry is None else retry
+        definition.is_async = inspect.iscoroutinefunction(fn)
+        if timeout is not None:
+            definition.timeout_us = _timeout_us(timeout)
+            definition.is_limited = True
+        definition.is_simple = definition.is_async and not definition.is_limited
+        return Activity(definition)
+
 
 @overload
 def activity(fn: Callable[P, Coroutine[Any, Any, R]], /) -> Activity[P, R]: ...

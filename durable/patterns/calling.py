@@ -76,6 +76,9 @@ def cause_of(error: BaseException) -> BaseException:
 
 def takes_context(fn: Callable[..., Any]) -> bool:
     """Whether a callable takes the context as its first argument, rather than nothing."""
+    names = _plain_parameters(fn)
+    if names is not None:
+        return any(name != "uncertain" for name in names)
     try:
         parameters = inspect.signature(fn).parameters.values()
     except (TypeError, ValueError):  # a builtin without a signature
@@ -88,6 +91,35 @@ def takes_context(fn: Callable[..., Any]) -> bool:
     return any(p.kind in positional and p.name != "uncertain" for p in parameters)
 
 
+def takes_plain_context(fn: Callable[..., Any]) -> bool:
+    """Whether what a callable takes is plain data, rather than decoded by a type hint, and nothing else."""
+    names = _plain_parameters(fn)
+    if names is None or "uncertain" in names:
+        return False
+    hints = getattr(fn, "__annotations__", {})
+    return all(str(hints.get(name, "Any")).startswith(_PLAIN_HINTS) for name in names)
+
+
+_PLAIN_HINTS: Final = ("Any", "typing.Any", "dict", "Mapping", "StepContext", "<class 'dict'>")
+
+
+def takes_uncertain(fn: Callable[..., Any]) -> bool:
+    """Whether a compensation wants to be called, too, for a step that was interrupted: by its parameter `uncertain`."""
+    names = _plain_parameters(fn)
+    return "uncertain" in (inspect.signature(fn).parameters if names is None else names)
+
+
+def _plain_parameters(fn: Callable[..., Any]) -> tuple[str, ...] | None:
+    """Return the positional parameters of a plain function or method quickly; None: it takes a look at the signature."""
+    function = getattr(fn, "__func__", fn)
+    if type(function) is not types.FunctionType or function.__dict__:  # decorated, perhaps
+        return None
+    code = function.__code__
+    if code.co_kwonlyargcount or code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS):
+        return None
+    return code.co_varnames[int(function is not fn) : code.co_argcount]
+
+
 def adapted(fn: Callable[..., Any], settle: Callable[[Any], Any] = settled) -> Callable[..., Any]:
     """Return a function that does what `fn` does, settles its answer, and hands a plain dict on as a `StepContext`."""
     call: Callable[..., Any]
@@ -95,13 +127,13 @@ def adapted(fn: Callable[..., Any], settle: Callable[[Any], Any] = settled) -> C
 
         @functools.wraps(fn)
         async def call(*args: Any, **kwargs: Any) -> Any:
-            return settle(await fn(*map(_context, args), **kwargs))
+            return settle(await fn(*map(as_context, args), **kwargs))
 
     else:
 
         @functools.wraps(fn)
         def call(*args: Any, **kwargs: Any) -> Any:
-            value = fn(*map(_context, args), **kwargs)
+            value = fn(*map(as_context, args), **kwargs)
             return _settle_later(value, settle) if inspect.isawaitable(value) else settle(value)
 
     return without_hints_of(StepContext, fn, call)
@@ -111,7 +143,8 @@ async def _settle_later(value: Awaitable[Any], settle: Callable[[Any], Any]) -> 
     return settle(await value)
 
 
-def _context(value: Any) -> Any:
+def as_context(value: Any) -> Any:
+    """Return a plain dict as a `StepContext`, other values as they are."""
     return StepContext(value) if type(value) is dict else value
 
 

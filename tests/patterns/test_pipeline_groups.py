@@ -189,23 +189,24 @@ async def test_all_failures_are_listed_in_order_of_time(embedded: str) -> None:
 
 async def test_max_concurrency_bounds_a_group(embedded: str) -> None:
     """At most so many steps at a time; all run."""
-    running = 0
-    most = 0
+    running: list[int] = []
 
-    async def work(ctx: dict[str, Any]) -> None:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        await asyncio.sleep(0.01)
-        running -= 1
+    def group(limit: int, at_once: int) -> ParallelStep:
+        together = asyncio.Barrier(at_once)
 
-    def group(limit: int) -> ParallelStep:
+        async def work(ctx: dict[str, Any]) -> None:
+            running.append(1)
+            try:
+                async with asyncio.timeout(20):
+                    await together.wait()
+                assert len(running) <= at_once
+            finally:
+                running.pop()
+
         return ParallelStep("g", [FunctionStep(f"s{i}", work) for i in range(6)], max_concurrency=limit)
 
-    assert len(await Pipeline("two", [group(2)]).execute()) == 6
-    assert most == 2
-    await Pipeline("all", [group(0)]).execute()
-    assert most == 6
+    assert len(await Pipeline("two", [group(2, at_once=2)]).execute()) == 6
+    assert len(await Pipeline("all", [group(0, at_once=6)]).execute()) == 6
 
 
 async def test_groups_and_choices_nest(embedded: str) -> None:

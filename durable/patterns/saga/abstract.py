@@ -42,11 +42,11 @@ from durable import (
     WorkflowVersionMismatchError,
     make_workflow,
 )
-from durable.patterns.calling import adapted, cause_of, takes_context
+from durable.patterns.calling import adapted, cause_of, takes_context, takes_plain_context, takes_uncertain
 from durable.patterns.running import current_run_id, hint_unfinished, perform
 from durable.patterns.saga.noticing import noticed
 from durable.patterns.saga.states import SagaState
-from durable.patterns.saga.steps import answered, retry_policy, takes_uncertain
+from durable.patterns.saga.steps import answered, retry_policy
 
 Action = Callable[..., Any]
 
@@ -269,12 +269,13 @@ class AbstractSaga:
         context = dict(results)
         if step.compensation is None:
             return await scope.call(action, _arguments_for(step.action, context))
-        undo = self._unit(step, step.compensation, is_compensation=True)
         compensation = step.compensation
 
         def make(value: Any, **uncertain: bool) -> Callable[[], Any]:
             known = context if uncertain.get("uncertain") else {**context, step.name: value}
-            return functools.partial(undo, *_arguments_for(compensation, known), **uncertain)
+            return lambda: self._unit(step, compensation, is_compensation=True)(
+                *_arguments_for(compensation, known), **uncertain
+            )
 
         if not takes_uncertain(compensation):
             return await scope.call(action, _arguments_for(step.action, context), undo=make)
@@ -287,14 +288,15 @@ class AbstractSaga:
 
     def _unit(self, step: SagaStep, fn: Action, *, is_compensation: bool = False) -> Activity[..., Any]:
         plain = fn.fn if isinstance(fn, Activity) else fn
-        return durable.make_activity(
-            adapted(noticed(self, plain, step.name), answered),
+        template = _WITH_CONTEXT if takes_context(plain) else _WITH_NOTHING
+        if not takes_plain_context(plain):
+            template = durable.make_activity(adapted(plain), name="typed", cancellation="wait", result=Any)
+        return template.with_fn(
+            noticed(self, plain, step.name, answered),
             name=f"{step.name}/compensation" if is_compensation else step.name,
             kind="compensation" if is_compensation else "",
             retry=step.undo_retry if is_compensation else step.retry,
             timeout=step.timeout,
-            cancellation="wait",
-            result=Any,
         )
 
     # ─ how others find it ──
@@ -356,6 +358,16 @@ class AbstractSaga:
         return arguments
 
 
+async def _with_context(context: Any) -> Any:
+    raise NotImplementedError  # stands for all actions that take a context
+
+
+async def _with_nothing() -> Any:
+    raise NotImplementedError  # stands for all actions that take nothing
+
+
+_WITH_CONTEXT: Final = durable.make_activity(_with_context, name="action", cancellation="wait")
+_WITH_NOTHING: Final = durable.make_activity(_with_nothing, name="action", cancellation="wait")
 _NOTES: Final = "__durable_notes_arguments__"
 
 

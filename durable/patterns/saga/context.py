@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from durable import activity_info
-from durable.patterns.calling import takes_context
-from durable.patterns.saga.steps import answered, takes_uncertain
+from durable.patterns.calling import takes_context, takes_uncertain
+from durable.patterns.saga.steps import answered
 
 
 class SagaContext(MutableMapping[str, Any]):

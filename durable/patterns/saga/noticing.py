@@ -6,14 +6,15 @@ kept beside is gone.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
+
+from durable.patterns.calling import as_context
 
 log: Final = logging.getLogger("durable.saga")
 _MISSING: Final = object()
@@ -23,27 +24,45 @@ class LostStateWarning(UserWarning):
     """An action of a saga changed something that a replay will not have."""
 
 
-def noticed(saga: object, fn: Callable[..., Any], step: str) -> Callable[..., Any]:
-    """Return a function that does what `fn` does, and warns if attributes of `saga` or variables of its closure changed."""
+def noticed(
+    saga: object, fn: Callable[..., Any], step: str, settle: Callable[[Any], Any]
+) -> Callable[..., Any]:
+    """Return a function that does what `fn` does, settles its answer, and warns if attributes of `saga`, or variables of the closure, changed.
+
+    It hands a plain dict on as a `StepContext`.
+    """
     if inspect.iscoroutinefunction(fn):
 
-        @functools.wraps(fn)
         async def call_and_wait(*args: Any, **kwargs: Any) -> Any:
             before = _state(saga, fn)
-            value = await fn(*args, **kwargs)
+            value = await fn(*map(as_context, args), **kwargs)
             _compare(before, _state(saga, fn), saga, step)
-            return value
+            return settle(value)
 
         return call_and_wait
 
-    @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
         before = _state(saga, fn)
-        value = fn(*args, **kwargs)
+        value = fn(*map(as_context, args), **kwargs)
+        if inspect.isawaitable(value):
+            return _later(value, before, saga, fn, step, settle)
         _compare(before, _state(saga, fn), saga, step)
-        return value
+        return settle(value)
 
     return call
+
+
+async def _later(
+    value: Awaitable[Any],
+    before: dict[str, object],
+    saga: object,
+    fn: Callable[..., Any],
+    step: str,
+    settle: Callable[[Any], Any],
+) -> Any:
+    awaited = await value
+    _compare(before, _state(saga, fn), saga, step)
+    return settle(awaited)
 
 
 def _state(saga: object, fn: Callable[..., Any]) -> dict[str, object]:

@@ -26,6 +26,7 @@ from durable import (
     StepAnswerError,
     make_activity,
 )
+from durable.patterns.calling import takes_uncertain
 
 RETRIES: Final = 3
 RETRY_DELAY: Final = 1.0  # seconds
@@ -125,6 +126,7 @@ class SagaStepActivity(Activity[P, R], Generic[P, R]):
         self.undo = undo
         self.is_compensation = is_compensation
         self.has_own_policy = has_own_policy
+        self._compensation: tuple[object, Activity[..., Any], bool] | None = None  # of which undo; made once
         self.__wrapped__ = fn
         self.__name__ = getattr(fn, "__name__", name)
         self.__doc__ = fn.__doc__
@@ -166,9 +168,15 @@ class SagaStepActivity(Activity[P, R], Generic[P, R]):
         """Return how to undo a recorded call, and how one of which nobody knows, with the call's arguments."""
         if self.undo is None:
             return None, None
-        undo = compensation_of(self, self.undo)
+        if self._compensation is None or self._compensation[0] is not self.undo:
+            self._compensation = (
+                self.undo,
+                compensation_of(self, self.undo),
+                takes_uncertain(_plain_of(self.undo)),
+            )
+        _, undo, is_asked = self._compensation
         given: dict[str, Any] = dict(kwargs)
-        if not takes_uncertain(self.undo):
+        if not is_asked:
             undo.definition.arguments.encode(args, given)  # a misfit is said before the step has an effect
             return (lambda _: functools.partial(undo, *args, **given)), None
         undo.definition.arguments.encode(args, {**given, "uncertain": False})
@@ -182,12 +190,8 @@ class SagaStepActivity(Activity[P, R], Generic[P, R]):
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
         copy.definition = super().options(**options).definition
+        copy._compensation = None
         return copy
-
-
-def takes_uncertain(undo: Callable[..., Any]) -> bool:
-    """Whether a compensation wants to be called, too, for a step that was interrupted: by its parameter `uncertain`."""
-    return "uncertain" in inspect.signature(_plain_of(undo)).parameters
 
 
 def _plain_of(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -323,7 +327,12 @@ def saga_step(
 
 def retry_policy(max_retries: int, retry_delay: Seconds, *, no_retry: ExceptionClasses = ()) -> Retry:
     """Return the policy of `max_retries` after the first attempt; ValueError if they are no such thing."""
+    if max_retries == RETRIES and retry_delay == RETRY_DELAY and no_retry == ():
+        return _USUAL
     if isinstance(max_retries, bool) or not isinstance(max_retries, int) or max_retries < 0:
         raise ValueError(f"max_retries is an integer >= 0, not {max_retries!r}")
     delay = Retry(1, initial=retry_delay, maximum=0).initial
     return Retry(max_attempts=max_retries + 1, initial=delay, maximum=max(100.0, delay), no_retry=no_retry)
+
+
+_USUAL: Final = Retry(max_attempts=RETRIES + 1, initial=RETRY_DELAY, maximum=100.0)

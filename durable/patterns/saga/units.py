@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import durable
 from durable import (
@@ -17,10 +17,10 @@ from durable import (
     WorkflowCompensationError,
     make_activity,
 )
-from durable.patterns.calling import cause_of
+from durable.patterns.calling import cause_of, takes_uncertain
 from durable.patterns.saga.config import SagaConfig
 from durable.patterns.saga.context import SagaContext, on_context
-from durable.patterns.saga.steps import retry_policy, takes_uncertain
+from durable.patterns.saga.steps import retry_policy
 
 
 class UncompensatedError(SagaError):
@@ -30,6 +30,13 @@ class UncompensatedError(SagaError):
 
     def _undone(self) -> str:
         return "compensation is disabled"
+
+
+async def _on_context(context: dict[str, Any], uncertain: bool = False) -> dict[str, Any]:
+    raise NotImplementedError  # stands for all that `on_context` makes
+
+
+_UNIT: Final = make_activity(_on_context, name="unit", cancellation="wait")
 
 
 class Unit:
@@ -68,14 +75,7 @@ class Performing:
     async def perform(self, unit: Unit) -> Any:
         """Perform a unit and return its output; from then on it will be undone if the saga fails."""
         retry = self._retry(unit)
-        act = make_activity(
-            on_context(unit.action),
-            name=unit.name,
-            retry=retry,
-            timeout=unit.timeout,
-            cancellation="wait",
-            result=dict[str, Any],
-        )
+        act = _UNIT.with_fn(on_context(unit.action), name=unit.name, retry=retry, timeout=unit.timeout)
         undo = undo_uncertain = None
         if unit.undo is not None and self.config.enable_compensation:
             undo = functools.partial(self._recorded, unit)
@@ -101,14 +101,12 @@ class Performing:
 
     async def _compensate(self, unit: Unit, uncertain: bool) -> None:
         assert unit.undo is not None, "registered with one"
-        undo = make_activity(
+        undo = _UNIT.with_fn(
             on_context(unit.undo),
             name=f"{unit.name}/compensation",
             kind="compensation",
             retry=self._retry(unit) if unit.undo_retry is None else unit.undo_retry,
             timeout=unit.timeout if unit.undo_timeout is None else unit.undo_timeout,
-            cancellation="wait",
-            result=dict[str, Any],
         )
         self.context.absorb(await undo(self.context.plain(), uncertain), None)
 
