@@ -85,6 +85,10 @@ def step_name(entry: Entry) -> str:
             return "cancel requested"
         case _ if entry.status == "skipped":
             return escaped(entry.name)
+        case "compensation":
+            return f"undo {escaped(entry.name.removesuffix('/compensation'))}"
+        case "predicate":
+            return f"{escaped(entry.name)}?"
         case _:
             return f"{escaped(entry.name)}({_call(entry.input)})"
 
@@ -134,6 +138,8 @@ def facts(run: Run, now: datetime) -> Iterator[Sequence[str]]:
     """Yield the run as rows of cells: `key, value` lines, then `step` lines."""
     yield "run", run.run_id
     yield "workflow", run.workflow
+    if run.kind != "workflow":
+        yield "kind", run.kind
     yield "status", str(run.status)
     yield "generation", str(run.generation)
     yield "version", str(run.version)
@@ -186,7 +192,8 @@ def picture(run: Run, terminal: Terminal, now: datetime) -> Iterator[str]:
     width = terminal.width
     status = terminal.paint(f"{glyph(run.status)} {run.status}", COLOURS.get(run.status), bold=True)
     about = f"generation {run.generation}  worker {escaped(run.worker or DASH)}  version {run.version}"
-    yield f"{terminal.paint(run.workflow, bold=True)}  {terminal.paint(run.run_id, bold=True)}  {status}    {about}"
+    kind = "" if run.kind == "workflow" else f"{run.kind} "
+    yield f"{kind}{terminal.paint(run.workflow, bold=True)}  {terminal.paint(run.run_id, bold=True)}  {status}    {about}"
     begin = run.started_at or run.created_at
     verb = "started" if run.started_at else "created"
     ago = ago_text((now - begin).total_seconds())
