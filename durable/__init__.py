@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from durable.client import Backup as Backup
     from durable.client import Client as Client
     from durable.client import Pruned as Pruned
+    from durable.client import Reopened as Reopened
     from durable.client import connect as connect
     from durable.default import cancel as cancel
     from durable.default import configure as configure
@@ -125,6 +126,9 @@ if TYPE_CHECKING:
     from durable.run_handle import RunHandle as RunHandle
     from durable.sagas import SagaScope as SagaScope
     from durable.sagas import saga as saga
+    from durable.stacks import Stack as Stack
+    from durable.stacks import StackFrame as StackFrame
+    from durable.stacks import Standpoint as Standpoint
     from durable.worker.worker import Worker as Worker
 
 __version__: Final = "0.1.0"
@@ -145,8 +149,12 @@ _LAZY: Final = {
     "Pipeline": "durable.patterns.pipeline",
     "PipelineStepError": "durable.patterns.pipeline_steps",
     "Pruned": "durable.client",
+    "Reopened": "durable.client",
     "Run": "durable.run_handle",
     "RunHandle": "durable.run_handle",
+    "Stack": "durable.stacks",
+    "StackFrame": "durable.stacks",
+    "Standpoint": "durable.stacks",
     "SagaBase": "durable.patterns.saga.base",
     "SagaConfig": "durable.patterns.saga.config",
     "SagaContext": "durable.patterns.saga.context",
@@ -228,6 +236,7 @@ __all__ = [
     "PipelineStepError",
     "PlatformFault",
     "Pruned",
+    "Reopened",
     "Result",
     "Retry",
     "RetryAfter",
@@ -259,6 +268,9 @@ __all__ = [
     "SchemaVersionError",
     "Seconds",
     "Signal",
+    "Stack",
+    "StackFrame",
+    "Standpoint",
     "SqlSagaStore",
     "StepAnswerError",
     "StepContext",

@@ -3,35 +3,55 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, ParamSpec, Self, TypeVar
+from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar
 
 import msgspec
 
 from durable import failures
 from durable.definitions import LOCAL_TASK_QUEUE, WorkflowDefinition
 from durable.engine.runtime import COMPENSATION
-from durable.errors import ArgumentsError, DefinitionError, UndecodableError, WorkflowStateError
+from durable.errors import (
+    ArgumentsError,
+    DefinitionError,
+    InternalError,
+    LeaseLostError,
+    UndecodableError,
+    WorkflowStateError,
+    WorkflowVersionMismatchError,
+)
+from durable.holding import hold_of
 from durable.journal import view
 from durable.journal.events import AnyEntry, Retried, Started
 from durable.journal.lifecycle import RunStatus
-from durable.journal.view import AttemptView, Blocker, Entry
+from durable.journal.reopening import Reopening, reopening
+from durable.journal.turns import encode_turn, joined
+from durable.journal.view import AttemptView, Blocker
 from durable.journal.why import LOCAL_ADVICE, Facts, Why, explain
 from durable.outcomes import OutcomeWatch
 from durable.payloads import ValueType
 from durable.retry import Seconds, seconds
 from durable.run_handle import Run, RunHandle, decode_entries, decode_failure
-from durable.seams import EPOCH, Clock, Random, SystemClock, SystemRandom, pause
+from durable.scheduler.retention import Deleted, delete_closed
+from durable.seams import EPOCH, Clock, Random, SystemClock, SystemRandom, ThreadExecutor
+from durable.stacks import Stack, rebuilt_stack, recorded_stack
 from durable.store.contract import Store
-from durable.store.opening import Durability, masked, open_store, read_schema
+from durable.store.opening import Durability, masked, open_store, read_pending_migrations, read_schema
 from durable.store.records import (
+    Claim,
     ClosedRuns,
     IfClosed,
     IfOpen,
+    PauseKind,
+    PauseRecord,
+    PendingMigration,
+    Redelivery,
+    Reopen,
     Rescue,
     RunFilter,
     RunRecord,
@@ -48,8 +68,6 @@ R = TypeVar("R")
 
 RUN_ID_LENGTH_MAX = 200
 LIST_PAGE_MAX = 1000
-PRUNE_PAGE: Final = 200  # runs looked for at a time; a transaction may take fewer of them
-PRUNE_PAUSE_SECONDS: Final = 0.005  # between batches, so that workers get at the database
 SILENT_SECONDS: Final = (
     30.0  # a worker whose last beat is older than this counts as lost in what people are told
 )
@@ -67,11 +85,39 @@ class Pruned(msgspec.Struct, frozen=True, kw_only=True):
     is_dry: bool
 
 
+class Reopened(msgspec.Struct, frozen=True, kw_only=True):
+    """The generation that a retry opened; with `is_dry` what it would be.
+
+    `forgotten` names the activities that were completed and are not part of it, in that order: what they did is not undone,
+    and the workflow asks for them again if it comes to them.
+    """
+
+    run_id: str
+    generation: int
+    kept_events: int  # of the former generation's journal
+    forgotten: builtins.list[str]
+    is_dry: bool
+
+
 class Backup(msgspec.Struct, frozen=True, kw_only=True):
     """A finished copy of a database."""
 
     path: str
     bytes: int
+
+
+class LocalWorker(Protocol):
+    """A worker on this client's store and loop, as the client sees it."""
+
+    @property
+    def worker_id(self) -> int:
+        """Return its incarnation, 0 if it has none."""
+
+    def room_for(self, request: StartRequest) -> int:
+        """Return how many runs of this kind it would begin to drive at once."""
+
+    def adopt(self, claim: Claim) -> None:
+        """Drive a run that was started as its own."""
 
 
 class Client:
@@ -96,6 +142,7 @@ class Client:
         self.random = random or SystemRandom()
         self._store: Store | None = None
         self._watch: OutcomeWatch | None = None
+        self._workers: builtins.list[LocalWorker] = []
 
     # ─ opening ──
 
@@ -180,7 +227,7 @@ class Client:
             if_open=if_open,
             if_closed=if_closed,
         )
-        (outcome,) = await self.store.start_runs([request], self.clock.now_us())
+        (outcome,) = await self._start_runs([request])
         return self.handle_of(outcome.run, definition.result)
 
     async def start_many(
@@ -205,8 +252,34 @@ class Client:
             )
             for i, args in enumerate(inputs)
         ]
-        outcomes: builtins.list[StartOutcome] = await self.store.start_runs(requests, self.clock.now_us())
+        outcomes = await self._start_runs(requests)
         return [self.handle_of(outcome.run, definition.result) for outcome in outcomes]
+
+    async def _start_runs(self, requests: builtins.list[StartRequest]) -> builtins.list[StartOutcome]:
+        """Start runs of one workflow and queue: as many as a worker of this process has room for are its own from the start.
+
+        That spares the transaction that claims them. If the caller is cancelled before the worker is told, it finds them.
+        """
+        for worker in self._workers:
+            owner = worker.worker_id
+            room = worker.room_for(requests[0]) if owner and requests else 0
+            if room <= 0:
+                continue
+            owned = [msgspec.structs.replace(request, owner=owner) for request in requests[:room]]
+            try:
+                outcomes = await self.store.start_runs(owned + requests[room:], self.clock.now_us())
+            except LeaseLostError:
+                break  # it was declared dead, and does not know yet
+            for outcome in outcomes:
+                if outcome.claim is not None and worker.worker_id == owner:
+                    worker.adopt(outcome.claim)
+            return outcomes
+        return await self.store.start_runs(requests, self.clock.now_us())
+
+    def add_worker(self, worker: LocalWorker) -> Callable[[], None]:
+        """Let a worker of this process drive what is started here; return the undoing. Internal to this library."""
+        self._workers.append(worker)
+        return lambda: self._workers.remove(worker)
 
     def start_request(
         self,
@@ -294,43 +367,61 @@ class Client:
         since: Seconds | datetime | None = None,
         until: Seconds | datetime | None = None,
         limit: int = 100,
+        journals: bool = False,
     ) -> builtins.list[Run]:
         """Return runs that fit all filters, newest first. `workflow` and `run_id` may hold `*`.
 
-        `since` and `until` are instants, or how long ago in seconds or timedelta.
+        `since` and `until` are instants, or how long ago in seconds or timedelta. Without `journals` each run's `journal` is
+        left empty: it is read for those open runs only that it takes to say what they wait for.
         """
-        statuses = (status,) if isinstance(status, str) else tuple(status or ())
-        try:
-            wanted = tuple(RunStatus(one) for one in statuses)
-        except ValueError as error:
-            raise ArgumentsError(f"{error}; statuses: {', '.join(RunStatus)}") from None
+        wanted = _wanted(status)
         asked = wanted
         if set(wanted) & _DRIVEN:
             # A run that waits in its worker's memory is shown as waiting, but its row says running: look at both. The same for
             # one that compensates.
             asked = tuple(({*wanted} | _DRIVEN) - {RunStatus.COMPENSATING})
+        chosen = RunFilter(
+            status=asked,
+            workflow=workflow,
+            task_queue=task_queue,
+            run_id=run_id,
+            created_since_us=self._instant_us(since),
+            created_until_us=self._instant_us(until),
+            limit=min(limit, LIST_PAGE_MAX),
+        )
         found: builtins.list[Run] = []
-        before: tuple[int, int] | None = None
         while len(found) < limit:
-            page = min(limit, LIST_PAGE_MAX)
-            records = await self.store.list_runs(
-                RunFilter(
-                    status=asked,
-                    workflow=workflow,
-                    task_queue=task_queue,
-                    run_id=run_id,
-                    created_since_us=self._instant_us(since),
-                    created_until_us=self._instant_us(until),
-                    limit=page,
-                    before=before,
-                )
-            )
-            described = [await self._describe(record) for record in records]
+            records = await self.store.list_runs(chosen)
+            described = [await self._describe(record, with_journal=journals) for record in records]
             found.extend(run for run in described if not wanted or run.status in wanted)
-            if len(records) < page:
+            if len(records) < chosen.limit:
                 break
-            before = (records[-1].created_at_us, records[-1].pk)
+            last = records[-1]
+            chosen = msgspec.structs.replace(chosen, before=(last.created_at_us, last.pk))
         return found[:limit]
+
+    async def stack(self, run_id: str, workflow: Workflow[..., Any] | None = None) -> Stack:
+        """Return where each coroutine of a run stands, what it awaits and since when; see `Stack`.
+
+        With `workflow` it is rebuilt by replay in this process: the workflow's code runs, no activity does, nothing is written.
+        Without, the journal tells what is open and which line asked for it. A closed run stands nowhere. Raises
+        `RunNotFoundError`; `WorkflowVersionMismatchError` and `ArgumentsError` for a workflow that is not the run's;
+        `PlatformFault` if its code does not fit the journal.
+        """
+        record = await self._record(run_id)
+        if workflow is not None:
+            _check_same(record, workflow.definition)
+        if workflow is None or record.status.is_closed:
+            _, story, fault = await self._read_story(record)
+            if story is None:
+                raise UndecodableError(fault, run_id=record.run_id)
+            return recorded_stack(record, story)
+        rows = await self.store.read_journal(record.pk, record.generation)
+        executor = ThreadExecutor(1, name="durable-stack")
+        try:
+            return await executor.submit(partial(rebuilt_stack, record, rows, workflow.definition))
+        finally:
+            executor.close()
 
     async def why(self, run_id: str) -> Why:
         """Return the one reason why a run is not moving: `why.reason` for programs, `why.text` for people.
@@ -399,13 +490,76 @@ class Client:
         """Close an open run at once; see `RunHandle.terminate`."""
         await self.store.terminate_run(check_run_id(run_id), _checked_reason(reason), self.clock.now_us())
 
-    async def resume(self, run_id: str) -> None:
-        """Let a parked run go on; see `RunHandle.resume`."""
-        if not await self.store.unpark_run(check_run_id(run_id), self.clock.now_us()):
-            status = (await self.store.get_run(run_id)).status
-            raise WorkflowStateError(
-                run_id, str(status), f"run {run_id!r} is {status}: only a parked run can be resumed"
+    async def retry(self, run_id: str, *, from_start: bool = False, dry_run: bool = False) -> Reopened:
+        """Try a failed, timed-out, cancelled or terminated run again; see `RunHandle.retry`."""
+        record = await self.store.get_run(check_run_id(run_id))
+        if not record.status.is_closed or record.status is RunStatus.COMPLETED:
+            text = f"run {run_id!r} is {record.status}: only a run that was closed without success can be retried"
+            raise WorkflowStateError(run_id, str(record.status), text)
+        rows = await self.store.read_journal(record.pk, record.generation)
+        now_us = self.clock.now_us()
+        kept = reopening(joined(rows), now_us=now_us, attempt=record.attempt + 1)
+        if kept is None:
+            raise InternalError(
+                f"run {run_id!r} is {record.status}, and its journal does not say how it ended"
             )
+        if not dry_run:
+            await self.store.reopen_run(_reopen(record, kept, from_start), now_us)
+        return Reopened(
+            run_id=run_id,
+            generation=record.generation + 1,
+            kept_events=0 if from_start else kept.kept_events,
+            forgotten=list(kept.completed if from_start else kept.forgotten),
+            is_dry=dry_run,
+        )
+
+    async def pause(self, run_id: str, reason: str | None = None) -> None:
+        """Hold an open run back; see `RunHandle.pause`."""
+        await self.store.pause_run(check_run_id(run_id), _checked_reason(reason), self.clock.now_us())
+
+    async def resume(self, run_id: str) -> None:
+        """Let a paused or parked run go on; see `RunHandle.resume`."""
+        was_paused = await self.store.resume_run(check_run_id(run_id))
+        was_parked = await self.store.unpark_run(run_id, self.clock.now_us())
+        if not was_paused and not was_parked:
+            status = (await self.store.get_run(run_id)).status
+            text = f"run {run_id!r} is {status}: only a paused or parked run can be resumed"
+            raise WorkflowStateError(run_id, str(status), text)
+
+    async def pause_task_queue(self, task_queue: str, reason: str | None = None) -> bool:
+        """Hold a task queue back, for all workers, until `resume_task_queue`; return False if it was paused already.
+
+        Within a second nothing of its runs begins any more; activities that run may end, and are recorded. Embedded
+        engines obey, too. The queue need not exist yet.
+        """
+        return await self._pause("task_queue", task_queue, reason)
+
+    async def resume_task_queue(self, task_queue: str) -> bool:
+        """Let a task queue go on; return False if it was not paused."""
+        return await self.store.resume("task_queue", task_queue)
+
+    async def pause_worker(self, name: str, reason: str | None = None) -> bool:
+        """Hold the workers of this name back until `resume_worker`; return False if they were paused already.
+
+        They claim nothing more, let running activities end, and hand their runs to others; they go on living. The pause
+        is kept by name, so a restart under the same name is paused, too.
+        """
+        return await self._pause("worker", name, reason)
+
+    async def resume_worker(self, name: str) -> bool:
+        """Let the workers of this name go on; return False if they were not paused."""
+        return await self.store.resume("worker", name)
+
+    async def pauses(self) -> builtins.list[PauseRecord]:
+        """Return the task queues and workers that are paused."""
+        return await self.store.list_pauses()
+
+    async def _pause(self, kind: PauseKind, name: str, reason: str | None) -> bool:
+        if not isinstance(name, str) or not name or len(name) > RUN_ID_LENGTH_MAX or not name.isprintable():
+            raise ArgumentsError(
+                f"a {kind.replace('_', ' ')} is printable text of 1 to {RUN_ID_LENGTH_MAX} characters, not {name!r}"
+            )
+        return await self.store.pause(kind, name, _checked_reason(reason), self.clock.now_us())
 
     # ─ care of the database ──
 
@@ -428,6 +582,13 @@ class Client:
         """
         return await read_schema(self._url)
 
+    async def pending_migrations(self) -> builtins.list[PendingMigration]:
+        """Return what opening would do to an existing database's schema, as SQL, without opening the client.
+
+        Errors as in `schema`.
+        """
+        return await read_pending_migrations(self._url)
+
     async def backup(self, path: str | Path) -> Backup:
         """Copy the database as it is at one moment into a new file, under load; return when the copy is complete.
 
@@ -449,18 +610,16 @@ class Client:
         """
         before_us = self.clock.now_us() - round(seconds(older_than, what="older_than") * 1_000_000)
         chosen = ClosedRuns(before_us=before_us, status=_closed_statuses(status))
-        runs = journal_rows = 0
         if dry_run:
-            runs = await self.store.count_closed_runs(chosen)
+            deleted = Deleted(runs=await self.store.count_closed_runs(chosen), journal_rows=0)
         else:
-            after: tuple[int, int] | None = None
-            while page := await self.store.find_closed_runs(chosen, after=after, limit=PRUNE_PAGE):
-                outcome = await self.store.prune_runs([pk for _, pk in page], chosen, self.clock.now_us())
-                runs += outcome.runs
-                journal_rows += outcome.journal_rows
-                after = page[outcome.seen - 1]
-                await pause(PRUNE_PAUSE_SECONDS)
-        return Pruned(runs=runs, journal_rows=journal_rows, before=view.instant(before_us), is_dry=dry_run)
+            deleted = await delete_closed(self.store, self.clock, chosen)
+        return Pruned(
+            runs=deleted.runs,
+            journal_rows=deleted.journal_rows,
+            before=view.instant(before_us),
+            is_dry=dry_run,
+        )
 
     async def delete(self, run_id: str) -> None:
         """Delete a closed run, with all that belongs to it: its id is unknown afterwards, as after `prune`.
@@ -519,6 +678,10 @@ class Client:
         failure = decode_failure(record.failure)
         error = None if failure is None else failures.describe(failure)
         wanted = (record.workflow, record.version)
+        serving = tuple(
+            one.name for one in living if one.task_queue == record.task_queue and wanted in one.definitions
+        )
+        hold = hold_of(record, await self.store.list_pauses(), self.clock.now_us(), serving=serving)
         return Facts(
             run_id=record.run_id,
             generation=record.generation,
@@ -534,27 +697,27 @@ class Client:
             owner_fault=_owner_fault(record, lost),
             unread=record.unread,
             is_beginning=False,
-            serving=tuple(
-                one.name
-                for one in living
-                if one.task_queue == record.task_queue and wanted in one.definitions
-            ),
+            serving=serving,
+            pause="" if hold is None else hold.text,
+            paused_at=None if hold is None else hold.since,
+            paused_name="" if hold is None else hold.name,
             nearby=_nearby(record, living),
         )
 
-    async def _describe(self, record: RunRecord) -> Run:
-        entries: builtins.list[Entry] = []
-        waiting: builtins.list[Blocker] = []
-        failure = decode_failure(record.failure)
-        status = record.status
+    async def _describe(self, record: RunRecord, *, with_journal: bool = True) -> Run:
         now = EPOCH + timedelta(microseconds=self.clock.now_us())
-        told, story, fault = await self._read_story(record)
-        if story is None:
+        blocker = None if record.status.is_closed else await self._blocker(record, now)
+        story: view.Story | None = None
+        told: builtins.list[AnyEntry] = []
+        fault = ""
+        if with_journal or (blocker is None and not record.status.is_closed):
+            told, story, fault = await self._read_story(record)
+        status = record.status
+        waiting = [] if blocker is None else [blocker]
+        if fault:
             waiting = [Blocker(kind="nothing", name="", text=fault)]
-        if story is not None:
-            entries = story.entries
-            if not status.is_closed:
-                waiting = self._waiting_on(record, story, now)
+        elif story is not None and not status.is_closed:
+            waiting = waiting or _waiting_on(story, now)
             if (
                 status is RunStatus.RUNNING
                 and record.owner_is_alive
@@ -565,6 +728,7 @@ class Client:
                 status = RunStatus.WAITING  # kept warm by its worker, yet it waits
             if not status.is_closed and any(line.kind == COMPENSATION for line in story.open):
                 status = RunStatus.COMPENSATING
+        failure = decode_failure(record.failure)
         return Run(
             run_id=record.run_id,
             kind=_kind_of(told),
@@ -584,33 +748,34 @@ class Client:
             closed_at=None if record.closed_at_us is None else view.instant(record.closed_at_us),
             deadline=None if record.deadline_us is None else view.instant(record.deadline_us),
             worker=record.owner_name,
-            journal=entries,
+            journal=story.entries if story is not None and with_journal else [],
             waiting_on=waiting,
+            paused_at=None if record.paused_at_us is None else view.instant(record.paused_at_us),
+            pause_reason=record.pause_reason,
         )
 
-    def _waiting_on(self, record: RunRecord, story: view.Story, now: datetime) -> builtins.list[Blocker]:
+    async def _blocker(self, record: RunRecord, now: datetime) -> Blocker | None:
+        """Return what an open run waits for, as far as its row says it; None: its journal does."""
         if record.status is RunStatus.PARKED:
-            return [Blocker(kind="nothing", name="parked", text=record.reason or "parked")]
+            return Blocker(kind="nothing", name="parked", text=record.reason or "parked")
+        hold = hold_of(record, await self.store.list_pauses(), self.clock.now_us())
+        if hold is not None:
+            return Blocker(kind="nothing", name="paused", text=hold.text)
         if record.owner is None and record.status is not RunStatus.WAITING:
             due = None if record.due_at_us is None else view.instant(record.due_at_us)
             if due is not None and due > now:
                 text = f"start in {view.duration_text((due - now).total_seconds())}"
-                return [Blocker(kind="timer", name="start", text=text, due_at=due)]
+                return Blocker(kind="timer", name="start", text=text, due_at=due)
             if record.task_queue == LOCAL_TASK_QUEUE:
-                return [
-                    Blocker(kind="nothing", name="script", text=f"its own script, run again: {LOCAL_ADVICE}")
-                ]
+                text = f"its own script, run again: {LOCAL_ADVICE}"
+                return Blocker(kind="nothing", name="script", text=text)
             text = f'a worker for {record.workflow} version {record.version} on queue "{record.task_queue}"'
-            return [Blocker(kind="nothing", name="worker", text=text)]
+            return Blocker(kind="nothing", name="worker", text=text)
         if record.owner is not None and not record.owner_is_alive:
-            return [Blocker(kind="nothing", name="worker", text="its worker died: another will take over")]
+            return Blocker(kind="nothing", name="worker", text="its worker died: another will take over")
         if record.unread:
-            return [
-                Blocker(kind="nothing", name="worker", text=f"its worker: {record.unread} unread messages")
-            ]
-        if not story.entries and story.last_at is None:
-            return [Blocker(kind="nothing", name="worker", text="its worker: first turn")]
-        return view.blockers(story, now)
+            return Blocker(kind="nothing", name="worker", text=f"its worker: {record.unread} unread messages")
+        return None
 
     def _instant_us(self, value: Seconds | datetime | None) -> int | None:
         if value is None:
@@ -645,12 +810,53 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
+def _check_same(record: RunRecord, definition: WorkflowDefinition) -> None:
+    if record.workflow != definition.name:
+        raise ArgumentsError(
+            f"run {record.run_id!r} is of workflow {record.workflow!r}, not {definition.name!r}"
+        )
+    if record.version != definition.version:
+        raise WorkflowVersionMismatchError(record.run_id, record.version, definition.version)
+
+
+def _reopen(record: RunRecord, kept: Reopening, from_start: bool) -> Reopen:
+    """Return what the store is to do; from the start: the next epoch with an empty journal, as a new start would."""
+    last = Reopen(
+        pk=record.pk, run_id=record.run_id, generation=record.generation, attempt=record.attempt + 1
+    )
+    if from_start:
+        return msgspec.structs.replace(last, attempt=1, new_epoch=True)
+    return msgspec.structs.replace(
+        last,
+        copy_turns=kept.copy_turns,
+        parts=encode_turn(0, kept.entries) if kept.entries else (),
+        redeliver=tuple(
+            Redelivery(msg=e.msg, kind="signal", name=e.name, data=bytes(e.value), message_id=e.id)
+            for e in kept.signals
+        ),
+    )
+
+
 def split_run_id(run_id: str) -> tuple[str, int | None]:
     """Return (id, generation) of `id@2`; only a final `@digits` means a generation."""
     base, at, digits = run_id.rpartition("@")
     if at and base and digits.isascii() and digits.isdigit():
         return base, int(digits)
     return run_id, None
+
+
+def _waiting_on(story: view.Story, now: datetime) -> builtins.list[Blocker]:
+    if not story.entries and story.last_at is None:
+        return [Blocker(kind="nothing", name="worker", text="its worker: first turn")]
+    return view.blockers(story, now)
+
+
+def _wanted(status: RunStatus | str | Sequence[RunStatus | str] | None) -> tuple[RunStatus, ...]:
+    statuses = (status,) if isinstance(status, str) else tuple(status or ())
+    try:
+        return tuple(RunStatus(one) for one in statuses)
+    except ValueError as error:
+        raise ArgumentsError(f"{error}; statuses: {', '.join(RunStatus)}") from None
 
 
 _DRIVEN: Final = {RunStatus.WAITING, RunStatus.RUNNING, RunStatus.COMPENSATING}

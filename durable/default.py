@@ -34,7 +34,7 @@ from durable.run_handle import Run, RunHandle
 from durable.seams import pause, spawn
 from durable.store.opening import Durability
 from durable.store.records import RunFilter, StartOutcome, StartRequest
-from durable.worker.worker import Worker, definitions_in, lease_from
+from durable.worker.worker import RETENTION, Worker, definitions_in, lease_from, retention_us_of
 from durable.workflows import Signal
 
 DEFAULT_URL: Final = "sqlite:///durable.db"
@@ -52,6 +52,7 @@ class _Settings:
         self.url: str | None = None
         self.lease_ttl: Seconds | None = None
         self.durability: Durability = "full"
+        self.retention: Seconds | None = RETENTION
 
 
 _settings = _Settings()
@@ -59,19 +60,25 @@ _engines: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, EmbeddedEngine]
 
 
 def configure(
-    url: str | None = None, *, lease_ttl: Seconds | None = None, durability: Durability = "full"
+    url: str | None = None,
+    *,
+    lease_ttl: Seconds | None = None,
+    durability: Durability = "full",
+    retention: Seconds | None = RETENTION,
 ) -> None:
     """Set the default database of this process (default: `DURABLE_DB`, else `sqlite:///durable.db`).
 
-    `lease_ttl` is the lease of embedded engines in seconds (default: `DURABLE_LEASE_TTL`, else 10). Applies to engines
-    opened from now on: call it before the first run.
+    `lease_ttl` is the lease of embedded engines in seconds (default: `DURABLE_LEASE_TTL`, else 10), `retention` how long closed runs
+    are kept (default: 30 days; None: for ever; see `Worker`). Applies to engines opened from now on: call it before the first run.
     """
     lease_from(lease_ttl)
+    retention_us_of(retention)
     if durability not in ("full", "process", "off"):
         raise DefinitionError(f"durability is 'full', 'process' or 'off', not {durability!r}")
     _settings.url = url
     _settings.lease_ttl = lease_ttl
     _settings.durability = durability
+    _settings.retention = retention
 
 
 class _Start:
@@ -149,7 +156,12 @@ class EmbeddedEngine:
         """Return the embedded worker, started at first use."""
         async with self._lock:
             if self._worker is None or self._work is None or self._work.done():
-                worker = Worker(self.client, lease_seconds=_settings.lease_ttl, own_only=True)
+                worker = Worker(
+                    self.client,
+                    lease_seconds=_settings.lease_ttl,
+                    retention=_settings.retention,
+                    own_only=True,
+                )
                 await worker._begin()
                 self._work = spawn(worker._work(drain=False), name="durable embedded worker")
                 self._worker = worker
@@ -314,8 +326,9 @@ async def list_runs(
     workflow: str | None = None,
     limit: int = 100,
 ) -> list[Run]:
-    """Return runs of the default database, newest first."""
-    return await (await engine_here()).client.list(status=status, workflow=workflow, limit=limit)
+    """Return runs of the default database, newest first, each with its journal."""
+    client = (await engine_here()).client
+    return await client.list(status=status, workflow=workflow, limit=limit, journals=True)
 
 
 async def delete_run(run_id: str) -> None:

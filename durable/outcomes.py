@@ -6,10 +6,10 @@ One poller serves all waiters of a client. Knows nothing of results' types.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from durable.errors import PlatformFault, StoreError
+from durable.errors import PlatformFault, RunNotFoundError, StoreError
 from durable.journal.lifecycle import RunStatus
 from durable.seams import Clock, pause, spawn
 from durable.store.contract import Store
@@ -49,6 +49,8 @@ class OutcomeWatch:
     async def ended(self, pk: int, generation: int, *, look_alone: bool = False) -> RunRecord:
         """Return the record once the run is closed or parked; a workflow-level retry is followed.
 
+        Raises `RunNotFoundError`, by its key, if retention deletes the run.
+
         `look_alone` looks before it suspends for the first time: an end that stands is found even without any patience.
         """
         while True:
@@ -62,6 +64,8 @@ class OutcomeWatch:
                 if not self._is_driven_here(pk):
                     if look_alone:
                         self._tell_all(await self._store.read_ended([key]))
+                        if not waiter.done():
+                            self._give_up(await self._store.find_gone([pk]))
                     else:
                         self._look_soon(key)
                 record = await waiter
@@ -131,6 +135,7 @@ class OutcomeWatch:
         self._poller = spawn(self._poll(), name="durable outcomes")
 
     async def _poll(self) -> None:
+        looked_at = self._monotonic()  # for runs that are gone: hints do not tell of those
         while self._waiting:
             hinted = await self._hinted()
             keys = [key for key in self._waiting if not (hinted and self._is_driven_here(key[0]))]
@@ -139,11 +144,23 @@ class OutcomeWatch:
             since = self._monotonic()
             try:
                 ended = await self._store.read_ended(keys)
+                gone: Sequence[int] = ()
+                if since - looked_at >= POLL_SECONDS:
+                    looked_at = since
+                    gone = await self._store.find_gone([pk for pk, _ in keys])
             except StoreError as error:
                 self._fail(error)
                 return
             self._pause = max(HINT_SECONDS_MIN, min((self._monotonic() - since) * LOOK_SHARE, POLL_SECONDS))
             self._tell_all(ended)
+            self._give_up(gone)
+
+    def _give_up(self, gone: Sequence[int]) -> None:
+        """Tell whoever waits for runs that were deleted that they will never end."""
+        for key, waiters in list(self._waiting.items()) if gone else ():
+            for waiter in waiters if key[0] in gone else ():
+                if not waiter.done():
+                    waiter.set_exception(RunNotFoundError(f"key {key[0]}"))
 
     async def _hinted(self) -> bool:
         """Wait for a hint, at most `POLL_SECONDS`; return whether there was one."""

@@ -16,6 +16,7 @@ from durable import failures
 from durable.errors import (
     InternalError,
     RunCancelledError,
+    RunNotFoundError,
     RunParkedError,
     RunTerminatedError,
     WorkflowFailedError,
@@ -30,11 +31,12 @@ from durable.journal.view import Blocker, Entry
 from durable.journal.why import Why
 from durable.payloads import ValueType
 from durable.retry import Seconds, seconds
+from durable.stacks import Stack
 from durable.store.records import RunRecord
-from durable.workflows import Signal
+from durable.workflows import Signal, Workflow
 
 if TYPE_CHECKING:
-    from durable.client import Client
+    from durable.client import Client, Reopened
 
 R = TypeVar("R")
 
@@ -66,6 +68,8 @@ class Run(msgspec.Struct, kw_only=True):
     worker: str | None
     journal: list[Entry]
     waiting_on: list[Blocker]
+    paused_at: datetime | None = None
+    pause_reason: str | None = None
 
 
 class RunHandle(Generic[R]):
@@ -99,13 +103,16 @@ class RunHandle(Generic[R]):
 
         Raises `WorkflowFailedError` (the workflow's error is `__cause__`), `RunCancelledError`, `RunTerminatedError`,
         `WorkflowTimeoutError`; for a parked run at once the platform fault, or `RunParkedError` if it parked in another
-        process. After `timeout` (seconds or timedelta) TimeoutError; the run goes on.
+        process. After `timeout` (seconds or timedelta) TimeoutError; the run goes on. If retention deleted the run, `RunNotFoundError`.
         """
-        if timeout is None:
-            record = await self._client.watch.ended(self._pk, self._generation)
-        else:
-            async with asyncio.timeout(seconds(timeout, what="timeout")):
-                record = await self._client.watch.ended(self._pk, self._generation, look_alone=True)
+        try:
+            if timeout is None:
+                record = await self._client.watch.ended(self._pk, self._generation)
+            else:
+                async with asyncio.timeout(seconds(timeout, what="timeout")):
+                    record = await self._client.watch.ended(self._pk, self._generation, look_alone=True)
+        except RunNotFoundError:
+            raise RunNotFoundError(self._run_id) from None
         return self._outcome(record)
 
     def _outcome(self, record: RunRecord) -> R:
@@ -149,12 +156,39 @@ class RunHandle(Generic[R]):
         """Close the run at once; no code of it runs any more. Closed: `WorkflowStateError`."""
         await self._client.terminate(self._run_id, reason)
 
-    async def resume(self) -> None:
-        """Let a parked run go on, from where it stopped: a worker takes it as soon as one has its code.
+    async def pause(self, reason: str | None = None) -> None:
+        """Hold the run back until it is resumed: within a second its worker begins nothing more of it.
 
-        Does not help by itself: with the same code or bytes the run parks again. Otherwise than parked: `WorkflowStateError`.
+        Activities that run may end, and are recorded; then nobody holds the run. Messages are kept, timers that fall due wait.
+        Its deadline (`timeout=`) still counts. Pausing a paused run changes nothing; closed: `WorkflowStateError`.
+        """
+        await self._client.pause(self._run_id, reason)
+
+    async def resume(self) -> None:
+        """Let a paused or parked run go on, from where it stopped: a worker takes it as soon as one has its code.
+
+        A parked one is not helped by that alone: with the same code or bytes it parks again. Neither paused nor parked:
+        `WorkflowStateError`.
         """
         await self._client.resume(self._run_id)
+
+    async def stack(self, workflow: Workflow[..., Any] | None = None) -> Stack:
+        """Return where each coroutine of the run stands; with its `workflow`, rebuilt by replay. See `Client.stack`."""
+        return await self._client.stack(self._run_id, workflow)
+
+    async def retry(self, *, from_start: bool = False, dry_run: bool = False) -> Reopened:
+        """Try a failed, timed-out, cancelled or terminated run again: open its next generation, for a worker to take.
+
+        It keeps the journal up to what went wrong: before the activity whose failure escaped from the workflow, before the
+        request to cancel; if its time was up or it was terminated, all of it. What is kept is not done again, idempotency keys
+        stay the same, and the time until `timeout=` begins anew. If an error of the workflow's own code ended it, nothing is
+        kept: completed activities run again, under the same keys. `from_start` keeps nothing either and gives new keys, as a
+        new start with the same input would. `dry_run` changes nothing and says what would be.
+
+        **Look at `forgotten`**: if one of those activities undid what earlier ones had done, a retry without `from_start` goes
+        on as if it had not. Open or completed: `WorkflowStateError`.
+        """
+        return await self._client.retry(self._run_id, from_start=from_start, dry_run=dry_run)
 
     async def why(self) -> Why:
         """Return the one reason why the run is not moving."""

@@ -1,4 +1,4 @@
-"""Taking care: resume a parked run; migrate, back up and prune a database."""
+"""Taking care of a database: migrate, back up, prune."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Final
 import click
 
 from durable import RunStatus, connect
-from durable_cli.completing import complete_run_id
 from durable_cli.durations import duration_option
-from durable_cli.finding import database, exact_run_id, run_async
+from durable_cli.finding import database, run_async
 from durable_cli.health import bytes_text
 from durable_cli.options import Settings, common_options
 from durable_cli.output import Output, builtins, count, iso
@@ -19,37 +18,35 @@ from durable_cli.problems import CONFLICT, OK, RUN_FAILED, Problem, ask
 CLOSED: Final = tuple(str(one) for one in RunStatus if one.is_closed and one != "continued")
 
 
-@click.command("resume")
-@click.argument("run_id", metavar="ID", shell_complete=complete_run_id)
-@common_options
-@click.pass_obj
-def resume_command(settings: Settings, run_id: str) -> int:
-    """Let a parked run go on from where it stopped. Deploy code that fits its journal first, or it parks again."""
-    return run_async(_resume(settings, Output(settings), run_id))
-
-
-async def _resume(settings: Settings, output: Output, run_id: str) -> int:
-    async with database(settings) as client:
-        await exact_run_id(client, run_id, "resume")
-        await client.resume(run_id)
-    if output.is_text:
-        output.note(f"{run_id} resumed: a worker goes on with it")
-    else:
-        output.json({"run_id": run_id, "resume": "done"})
-    return OK
-
-
 @click.command("migrate")
 @click.option("--check", is_flag=True, help="Change nothing; exit code 1 if there is something to migrate.")
+@click.option("--sql", "shows_sql", is_flag=True, help="Change nothing; print the SQL that would be run.")
 @common_options
 @click.pass_obj
-def migrate_command(settings: Settings, check: bool) -> int:
+def migrate_command(settings: Settings, check: bool, shows_sql: bool) -> int:
     """Bring a database's schema up to this version of durable.
 
     Whatever opens a database for work does the same; this is for deployments that want it as a step of its own. There is no
     way back: keep a backup. Exit code 4 if the database is newer than this code.
     """
+    if check and shows_sql:
+        raise Problem("--check and --sql do not go together")
+    if shows_sql:
+        return run_async(_print_sql(settings, Output(settings)))
     return run_async(_migrate(settings, Output(settings), check))
+
+
+async def _print_sql(settings: Settings, output: Output) -> int:
+    """Print what is pending as a script for the database's own shell; nothing if nothing is."""
+    pending = await connect(settings.db, create=False).pending_migrations()
+    if not output.is_text:
+        output.json({"migrations": builtins(pending)})
+        return OK
+    for migration in pending:
+        output.line(f"-- {migration.number:04d} {migration.name}\n{migration.sql}\n")
+    if not pending:
+        output.note("nothing to migrate")
+    return OK
 
 
 async def _migrate(settings: Settings, output: Output, check: bool) -> int:
@@ -116,7 +113,7 @@ def prune_command(
     """Delete closed runs with everything that belongs to them: journal, payloads, earlier generations, message ids.
 
     In small batches, so that workers go on. Open runs are never touched. The file does not shrink: its space is used again.
-    Nothing is ever deleted unless somebody asks for it.
+    Workers do the same by themselves, for runs that were closed 30 days ago: durable worker --retention.
     """
     return run_async(_prune(settings, Output(settings), older_than, list(status), dry_run, yes))
 

@@ -75,6 +75,11 @@ def duration_option(text: str) -> float:
         raise click.BadParameter(str(error)) from None
 
 
+def retention_option(text: str) -> float | None:
+    """Return the seconds of a retention; None for `none`."""
+    return None if text.strip().lower() in ("none", "never") else duration_option(text)
+
+
 def instant_option(text: str) -> float | datetime:
     """Return what `parse_instant` does; a usage error otherwise."""
     try:

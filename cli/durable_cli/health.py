@@ -16,7 +16,7 @@ from durable_cli.durations import ago_text
 from durable_cli.finding import LAST, database, find_run, run_async
 from durable_cli.options import Settings, common_options
 from durable_cli.output import Output, builtins, columns, count, escaped, glyph, iso, now
-from durable_cli.problems import OK, RUN_FAILED
+from durable_cli.problems import OK, RUN_FAILED, quoted
 
 LOG_BYTES_MAX: Final = 64 << 20  # above it, whoever writes copies the log into the database
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -32,7 +32,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 def why_command(settings: Settings, run_id: str) -> int:
     """Say why a run (default: the newest) is not moving: exactly one reason, and what to do.
 
-    The reasons: closed, parked, unreadable, delayed, no_worker, claim, worker_lost, unread, turn, activity, slot, retry, signal,
+    The reasons: closed, parked, unreadable, paused, delayed, no_worker, claim, worker_lost, unread, turn, activity, slot, retry, signal,
     condition, timer, deadlock. docs/operations.md explains each.
     """
     return run_async(_why(settings, Output(settings), run_id))
@@ -84,6 +84,10 @@ def next_steps(reason: str, run_id: str, status: str, name: str, task_queue: str
             return [f"durable {'result' if status == 'completed' else 'show'} {run_id}"]
         case "parked":
             return [f"durable show {run_id}", f"durable resume {run_id}"]
+        case "paused":
+            if not name:
+                return [f"durable resume {run_id}"]
+            return [f"durable resume --{'task-queue' if name == task_queue else 'worker'} {name}"]
         case "no_worker":
             return [worker_command(task_queue)]
         case "worker_lost":
@@ -265,6 +269,12 @@ async def _checks(client: Client) -> AsyncIterator[Check]:
             yield Check("dead workers", "warning", text, "durable recover")
     living = [one for one in workers if not one.embedded and one.worker_id not in lost]
     yield Check("workers", "ok", count(len(living), "living worker"))
+    for pause in await client.pauses():
+        what = f"{'queue' if pause.kind == 'task_queue' else 'worker'} {quoted(pause.name)} is paused"
+        since = ago_text((now() - instant(pause.at_us)).total_seconds())
+        yield Check(
+            "pauses", "ok", f"{what} since {since}" + (f": {escaped(pause.reason)}" if pause.reason else "")
+        )
     served = {(one.task_queue, *definition) for one in living for definition in one.definitions}
     groups = [
         (one.task_queue, one.workflow, one.version, one.state, one.runs, instant(one.since_us))

@@ -20,7 +20,8 @@ import click
 import durable
 from durable import ArgumentsError, Client, Run, RunHandle, Worker
 from durable_cli.arguments import Given, parse_arguments
-from durable_cli.durations import duration_option
+from durable_cli.completing import complete_workflow
+from durable_cli.durations import duration_option, retention_option
 from durable_cli.finding import database, run_async
 from durable_cli.options import Settings, app_option, common_options
 from durable_cli.output import Output, count, escaped, glyph, json_text, now
@@ -29,6 +30,7 @@ from durable_cli.see import changes, print_result
 from durable_cli.targets import AnyWorkflow, Found, load_target, one_workflow, workflow_named
 
 GRACE_SECONDS: Final = 30.0
+RETENTION_SECONDS: Final = 30 * 86_400.0
 # A worker's process is ours: its runs and turns are many small objects without cycles, which the collector would walk again and again.
 COLLECTOR_THRESHOLDS: Final = (50_000, 20, 100)
 PROGRESS_SECONDS: Final = 0.1
@@ -247,6 +249,14 @@ class _Progress:
     default="30s",
     help="How long running activities may take after Ctrl-C.  [default: 30s]",
 )
+@click.option(
+    "--retention",
+    type=retention_option,
+    metavar="DURATION",
+    default="30d",
+    show_default=True,
+    help="Delete runs closed longer ago than that; none: never.",
+)
 @app_option
 @common_options
 @click.pass_obj
@@ -257,6 +267,7 @@ def worker_command(
     concurrency: int,
     drain: bool,
     grace: float,
+    retention: float | None,
 ) -> int:
     """Serve the workflows of one or several targets: claim their runs and drive them, until stopped.
 
@@ -270,7 +281,8 @@ def worker_command(
         _restart_with_hash_seed(settings)
     found = [load_target(name, settings) for name in names]
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
-    return run_async(serve(settings, Output(settings), found, queues, concurrency, drain, grace))
+    how = Service(queues=queues, concurrency=concurrency, drain=drain, grace=grace, retention=retention)
+    return run_async(serve(settings, Output(settings), found, how))
 
 
 def _is_own_process() -> bool:
@@ -309,28 +321,33 @@ async def _hash_seed(settings: Settings) -> str | None:
         return await client.store.read_meta("hash_seed")
 
 
-async def serve(
-    settings: Settings,
-    output: Output,
-    found: Sequence[Found],
-    queues: Sequence[str],
-    concurrency: int,
-    drain: bool,
-    grace: float,
-) -> int:
+class Service(NamedTuple):
+    """How a worker's process serves. `grace` and `retention` are seconds; no retention: closed runs stay for ever."""
+
+    queues: Sequence[str] = ()
+    concurrency: int = 100
+    drain: bool = False
+    grace: float = GRACE_SECONDS
+    retention: float | None = RETENTION_SECONDS
+
+
+async def serve(settings: Settings, output: Output, found: Sequence[Found], how: Service) -> int:
     """Work until stopped, or with `drain` until nothing can go on by itself."""
     workflows = list({id(one): one for each in found for one in each.workflows}.values())
     if not workflows:
         names = ", ".join(each.name for each in found)
         raise Problem(f"no workflow in {names}", hint="decorate an async function with @workflow")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")  # unless users' code has
-    served = list(dict.fromkeys(queues)) or sorted({one.definition.task_queue for one in workflows})
+    served = list(dict.fromkeys(how.queues)) or sorted({one.definition.task_queue for one in workflows})
     async with database(settings, create=True) as client:
-        workers = [Worker(client, *workflows, task_queue=queue, concurrency=concurrency) for queue in served]
-        crew = _Crew(workers, output, grace)
+        workers = [
+            Worker(client, *workflows, task_queue=queue, concurrency=how.concurrency, retention=how.retention)
+            for queue in served
+        ]
+        crew = _Crew(workers, output, how.grace)
         with crew.signals():
-            output.note(_banner(found, served, concurrency, client.url))
-            await crew.work(drain)
+            output.note(_banner(found, served, how.concurrency, client.url))
+            await crew.work(how.drain)
     return OK
 
 
@@ -421,7 +438,7 @@ class _Handlers:
 
 @click.command("start", help=f"Store a run for a worker to drive, and print its id.\n\n"
                f"WORKFLOW: a name within --app, or itself module:workflow or file.py:workflow.\n\n{_ARGUMENTS_HELP}")  # fmt: skip
-@click.argument("workflow", metavar="WORKFLOW")
+@click.argument("workflow", metavar="WORKFLOW", shell_complete=complete_workflow)
 @click.argument("words", metavar="[ARGS]...", nargs=-1)
 @click.option("--id", "run_id", metavar="ID", help="Names the run (default: generated).")
 @click.option(
@@ -518,7 +535,7 @@ async def _recover(settings: Settings, output: Output, found: Sequence[Found]) -
         if output.is_text and not living and not found and any(one.runs for one in rescued):
             output.note("hint: no worker is alive: durable worker TARGET goes on with them")
     if found:
-        return await serve(settings, output, found, (), 100, True, GRACE_SECONDS)
+        return await serve(settings, output, found, Service(drain=True))
     return OK
 
 

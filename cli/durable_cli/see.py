@@ -26,9 +26,10 @@ from durable import (
 from durable_cli.completing import complete_run_id, complete_workflow
 from durable_cli.durations import ago_text, duration_option, instant_option
 from durable_cli.finding import LAST, database, find_run, run_async
-from durable_cli.options import Settings, common_options
+from durable_cli.options import Settings, app_option, common_options
 from durable_cli.output import COLOURS, Output, builtins, columns, count, cut, glyph, iso, json_text, now
 from durable_cli.problems import OK, RUN_FAILED, TIMED_OUT, USAGE, Problem
+from durable_cli.standing import show_stack
 from durable_cli.story import facts, needs_a_worker, outcome, picture, step_line, took
 
 REFRESH_SECONDS: Final = 0.5
@@ -187,17 +188,29 @@ def outcome_kind(run: Run) -> str:
 @click.command("show")
 @click.argument("run_id", metavar="[ID]", default=LAST, shell_complete=complete_run_id)
 @click.option("--events", is_flag=True, help="The raw, numbered journal.")
+@click.option(
+    "--stack",
+    metavar="[TARGET]",
+    is_flag=False,
+    flag_value="",
+    help="Where its coroutines stand, rebuilt with the code of TARGET (or --app).",
+)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run is closed.")
+@app_option
 @common_options
 @click.pass_obj
-def show_command(settings: Settings, run_id: str, events: bool, follow: bool) -> None:
+def show_command(settings: Settings, run_id: str, events: bool, stack: str | None, follow: bool) -> None:
     """Tell the story of one run (default: the newest): its steps, its error, and what it waits for.
 
     ID may be the beginning or the end of an id, id@2 for an earlier generation, @last or @last-failed.
-    With -o json the raw journal is included.
+    With -o json the raw journal is included. --stack replays the journal in this process: no worker is needed, no activity
+    runs, nothing is written; without the code it shows the lines that the journal recorded.
     """
-    if events and follow:
-        raise Problem("--events and --follow do not go together", code=USAGE)
+    if events + follow + (stack is not None) > 1:
+        raise Problem("--events, --stack and --follow do not go together", code=USAGE)
+    if stack is not None:
+        run_async(show_stack(settings, Output(settings), run_id, stack or settings.app))
+        return
     run_async(_show(settings, Output(settings), run_id, events, follow))
 
 

@@ -37,9 +37,14 @@ def outcome(run: Run) -> str:
 
 def failure_text(run: Run) -> str:
     """Return `ship: RuntimeError: no stock  (5 attempts)`."""
-    culprit = failed_entry(run)
-    where = f"{culprit.name}: " if culprit is not None else ""
-    attempts = f"  ({culprit.attempts} attempts)" if culprit is not None and culprit.attempts > 1 else ""
+    culprit, failure = failed_entry(run), run.failure
+    name, tries = "", 0
+    if culprit is not None:
+        name, tries = culprit.name, culprit.attempts
+    elif failure is not None and failure.activity is not None:  # a list has no journals
+        name, tries = failure.activity, failure.attempts
+    where = f"{name}: " if name else ""
+    attempts = f"  ({tries} attempts)" if tries > 1 else ""
     return escaped(f"{where}{run.error}") + attempts
 
 
@@ -60,10 +65,14 @@ def next_steps(run: Run) -> list[str]:
     """Return the commands a person is likely to want now."""
     signals = [one.name for one in run.waiting_on if one.kind == "signal"]
     steps = [f"durable signal {run.run_id} {name} VALUE" for name in signals[:1]]
+    if run.paused_at is not None and not run.status.is_closed:
+        steps.append(f"durable resume {run.run_id}")
     if needs_a_worker(run):
         steps.append("durable worker TARGET")
     if not run.status.is_closed and not steps:
         steps.append(f"durable show {run.run_id} -f")
+    if run.status in ("failed", "timed_out"):
+        steps.append(f"durable retry {run.run_id}")
     if run.status == "completed":
         steps.append(f"durable result {run.run_id}")
     return [*steps, f"durable show {run.run_id} --events"]
@@ -83,6 +92,8 @@ def step_name(entry: Entry) -> str:
             return f"condition at {entry.source}" if entry.source else "condition"
         case "cancel":
             return "cancel requested"
+        case "patch":
+            return f"patch {escaped(entry.name)}"
         case _ if entry.status == "skipped":
             return escaped(entry.name)
         case "compensation":
@@ -122,7 +133,7 @@ def entry_result(entry: Entry, now: datetime) -> str:
         return f"attempt {entry.attempts + 1} {when} after {escaped(entry.error or 'an error')}"
     if entry.error is not None:
         return escaped(entry.error)
-    if entry.kind == "cancel":
+    if entry.kind in ("cancel", "patch"):
         return escaped(str(entry.result or ""))
     if entry.status == "waiting" and entry.due_at is not None:
         return f"until {iso(entry.due_at)}"

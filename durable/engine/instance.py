@@ -27,7 +27,7 @@ from durable.definitions import ActivityDefinition, WorkflowDefinition
 from durable.engine import anyio_scopes, guards
 from durable.engine.awaiting import perform
 from durable.engine.handlers import Conditions, Signals
-from durable.engine.loop import DeterministicLoop
+from durable.engine.loop import DeterministicLoop, DetTask
 from durable.engine.operations import Asked, Call, Closing, Marker, Operations
 from durable.engine.runtime import (
     COMPENSATION,
@@ -41,6 +41,7 @@ from durable.engine.runtime import (
 )
 from durable.engine.sources import find_source, source_text
 from durable.errors import InternalError, PlatformFault, UndecodableError
+from durable.failures import Failure
 from durable.journal.events import (
     ActivityCompleted,
     ActivityFailed,
@@ -121,9 +122,19 @@ class Instance:
         self._deprecated: set[str] = set()
         self._replayed: Sequence[Command] = ()  # the commands of the activation that is replayed
         # Rebuilt failures by identity, kept alive so that an id means one object: where each came from (P7).
-        self._failures: dict[int, tuple[BaseException, int, int]] = {}
+        self._failures: dict[int, tuple[BaseException, int, int, Failure]] = {}
 
     # ─ what the driver asks ──────────────────────────────────────────────────
+
+    @property
+    def tasks(self) -> list[DetTask]:
+        """The tasks of the run, in the order of their creation; some may be done."""
+        return self._loop.tasks
+
+    @property
+    def operations(self) -> Operations:
+        """What the run has asked for. For those who look, not for those who drive."""
+        return self._operations
 
     def activate(
         self,
@@ -141,7 +152,15 @@ class Instance:
         Raises `PlatformFault`.
         """
         self._feed(event, turn, index, value)
-        commands = self._operations.number(reserve, self.end is not None)
+        operations = self._operations
+        asked = operations.pending
+        if len(asked) == 1 and self.end is None:  # one call, nearly always
+            call = asked[0]
+            if call.__class__ is Call and not call.dead:
+                asked.clear()
+                self.events += 2
+                return [operations.number_call(call, reserve is not None and reserve())]
+        commands = operations.number(reserve, self.end is not None)
         self.events += 1 + len(commands)
         return commands
 
@@ -255,7 +274,7 @@ class Instance:
         if call is None or call.future.done():
             return
         error = call.error = failures.rebuild(event.failure)
-        self._failures[id(error)] = (error, turn, index)
+        self._failures[id(error)] = (error, turn, index, event.failure)
         if call.on_end is not None:
             call.on_end(None, error)
         call.future.set_result(None)  # `perform` raises it: a future refuses StopIteration
@@ -300,8 +319,15 @@ class Instance:
             return
         # What was undone must not be kept: the retry begins with an empty journal (P7).
         self.failed_at = None if self._has_compensated else self._origin(error)
+        failure = failures.record(error)
+        known = self._failures.get(id(error))
+        if known is not None:  # an activity's own: whose, and after how many attempts
+            whose = known[3]
+            failure = msgspec.structs.replace(
+                failure, activity=whose.activity, run_id=whose.run_id, attempts=whose.attempts
+            )
         is_undone = self._definition.kind == "saga" and bool(getattr(type(error), UNDONE, False))
-        self._finish(Failed(at=self._event_at, failure=failures.record(error), compensated=is_undone))
+        self._finish(Failed(at=self._event_at, failure=failure, origin=self.failed_at, compensated=is_undone))
 
     def _is_final(self, error: BaseException) -> bool:
         """Whether this error ends the run for good, so that what was done is to be undone."""
@@ -320,8 +346,8 @@ class Instance:
             return min(known) if len(known) == len(origins) else None
         if getattr(type(error), WRAPS, False) and error.__cause__ is not None:
             return self._origin(error.__cause__)
-        _, *origin = self._failures.get(id(error), (None,))
-        return (origin[0], origin[1]) if origin else None
+        recorded = self._failures.get(id(error))
+        return None if recorded is None else (recorded[1], recorded[2])
 
     def _finish(self, end: WorkflowEnd) -> None:
         if not self.is_evicting:
@@ -399,7 +425,7 @@ class Instance:
     ) -> Coroutine[Any, Any, Any]:
         if definition.kind == COMPENSATION:
             self._has_compensated = True
-        source = find_source(sys._getframe(1)) or self._loop.task_source()
+        source = find_source(sys._getframe(2)) or self._loop.task_source()
         call = Call(definition, definition.arguments.encode(args, kwargs), source)
         call.on_end = on_end
         coroutine = perform(call, self._loop, self._operations)

@@ -326,6 +326,11 @@ class DeterministicLoop(RunLoop):
         self._tasks.append(task)
         return task
 
+    @property
+    def tasks(self) -> list[DetTask]:
+        """The tasks, in the order of their creation; some may be done."""
+        return self._tasks
+
     # ─ running ───────────────────────────────────────────────────────────────
 
     def drain(self) -> None:

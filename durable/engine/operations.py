@@ -122,11 +122,16 @@ class Operations:
         self.timers: dict[int, int] = {}
         self.waits: dict[int, OpenWait] = {}
         self._handles: dict[int, Timer] = {}
-        self._asked: list[Asked] = []
-        self.open: Callable[[Call | Wait | Timer], None] = self._asked.append
+        self.pending: list[Asked] = []  # what the current activation has asked for so far
+        self.open: Callable[[Call | Wait | Timer], None] = self.pending.append
         self._key_prefix = key_prefix
         self._last_op = 0
         self._counts: dict[str, int] = {}
+
+    @property
+    def handles(self) -> dict[int, Timer]:
+        """The handles of the open timers."""
+        return self._handles
 
     # ─ during an activation ──────────────────────────────────────────────────
 
@@ -135,7 +140,7 @@ class Operations:
         if not call.op:
             call.dead = True
             return
-        self._asked.append(Closing(call, how))
+        self.pending.append(Closing(call, how))
         if how == "wait":
             call.closing = "wait"
         else:
@@ -146,7 +151,7 @@ class Operations:
             return
         timer.dead = True
         if timer.op:
-            self._asked.append(Closing(timer, ""))
+            self.pending.append(Closing(timer, ""))
             self.timers.pop(timer.op, None)
             self._handles.pop(timer.op, None)
 
@@ -155,12 +160,12 @@ class Operations:
             return
         wait.dead = True
         if wait.op:
-            self._asked.append(Closing(wait, ""))
+            self.pending.append(Closing(wait, ""))
             self.waits.pop(wait.op, None)
 
     def mark(self, marker: Marker) -> None:
         """A patch or a note: told in any case, even if the run ends in this activation."""
-        self._asked.append(marker)
+        self.pending.append(marker)
 
     def take_call(self, op: int) -> Call | None:
         """Remove and return an open activity whose outcome is there; None if it is closed."""
@@ -182,18 +187,14 @@ class Operations:
 
         A run that has ended opens nothing: nobody would wait for it. What it closed still counts, and so do markers.
         """
-        asked = [one for one in self._asked if isinstance(one, Closing | Marker) or not (ended or one.dead)]
-        self._asked.clear()
+        asked = [one for one in self.pending if isinstance(one, Closing | Marker) or not (ended or one.dead)]
+        self.pending.clear()
         return asked
 
     def number(self, reserve: Callable[[], bool] | None, ended: bool) -> list[Command]:
         """Number what the activation asked for, in order, and return it as commands."""
         commands: list[Command] = []
-        asked = self._asked
-        if len(asked) == 1 and not ended and asked[0].__class__ is Call and not asked[0].dead:
-            commands.append(self._number_call(asked.pop(), reserve is not None and reserve()))  # type: ignore[arg-type]
-            return commands
-        for one in asked:
+        for one in self.pending:
             if isinstance(one, Closing):
                 commands.append(CloseOp(op=one.operation.op, how=one.how))
             elif isinstance(one, Marker):
@@ -201,13 +202,13 @@ class Operations:
             elif ended or one.dead:
                 continue
             elif isinstance(one, Call):
-                commands.append(self._number_call(one, reserve is not None and reserve()))
+                commands.append(self.number_call(one, reserve is not None and reserve()))
             else:
                 commands.append(self._number_other(one))
-        self._asked.clear()
+        self.pending.clear()
         return commands
 
-    def _number_call(self, call: Call, started: bool) -> ScheduleActivity:
+    def number_call(self, call: Call, started: bool) -> ScheduleActivity:
         self._last_op = op = call.op = self._last_op + 1
         name = call.definition.name
         call.n = n = self._counts.get(name, 0) + 1
@@ -276,4 +277,4 @@ class Operations:
         self.timers.clear()
         self.waits.clear()
         self._handles.clear()
-        self._asked.clear()
+        self.pending.clear()

@@ -156,10 +156,14 @@ class Completed(Entry, frozen=True, tag="completed", kw_only=True):
 
 
 class Failed(Entry, frozen=True, tag="failed", kw_only=True):
-    """`compensated`: a saga that failed, and undid all it had done."""
+    """`origin`: the turn, and the place among its entries, of the event whose failure escaped; None if it was none's (P7).
+
+    `compensated`: a saga that failed, and undid all it had done.
+    """
 
     at: int
     failure: Failure
+    origin: tuple[int, int] | None = None
     compensated: bool = False
 
 

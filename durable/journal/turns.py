@@ -8,7 +8,7 @@ unless a single entry is larger (protocol P19).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -51,6 +51,28 @@ def decode_turn(data: bytes) -> Turn:
     if turn.v != FORMAT:
         raise UndecodableError(f"a journal row has format {turn.v}, this code reads format {FORMAT}")
     return turn
+
+
+class Row(Protocol):
+    """A stored part of a turn."""
+
+    @property
+    def turn(self) -> int: ...
+
+    @property
+    def data(self) -> bytes: ...
+
+
+def joined(rows: Iterable[Row]) -> list[tuple[int, list[AnyEntry]]]:
+    """Return (turn, entries) with the parts of each turn put together."""
+    turns: list[tuple[int, list[AnyEntry]]] = []
+    for row in rows:
+        entries = decode_turn(row.data).entries
+        if turns and turns[-1][0] == row.turn:
+            turns[-1][1].extend(entries)
+        else:
+            turns.append((row.turn, entries))
+    return turns
 
 
 class Activated(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,13 +29,13 @@ EntryStatus = Literal[
     "fired",
     "received",
 ]
-OPERATIONS: Final = ("timer", "signal", "condition", "cancel")
+OPERATIONS: Final = ("timer", "signal", "condition", "cancel", "patch")
 
 
 class Entry(msgspec.Struct, kw_only=True):
     """One operation of a run, in the order asked. `error` is one line; `number` its place in the raw journal.
 
-    `kind` is "activity", "timer", "signal", "condition" or "cancel"; of an activity that a pattern called also the pattern's
+    `kind` is "activity", "timer", "signal", "condition", "cancel" or "patch"; of an activity that a pattern called also the pattern's
     word for it, e.g. "predicate" or "compensation".
     """
 
@@ -213,7 +213,20 @@ def tell(entries: Iterable[AnyEntry], attempts: dict[int, AttemptView] | None = 
                         source=entry.src,
                     )
                 )
-            case events.Started() | events.Patched():
+            case events.Patched():
+                story.append(
+                    Entry(
+                        number=number,
+                        name=entry.id,
+                        kind="patch",
+                        status="completed",
+                        started_at=now,
+                        finished_at=now,
+                        result="deprecated" if entry.deprecated else None,
+                        source=entry.src,
+                    )
+                )
+            case events.Started():
                 pass  # nothing that anyone waits for
             case (
                 events.Completed()

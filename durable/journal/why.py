@@ -22,6 +22,7 @@ class WhyReason(StrEnum):
     CLOSED = "closed"  # it ended; nothing will move it
     PARKED = "parked"  # stopped by a platform fault: deploy good code, then resume it
     UNREADABLE = "unreadable"  # its journal cannot be read by this code
+    PAUSED = "paused"  # somebody holds it back: the run, its task queue, or every worker that serves it
     DELAYED = "delayed"  # its start, or its next attempt as a whole, lies ahead
     NO_WORKER = "no_worker"  # no living worker serves its workflow and version on its queue
     CLAIM = "claim"  # a living worker serves it and has not taken it yet: it has no room, or this very moment
@@ -40,7 +41,7 @@ class WhyReason(StrEnum):
 class Why(msgspec.Struct, frozen=True, kw_only=True):
     """The one reason why a run is not moving; `waiting_on` holds all that is open. `text` is for people.
 
-    `name` is the signal's, activity's or timer's; `due_at` when it moves by itself, if it does; `since` when the wait began.
+    `name` is the signal's, activity's, timer's, or paused task queue's or worker's; `due_at` when it moves by itself, if it does; `since` when the wait began.
     """
 
     run_id: str
@@ -78,6 +79,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     is_beginning: bool  # its next turn opens a life: nothing was asked for in it yet
     serving: tuple[str, ...]  # living workers that would claim it
     nearby: str  # who nearly serves it; empty if nobody
+    pause: str = ""  # what somebody holds back; empty if nothing
+    paused_at: datetime | None = None
+    paused_name: str = ""  # of the task queue or worker; empty if it is the run's own pause
 
 
 _OVERDUE_SECONDS: Final = 2.0  # a timer later than this has nobody to wake it
@@ -98,6 +102,8 @@ def explain(facts: Facts, story: Story | None) -> Why:
         return _why(facts, WhyReason.PARKED, facts.outcome or "parked")
     if story is None:
         return _why(facts, WhyReason.UNREADABLE, facts.outcome)
+    if facts.pause:
+        return _paused(facts, story)
     if facts.owner is None:
         return _unowned(facts, story)
     if facts.owner_fault:
@@ -111,6 +117,21 @@ def explain(facts: Facts, story: Story | None) -> Why:
             facts, WhyReason.UNREAD, f"its worker {facts.owner} has {messages} to deliver", story=story
         )
     return _of_story(facts, story)
+
+
+def _paused(facts: Facts, story: Story) -> Why:
+    running = [line.name for line in story.open if line.kind == "activity" and line.status == "running"]
+    ending = (
+        f"; {', '.join(running)} may end first" if running and facts.owner and not facts.owner_fault else ""
+    )
+    return _why(
+        facts,
+        WhyReason.PAUSED,
+        f"{facts.pause}{ending}",
+        story=story,
+        name=facts.paused_name,
+        since=facts.paused_at,
+    )
 
 
 def _unowned(facts: Facts, story: Story) -> Why:
@@ -174,6 +195,8 @@ def _rank(line: Entry) -> tuple[int, float]:
             return 4, 0.0
         case "timer":
             return 5, due
+        case "patch":
+            return 6, 0.0  # never open
         case _:  # an activity, in the words of its pattern
             return _RANKS.get(line.status, 2), due
 
@@ -184,7 +207,7 @@ def _reason(line: Entry) -> WhyReason:
             return WhyReason.SIGNAL
         case "condition":
             return WhyReason.CONDITION
-        case "timer":
+        case "timer" | "patch":
             return WhyReason.TIMER
         case _:
             if line.status == "running":

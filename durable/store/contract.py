@@ -22,7 +22,11 @@ from durable.store.records import (
     DueOutcome,
     JournalRow,
     Message,
+    PauseKind,
+    PauseRecord,
+    Pauses,
     PruneOutcome,
+    Reopen,
     Rescue,
     RunFilter,
     RunRecord,
@@ -77,6 +81,13 @@ class Store(Protocol):
         """Return workers that the database calls alive and whose process is gone. Changes nothing: see the rescue."""
         ...
 
+    async def take_role(self, worker_id: int, role: str) -> bool:
+        """Return whether this worker has the role now: work that one does for all. Dead workers lose theirs.
+
+        Saves work and guards nothing: what is done in a role must be right if two do it. `LeaseLostError`.
+        """
+        ...
+
     # ─ starting ──
 
     async def start_runs(self, requests: Sequence[StartRequest], now_us: int) -> list[StartOutcome]:
@@ -104,6 +115,7 @@ class Store(Protocol):
         """Take up to `limit` ready runs, oldest `ready_at` first, and read all that driving needs. One transaction.
 
         Only runs whose (workflow, version) is among `definitions` (P13), on `task_queue` if given, among `pks` if given.
+        Nothing while the worker is paused, nothing from a queue that is.
         """
         ...
 
@@ -170,6 +182,13 @@ class Store(Protocol):
         """Close an open run at once, with its journal row, fencing out its owner. Closed: `WorkflowStateError`."""
         ...
 
+    async def reopen_run(self, reopen: Reopen, now_us: int) -> None:
+        """Archive a closed generation and open the next, ready, from a part of its journal. One transaction.
+
+        Raises `WorkflowStateError` if the generation is not the latest, or is open: nothing is written then.
+        """
+        ...
+
     async def unpark_run(self, run_id: str, now_us: int) -> bool:
         """Set a parked run ready again; return False if it was not parked."""
         ...
@@ -181,6 +200,37 @@ class Store(Protocol):
         """
         ...
 
+    # ─ pauses ──
+
+    async def pause_run(self, run_id: str, reason: str | None, now_us: int) -> bool:
+        """Hold an open run back; return False if it was paused already.
+
+        From here on nobody claims it: whatever would set it ready (a message, a due timer, a hand-back, a rescue) leaves it
+        held, in that same statement. An owner learns of it by `read_pauses`, starts nothing more of it and hands it back.
+        Closed: `WorkflowStateError`. Deadlines still count.
+        """
+        ...
+
+    async def resume_run(self, run_id: str) -> bool:
+        """End the pause of a run, and set it ready if it was held; return False if it was not paused."""
+        ...
+
+    async def pause(self, kind: PauseKind, name: str, reason: str | None, now_us: int) -> bool:
+        """Hold a task queue or the workers of a name back: no claims from it, or by them. False: it was paused already."""
+        ...
+
+    async def resume(self, kind: PauseKind, name: str) -> bool:
+        """End such a pause; return False if there was none."""
+        ...
+
+    async def list_pauses(self) -> list[PauseRecord]:
+        """Return the pauses of task queues and workers."""
+        ...
+
+    async def read_pauses(self, worker_id: int) -> Pauses:
+        """Return what this worker must obey. Polled: a few look-ups by key."""
+        ...
+
     # ─ reading ──
 
     async def get_run(self, run_id: str, generation: int | None = None) -> RunRecord:
@@ -189,6 +239,10 @@ class Store(Protocol):
 
     async def read_ended(self, runs: Sequence[tuple[int, int]]) -> list[RunRecord]:
         """Return those of (pk, generation) that are closed, continued or parked: what waiters poll for."""
+        ...
+
+    async def find_gone(self, pks: Sequence[int]) -> list[int]:
+        """Return those of the runs that are no longer there: retention deleted them, and their keys do not come back."""
         ...
 
     async def find_run_ids(self, text: str, limit: int = 5) -> list[str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from durable.errors import DefinitionError, StoreError
 from durable.seams import Clock, SystemClock, ThreadExecutor
 from durable.store.contract import Store
-from durable.store.records import Schema
+from durable.store.records import PendingMigration, Schema
 
 Durability = Literal["full", "process", "off"]
+T = TypeVar("T")
 
 
 def masked(url: str) -> str:
@@ -55,14 +57,31 @@ async def open_store(
 
 async def read_schema(url: str) -> Schema:
     """Return the schema of an existing database, without bringing it up to date."""
+    database = _file_of(url)
+    from durable.store.sqlite import maintenance
+
+    return await _in_thread(lambda: maintenance.read_schema(database))
+
+
+async def read_pending_migrations(url: str) -> list[PendingMigration]:
+    """Return what opening an existing database would run, in order, without running it."""
+    database = _file_of(url)
+    from durable.store.sqlite import maintenance
+
+    return await _in_thread(lambda: maintenance.pending_migrations(database))
+
+
+def _file_of(url: str) -> Path:
     url = normalised(url)
     if not url.startswith("sqlite:///"):
         raise StoreError(f"{masked(url)}: this version stores runs in SQLite only; use sqlite:///file.db")
-    from durable.store.sqlite import maintenance
+    return _file(url.removeprefix("sqlite:///"))
 
+
+async def _in_thread(look: Callable[[], T]) -> T:
     executor = ThreadExecutor(1, name="durable-schema")
     try:
-        return await executor.submit(lambda: maintenance.read_schema(_file(url.removeprefix("sqlite:///"))))
+        return await executor.submit(look)
     finally:
         executor.close()
 

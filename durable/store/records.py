@@ -107,6 +107,8 @@ class RunRecord(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     result: bytes | None
     failure: bytes | None  # a JSON Failure
     unread: int = 0  # messages in the inbox
+    paused_at_us: int | None = None  # somebody holds it back: nothing of it begins until it is resumed
+    pause_reason: str | None = None
 
 
 class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -227,6 +229,23 @@ class Redelivery(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     message_id: str | None
 
 
+class Reopen(msgspec.Struct, frozen=True, kw_only=True):
+    """Open the next generation of a closed run. Refused unless `generation` is the latest, and closed.
+
+    The new journal is turns 1..`copy_turns` of that one, then `parts` as one more turn (if any); `redeliver` goes back to
+    the inbox. The time between start and deadline begins anew. `new_epoch`: nothing of the former life counts any more.
+    """
+
+    pk: int
+    run_id: str
+    generation: int
+    attempt: int
+    copy_turns: int = 0
+    parts: tuple[bytes, ...] = ()
+    redeliver: tuple[Redelivery, ...] = ()
+    new_epoch: bool = False
+
+
 class Park(msgspec.Struct, gc=False, frozen=True, tag=True, kw_only=True):
     """Stop the run on a platform fault. Its journal stays as it is."""
 
@@ -284,6 +303,28 @@ class Backlog(msgspec.Struct, frozen=True, kw_only=True):
     idle: int  # waiting for outside input only, or parked
 
 
+# ─ pauses ────────────────────────────────────────────────────────────────────
+
+PauseKind = Literal["task_queue", "worker"]
+
+
+class PauseRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A task queue or a worker, by name, that somebody holds back."""
+
+    kind: PauseKind
+    name: str
+    at_us: int
+    reason: str | None
+
+
+class Pauses(msgspec.Struct, frozen=True, kw_only=True):
+    """What one worker must obey: whether it is paused itself, which queues are, and which of the runs it owns."""
+
+    is_worker_paused: bool = False
+    task_queues: frozenset[str] = frozenset()
+    pks: frozenset[int] = frozenset()
+
+
 # ─ care of the database ──────────────────────────────────────────────────────
 
 
@@ -294,13 +335,21 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True):
     newest: int
 
 
+class PendingMigration(msgspec.Struct, frozen=True, kw_only=True):
+    """A migration that a database lacks, and the SQL that brings it, as one transaction for the database's own shell."""
+
+    number: int
+    name: str
+    sql: str
+
+
 class OpenRuns(msgspec.Struct, frozen=True, kw_only=True):
     """Open runs of one queue, definition and state. `since_us`: since when the longest of them has been ready."""
 
     task_queue: str
     workflow: str
     version: int
-    state: Literal["ready", "delayed", "owned", "waiting", "parked"]
+    state: Literal["ready", "delayed", "owned", "waiting", "parked", "paused"]
     runs: int
     since_us: int
 

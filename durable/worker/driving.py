@@ -39,7 +39,7 @@ from durable.journal.events import (
 )
 from durable.journal.lifecycle import RunStatus
 from durable.journal.matching import environment
-from durable.journal.turns import ENGINE_VERSION, Activated, decode_turn, encode_turn, split_activations
+from durable.journal.turns import ENGINE_VERSION, Activated, encode_turn, joined, split_activations
 from durable.seams import Clock, Random
 from durable.store.records import (
     After,
@@ -47,7 +47,6 @@ from durable.store.records import (
     Claim,
     Close,
     HandBack,
-    JournalRow,
     Message,
     NextGeneration,
     Park,
@@ -104,6 +103,7 @@ class Driver:
         self._dirty: dict[LiveRun, None] = {}
         self._evictions: list[Instance] = []
         self._pump_is_due = False
+        self._now_us = 0  # of the turns that are being made
         self._dues: list[tuple[int, int]] = []  # (due_us, pk), a heap; stale entries are harmless
         self._due_timer: asyncio.TimerHandle | None = None
         self._due_at = 0
@@ -177,25 +177,35 @@ class Driver:
                 instance.evict()
         dirty, self._dirty = self._dirty, {}
         deadline = self._clock.monotonic() + PUMP_SECONDS_MAX
+        self._now_us = self._clock.now_us()  # one instant for the turns of a moment
         waiting = iter(dirty)
         driven = 0
         for run in waiting:
             if run.phase is _IDLE:
                 self._drive(run)
                 driven += 1
-                if driven & 15 == 0 and self._clock.monotonic() > deadline:
-                    break
+                if driven & 15 == 0:
+                    self._now_us = self._clock.now_us()
+                    if self._clock.monotonic() > deadline:
+                        break
         for run in waiting:
             self.mark(run)
         if self.items:
             self._on_work()
 
     def _drive(self, run: LiveRun) -> None:
+        if run.is_held and not run.outcomes:
+            return
         try:
             instance = run.instance
             if instance is None:
                 item = self._turn(run, self._rebuild(run))
-            elif len(run.outcomes) == 1 and not run.inbox and run.outcomes[0].failure is None:
+            elif (
+                len(run.outcomes) == 1
+                and not run.inbox
+                and not run.is_held
+                and run.outcomes[0].failure is None
+            ):
                 item = self._common_turn(run, instance, run.outcomes[0])
             else:
                 item = self._turn(run, instance)
@@ -291,13 +301,13 @@ class Driver:
     # ─ one turn ──
 
     def _turn(self, run: LiveRun, instance: Instance) -> Item | None:
-        now = self._clock.now_us()
+        now = self._now_us
         entries: list[AnyEntry] = []
         messages: list[Message] = []
         taken: list[Outcome] = []
         bytes_fed = 0
         turn = run.turn + 1
-        reserve = self.performer.reserve
+        reserve = self.performer.reserve if not run.is_held else _none_reserved
         reserved = self.performer.reserved
         if instance.events == 0:
             started = self._started(run, now)
@@ -354,7 +364,7 @@ class Driver:
         performer = self.performer
         reserved = performer.reserved
         turn = run.turn + 1
-        now = self._clock.now_us()
+        now = self._now_us
         assert outcome.result is not None
         event = ActivityCompleted(
             op=op, at=now, result=msgspec.Raw(outcome.result), attempts=outcome.attempts
@@ -570,7 +580,11 @@ class Driver:
 
     def _settle_end(self, run: LiveRun, item: Item) -> None:
         """The item ended the run's stay here."""
-        self._take_in(run, item)
+        if item.turn is not None:
+            run.turn = item.turn
+        run.seen = item.seen
+        for outcome in item.taken:
+            run.attempts.pop(outcome.op, None)
         self.performer.unreserve(item.slots)
         for index, entry in enumerate(item.entries):
             if type(entry) is CloseOp and entry.how in ("abandon", "try"):
@@ -579,16 +593,13 @@ class Driver:
         self._on_ended(run, item)
         self._leave(run)
 
-    def _take_in(self, run: LiveRun, item: Item) -> None:
+    def _go_on(self, run: LiveRun, item: Item) -> None:
+        """The turn is durable and the run stays: do what it asked for."""
         if item.turn is not None:
             run.turn = item.turn
         run.seen = item.seen
         for outcome in item.taken:
             run.attempts.pop(outcome.op, None)
-
-    def _go_on(self, run: LiveRun, item: Item) -> None:
-        """The turn is durable and the run stays: do what it asked for."""
-        self._take_in(run, item)
         instance = run.instance
         assert instance is not None
         performer = self.performer
@@ -609,8 +620,9 @@ class Driver:
         if run.recorded is not None and entries:
             run.recorded.append((run.turn, list(entries)))
         run.phase = _IDLE
-        self._rest(run, instance)
-        if run.leave_asked:
+        if instance.timers or not run.attempts:
+            self._rest(run, instance)
+        if run.leave_asked or (run.is_held and self._is_still(run)):
             self._release(run)
         elif run.inbox or run.outcomes:
             self.mark(run)
@@ -774,6 +786,22 @@ class Driver:
             return HandBack()
         return Wait(due_at_us=min(instance.timers.values(), default=None))
 
+    def hold(self, is_held: Callable[[LiveRun], bool]) -> None:
+        """Hold back the runs that are paused, let go on those that no longer are.
+
+        A run is handed back once nothing of it runs and what had run is recorded.
+        """
+        for run in list(self.runs.values()):
+            was, run.is_held = run.is_held, is_held(run)
+            if run.is_held and run.phase is Phase.IDLE and self._is_still(run):
+                self._release(run)
+            elif was and not run.is_held:
+                self.mark(run)
+
+    def _is_still(self, run: LiveRun) -> bool:
+        """Whether nothing of a run that is held back runs, and what had run is recorded."""
+        return not run.outcomes and not run.has_running_attempts
+
     def stop(self) -> None:
         """Drop whatever is left and set no more callbacks."""
         self.lose_all()
@@ -785,16 +813,8 @@ class Driver:
         self._evictions.clear()
 
 
-def joined(rows: list[JournalRow]) -> list[tuple[int, list[AnyEntry]]]:
-    """Return (turn, entries) with the parts of each turn put together."""
-    turns: list[tuple[int, list[AnyEntry]]] = []
-    for row in rows:
-        entries = decode_turn(row.data).entries
-        if turns and turns[-1][0] == row.turn:
-            turns[-1][1].extend(entries)
-        else:
-            turns.append((row.turn, entries))
-    return turns
+def _none_reserved() -> bool:
+    return False
 
 
 def _due_timer(instance: Instance, now: int) -> int | None:

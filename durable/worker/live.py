@@ -109,6 +109,7 @@ class LiveRun:
         "idle_since",
         "inbox",
         "instance",
+        "is_held",
         "is_recovered",
         "leave_asked",
         "outcomes",
@@ -137,6 +138,7 @@ class LiveRun:
         self.idle_since = 0.0
         self.release_asked = False  # it has waited here for long
         self.leave_asked = False  # hand it back as soon as nothing of it is on its way
+        self.is_held = False  # paused: only outcomes of what runs are fed, nothing new begins
         self.is_recovered = False  # what its last owner left was seen to: all later attempts began here
         self.inbox: deque[Message] = deque()
         self.seen = 0
@@ -171,6 +173,14 @@ class LiveRun:
     def has_work(self) -> bool:
         """Whether an activity of it is running, queued or backing off here (then it keeps its owner, P12)."""
         return bool(self.attempts) or bool(self.outcomes)
+
+    @property
+    def has_running_attempts(self) -> bool:
+        """Whether the code of an attempt runs, or is about to."""
+        return any(
+            attempt.state in (AttemptState.MARKING, AttemptState.RUNNING)
+            for attempt in self.attempts.values()
+        )
 
 
 class Item(TurnCommit, gc=True, eq=False, kw_only=True):

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, Final
 
@@ -100,27 +100,24 @@ class Runners:
             try:
                 if monotonic() >= pulse.fresh_until and pulse.fence is not None and not pulse.fence():
                     raise StaleError
-                coroutine = context.run(_enter, pulse, definition, attempt.call.args)
-            except BaseException as error:  # the boundary of user code: SystemExit must not stop the worker
-                on_ended(attempt, None, error, b"", None)
-                continue
-            try:
-                waited = context.run(coroutine.send, None)
+                coroutine, waited = context.run(_take_first_step, pulse, definition, attempt.call.args)
             except StopIteration as returned:
-                _end(on_ended, attempt, None, definition, returned.value)
-            except BaseException as error:
+                value = returned.value
+                try:
+                    data = definition.result.encode(value)
+                    value = definition.result.decode(data)
+                except BaseException as refusal:
+                    on_ended(attempt, None, refusal, b"", None)
+                else:
+                    on_ended(attempt, None, None, data, value)
+            except BaseException as error:  # the boundary of user code: SystemExit must not stop the worker
                 on_ended(attempt, None, error, b"", None)
             else:
                 attempt.task = task
                 self._pass_on()
                 if pulse.cancel_reason is not None:
                     task.cancel(pulse.cancel_reason)
-                try:
-                    value = await _go_on(coroutine, context, waited)
-                except BaseException as error:
-                    on_ended(attempt, task, error, b"", None)
-                else:
-                    _end(on_ended, attempt, task, definition, value)
+                await self._see_through(attempt, task, _go_on(coroutine, context, waited))
                 return True
             if (
                 task.cancelling()
@@ -133,29 +130,35 @@ class Runners:
                 run_out = monotonic() + SLICE_SECONDS
         return False
 
+    async def _see_through(self, attempt: Attempt, task: asyncio.Task[Any], rest: Awaitable[Any]) -> None:
+        """Wait for the end of an activity that has suspended."""
+        error: BaseException | None = None
+        data, value = b"", None
+        try:
+            value = await rest
+            data = attempt.call.definition.result.encode(value)
+            value = attempt.call.definition.result.decode(data)
+        except BaseException as raised:
+            error = raised
+        self._on_ended(attempt, task, error, data, value)
 
-def _enter(pulse: Pulse, definition: ActivityDefinition, stored: bytes) -> Coroutine[Any, Any, Any]:
-    """Call the activity's function, which for an `async def` runs nothing of it yet."""
+
+def _take_first_step(
+    pulse: Pulse, definition: ActivityDefinition, stored: bytes
+) -> tuple[Coroutine[Any, Any, Any], Any]:
+    """Call the activity's function and step its coroutine; return that, and what it waits for. `StopIteration`: it returned."""
     _pulse.set(pulse)
     args, kwargs = definition.arguments.decode(stored)
-    called: Any = definition.fn(*args, **kwargs)
-    return called if type(called) is types.CoroutineType else _awaited(called)
+    try:
+        called: Any = definition.fn(*args, **kwargs)
+    except StopIteration as error:  # of the function itself, not of its coroutine
+        raise RuntimeError("the activity raised StopIteration") from error
+    coroutine = called if called.__class__ is types.CoroutineType else _awaited(called)
+    return coroutine, coroutine.send(None)
 
 
 async def _awaited(awaitable: Any) -> Any:
     return await awaitable
-
-
-def _end(on_ended: Ended, attempt: Attempt, task: Any, definition: ActivityDefinition, value: Any) -> None:
-    """The function returned: pass its value through the codec (P21), which may refuse it."""
-    error: BaseException | None = None
-    data = b""
-    try:
-        data = definition.result.encode(value)
-        value = definition.result.decode(data)
-    except BaseException as refusal:
-        error = refusal
-    on_ended(attempt, task, error, data, value)
 
 
 @types.coroutine

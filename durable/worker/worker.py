@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from types import ModuleType, TracebackType
 from typing import Any, Final, Protocol, Self
 
@@ -21,9 +22,10 @@ from durable.journal.lifecycle import RunStatus
 from durable.retry import Seconds, seconds
 from durable.scheduler.due import fire_due
 from durable.scheduler.rescue import rescue_dead
+from durable.scheduler.retention import RETENTION_DAYS, keep_retention
 from durable.scheduler.wakeups import Wakeups
 from durable.seams import SystemThreads, Threads, pause, spawn
-from durable.store.records import Claim, Close, Park, Rescue, RunRecord, WorkerInfo
+from durable.store.records import Claim, Close, Park, Pauses, Rescue, RunRecord, StartRequest, WorkerInfo
 from durable.worker.committing import Committer
 from durable.worker.driving import Driver
 from durable.worker.incarnation import Incarnation
@@ -36,6 +38,8 @@ GRACE_SECONDS: Final = 30.0
 POLL_SECONDS: Final = 0.5  # behind the store's hints
 CLAIM_MAX: Final = 500
 CACHE_MAX: Final = 10_000
+RETENTION: Final = timedelta(days=RETENTION_DAYS)
+RETENTION_SECONDS_MIN: Final = 60.0
 HOUSEKEEPING_SECONDS: Final = 1.0
 OWNERSHIP_SECONDS: Final = 0.1  # between looks for runs that were taken away
 UNWIND_SECONDS: Final = 1.0
@@ -57,7 +61,8 @@ class Worker:
 
     `workflows` are `@workflow` functions, pipelines and other patterns, or modules that hold some. `task_queue` is where it claims runs; `concurrency` how
     many activities it performs at a time. `lease_seconds` (default 10, or `DURABLE_LEASE_TTL`) is how long a worker that
-    hangs keeps its runs; one that died on this host loses them at once. `threads` is where its threads come from (simulations).
+    hangs keeps its runs; one that died on this host loses them at once. Runs closed longer ago than `retention` (seconds or
+    timedelta, default 30 days; None: never) are deleted, by one of the workers for all: give all the same. `threads` is where its threads come from (simulations).
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Worker:
         lease_seconds: Seconds | None = None,
         name: str | None = None,
         own_only: bool = False,
+        retention: Seconds | None = RETENTION,
         threads: Threads | None = None,
     ) -> None:
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
@@ -83,12 +89,14 @@ class Worker:
         self.name = name or f"{platform.node()}:{os.getpid()}"
         self.rescued: list[Rescue] = []
         self._own_only = own_only
+        self._retention_us = retention_us_of(retention)
         self._interest: set[int] = set()
         self._clock = client.clock
         self._threads = threads or SystemThreads()
         self._incarnation: Incarnation | None = None
         self._unsubscribe: Callable[[], None] | None = None
         self._stopping = False
+        self._pauses = Pauses()
         self._torn_down = False
         self._grace = GRACE_SECONDS
         self._background: asyncio.Task[None] | None = None
@@ -140,6 +148,22 @@ class Worker:
         """Drive a run this process has just started as its owner."""
         self._interest.add(claim.pk)
         self._driver.adopt(claim)
+        if self._pauses != Pauses():
+            self._hold_paused()
+
+    def room_for(self, request: StartRequest) -> int:
+        """Return how many runs of this kind it would begin at once: none beyond what its slots keep busy."""
+        if (
+            self._own_only
+            or self._stopping
+            or self._lost
+            or request.ready_at_us is not None
+            or request.task_queue != self.task_queue
+            or self._pauses != Pauses()
+            or self.registry.find(request.workflow, request.version) is None
+        ):
+            return 0
+        return min(self._driver.room, self.concurrency - len(self._driver.runs))
 
     def ask_for(self, pk: int) -> None:
         """Claim this run as soon as it is ready (embedded engines)."""
@@ -159,6 +183,7 @@ class Worker:
         await self.client.open()
         self._store = self.client.store
         self._stopping = self._torn_down = False
+        self._pauses = Pauses()
         self._main = asyncio.Event()
         self._lost = False
         self._wakeups = Wakeups()
@@ -199,6 +224,7 @@ class Worker:
         self.rescued = await self._store.rescue_dead_workers(self.lease_seconds)
         await self._incarnate()
         self._forget_driver = self.client.watch.add_driver(self._driver.runs.__contains__)
+        self._forget_worker = self.client.add_worker(self)
 
     async def _incarnate(self) -> None:
         info = WorkerInfo(
@@ -217,6 +243,7 @@ class Worker:
         )
         self._lost = False
         self._driver.worker_id = self._incarnation.worker_id
+        self._pauses = await self._store.read_pauses(self.worker_id)
         self._unsubscribe = self._store.subscribe(self._incarnation.worker_id, self._wakeups.hint)
         self._wakeups.hint()
 
@@ -239,6 +266,14 @@ class Worker:
                 name="durable rescue",
             ),
         ]
+        if self._retention_us is not None:
+            keeping = keep_retention(
+                self._store,
+                self._clock,
+                retention_us=self._retention_us,
+                worker_id=lambda: self.worker_id,
+            )
+            loops.append(spawn(keeping, name="durable retention"))
         for loop in loops:
             loop.add_done_callback(lambda _: self._wake_main())
         try:
@@ -323,6 +358,7 @@ class Worker:
             )
         finally:
             self._forget_driver()
+            self._forget_worker()
             self._driver.stop()
             await self._performer.unwind(UNWIND_SECONDS)
             self._close_incarnation()
@@ -360,6 +396,7 @@ class Worker:
                 if self._clock.monotonic() - checked_at > OWNERSHIP_SECONDS:
                     checked_at = self._clock.monotonic()
                     await self._check_ownership()
+                    await self._obey_pauses()
             except LeaseLostError:
                 self._on_lost(worker_id)
             except StoreError as error:
@@ -387,6 +424,24 @@ class Worker:
         for claim in claims:
             self._driver.adopt(claim)
         return len(claims) == room
+
+    async def _obey_pauses(self) -> None:
+        """Hold back what is paused: this worker, task queues, single runs. Each is told when it begins."""
+        pauses = await self._store.read_pauses(self.worker_id)
+        if pauses == self._pauses == Pauses():
+            return
+        if pauses.is_worker_paused is not self._pauses.is_worker_paused:
+            log.warning("worker %s is %s", self.name, "paused" if pauses.is_worker_paused else "resumed")
+        self._pauses = pauses
+        self._hold_paused()
+
+    def _hold_paused(self) -> None:
+        pauses = self._pauses
+        self._driver.hold(
+            lambda run: (
+                pauses.is_worker_paused or run.claim.task_queue in pauses.task_queues or run.pk in pauses.pks
+            )
+        )
 
     async def _check_ownership(self) -> None:
         """Compare what the store says is ours with what is driven here: drop what was taken away, take up what was left lying."""
@@ -554,6 +609,18 @@ def definitions_in(sources: Iterable[Served]) -> list[WorkflowDefinition]:
         for one in workflows:
             found[id(one.definition)] = one.definition
     return list(found.values())
+
+
+def retention_us_of(value: Seconds | None) -> int | None:
+    """Return how long closed runs are kept, in microseconds; None: for ever."""
+    if value is None:
+        return None
+    kept = seconds(value, what="retention")
+    if kept < RETENTION_SECONDS_MIN:
+        raise DefinitionError(
+            f"a retention below {RETENTION_SECONDS_MIN:g} s would delete results before anybody sees them: {kept:g} s"
+        )
+    return round(kept * 1_000_000)
 
 
 def _workflows_of(value: object) -> Iterable[Workflow[..., Any]]:

@@ -70,6 +70,11 @@ async def fulfil(order: str) -> str:
 
 
 @workflow
+async def spoilt(name: str) -> str:
+    raise RuntimeError(await greet(name))
+
+
+@workflow
 async def approval(order: str) -> bool:
     return await approved.wait()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import subprocess
@@ -15,6 +16,7 @@ from durable_cli.health import Check, Group, bytes_text, check_log, check_queues
 
 import durable.store.sqlite.preparing
 import durable.store.sqlite.schema
+from durable import connect
 from durable.store.migrations import load_migrations
 from tests.cli.cli_harness import Child, Cli, wait_until
 from tests.cli.test_cli_processes import on_a_terminal
@@ -102,6 +104,7 @@ def test_why_on_a_terminal(app: Cli) -> None:
         ("parked", "parked", ["durable show r", "durable resume r"]),
         ("worker_lost", "running", ["durable recover", "durable worker TARGET --task-queue gpu"]),
         ("deadlock", "waiting", ["durable cancel r"]),
+        ("paused", "running", ["durable resume r"]),
         ("timer", "waiting", ["durable show r -f"]),
     ],
 )
@@ -162,10 +165,174 @@ def test_a_parked_run_is_resumed_and_nothing_else_is(app: Cli, here: Path) -> No
     assert app("list").rows[0][2] == "pending"
     again = app("resume", "n")
     assert again.code == 6
-    assert "only a parked run can be resumed" in again.err
+    assert "only a paused or parked run can be resumed" in again.err
     assert app("resume", "other").code == 3
     changed(here / "durable.db", "UPDATE run SET status = 3")
     assert json.loads(app("resume", "n", "-o", "json").out) == {"v": 1, "run_id": "n", "resume": "done"}
+
+
+# ─ pause ──
+
+
+def test_a_run_is_paused_and_resumed(app: Cli, child: Start) -> None:
+    """Who asks is told: why, show, list; what was done before changes nothing."""
+    app("start", "noted", "--id", "n")
+    ended = app("pause", "n", "--reason", "ask ann")
+    assert (ended.code, ended.out, ended.err) == (0, "", "n paused\n")
+    assert app("pause", "n").err == "n was paused already\n"
+    why = dict(row for row in app("why", "n").rows if len(row) == 2)
+    assert (why["reason"], why["next"]) == ("paused", "durable resume n")
+    assert why["text"].endswith("ago: ask ann")
+    assert app("list").rows[0][5].startswith("paused ")
+    assert any(row[0] == "waiting on" and "ask ann" in row[1] for row in app("show", "n").rows)
+    shown = json.loads(app("show", "n", "-o", "json").out)
+    assert (shown["pause_reason"], shown["paused_at"].endswith("Z")) == ("ask ann", True)
+
+    a_living_worker(app, child)
+    app("signal", "n", "note", "hi")
+    assert json.loads(app("resume", "n", "-o", "json").out) == {"v": 1, "run_id": "n", "resume": "done"}
+    assert app("result", "n", "--timeout", "30s").out == '"hi"\n'
+
+
+def test_a_queue_and_a_worker_are_paused(app: Cli, child: Start) -> None:
+    """A worker by its name or its id; the doctor tells of both."""
+    app("start", "train", "--id", "t")
+    assert json.loads(app("pause", "--task-queue", "gpu", "-o", "json").out) == {
+        "v": 1,
+        "task_queue": "gpu",
+        "pause": "done",
+    }
+    worker = a_living_worker(app, child, "app.py:train")
+    (row,) = app("workers").rows
+    why = json.loads(app("why", "t", "-o", "json").out)
+    assert (why["reason"], why["next"]) == ("paused", ["durable resume --task-queue gpu"])
+    assert app("pause", "--worker", row[0], "--reason", "disk").err == f'worker "{row[1]}" paused\n'
+    assert app("pause", "--worker", row[1]).err == f'worker "{row[1]}" was paused already\n'
+    app("resume", "--task-queue", "gpu")
+    why = json.loads(app("why", "t", "-o", "json").out)
+    assert why["next"] == [f"durable resume --worker {row[1]}"]
+    assert f'ok\tpauses\tworker "{row[1]}" is paused since 0s ago: disk' in app("doctor").out
+
+    assert app("resume", "--worker", row[1]).code == 0
+    assert app("result", "t", "--timeout", "30s").out == '"trained"\n'
+    assert app("resume", "--task-queue", "gpu").err == 'queue "gpu" was not paused\n'
+    worker.process.terminate()
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ([], 2),
+        (["n", "--task-queue", "gpu"], 2),
+        (["--task-queue", ""], 2),
+        (["other"], 3),
+        (["--worker", "nobody"], 3),
+        (["@last"], 2),
+    ],
+)
+def test_what_cannot_be_paused(app: Cli, words: list[str], code: int) -> None:
+    """One run, queue or worker at a time, and one that is there."""
+    app("start", "noted", "--id", "n")
+    assert app("pause", *words).code == code
+
+
+# ─ show --stack ──
+
+
+def test_a_stack_is_rebuilt_without_a_worker(app: Cli, child: Start, here: Path) -> None:
+    """The line that waits, what for, since when; no activity runs, nothing is written."""
+    app("start", "noted", "--id", "n")
+    worker = a_living_worker(app, child)
+    wait_until(lambda: "reason\tsignal" in app("why", "n").out, "the wait for the signal")
+    worker.process.terminate()
+    worker.end()
+    before = app("show", "n", "--events").out
+
+    task, frame = app("show", "n", "--stack", "app.py").rows
+    assert task[:3] == ["task", "main", 'signal "note"']
+    assert task[3].endswith("Z")
+    assert frame[0] == "frame"
+    assert frame[1].endswith(f"app.py:{source_line(here, 'return await note.wait()')}")
+    assert frame[2:] == ["noted", "return await note.wait()"]
+    assert app("show", "n", "--stack").rows == [task, frame]
+    told = json.loads(app("show", "n", "--stack", "app.py", "-o", "json").out)
+    assert (told["v"], told["is_rebuilt"], told["status"]) == (1, True, "waiting")
+    assert told["standpoints"][0]["kind"] == "signal"
+    code, shown = on_a_terminal("show", "n", "--stack", "app.py", "--color", "never")
+    assert code == 0
+    assert 'awaits signal "note", since ' in shown
+    assert app("show", "n", "--events").out == before
+
+
+def source_line(here: Path, text: str) -> int:
+    return 1 + [line.strip() for line in (here / "app.py").read_text().splitlines()].index(text)
+
+
+def test_a_stack_without_the_code_is_what_the_journal_knows(
+    cli: Cli, child: Start, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No code, code that is not there, code that does not fit: a note says which."""
+    cli("start", "app.py:noted", "--id", "n")
+    a_living_worker(cli, child)
+    wait_until(lambda: "reason\tsignal" in cli("why", "n").out, "the wait for the signal")
+    (here / "changed.py").write_text(
+        "from durable import sleep, workflow\n@workflow\nasync def noted() -> None:\n    await sleep(1)\n"
+    )
+
+    for words, why in (
+        ([], "name it: --stack app.py"),
+        (["missing.py"], 'no file "missing.py"'),
+        (["changed.py"], "cannot be replayed"),
+    ):
+        ended = cli("show", "n", "--stack", *words)
+        assert ended.code == 0
+        assert [row[0] for row in ended.rows] == ["task", "frame"]
+        assert ended.rows[0][2] == 'signal "note"'
+        assert "app.py:" in ended.rows[1][1]
+        assert why in ended.err
+
+
+def test_a_closed_run_stands_nowhere(app: Cli) -> None:
+    """Nor does one that has not begun."""
+    app("run", "hello", "W", "--id", "h")
+    app("start", "noted", "--id", "n")
+    for run_id, why in (("h", "it stands nowhere any more"), ("n", "it has not begun")):
+        ended = app("show", run_id, "--stack")
+        assert (ended.code, ended.out) == (0, "")
+        assert why in ended.err
+    assert app("show", "h", "--stack", "app.py", "--events").code == 2
+
+
+# ─ retry ──
+
+
+def test_a_failed_run_is_tried_again(app: Cli) -> None:
+    """It says what is kept; nothing else is changed by a dry run."""
+    app("run", "fulfil", "bolt", "--id", "o")
+    dry = json.loads(app("retry", "o", "--dry-run", "-o", "json").out)
+    assert dry == {"v": 1, "run_id": "o", "generation": 2, "kept_events": 2, "forgotten": [], "is_dry": True}
+    assert app("list").rows[0][2] == "failed"
+
+    ended = app("retry", "o")
+    assert (ended.code, ended.out) == (0, "")
+    assert ended.err == "o@2 opened, 2 events of its journal kept: a worker goes on with it\n"
+    assert app("list").rows[0][2] == "pending"
+    again = app("retry", "o")
+    assert again.code == 6
+    assert "only a run that was closed without success can be retried" in again.err
+    assert app("retry", "other").code == 3
+    assert app("retry", "@last").code == 2
+
+
+def test_what_would_be_forgotten_is_asked(app: Cli) -> None:
+    """Without a terminal --yes is needed; it says which activities may run again."""
+    app("run", "spoilt", "bolt", "--id", "o")
+    refused = app("retry", "o")
+    assert refused.code == 2
+    assert "--yes" in refused.err
+    ended = app("retry", "o", "--yes")
+    assert ended.code == 0
+    assert "note: 1 activity completed and forgotten, may run again: greet" in ended.err
 
 
 # ─ doctor and migrate ──
@@ -251,12 +418,29 @@ def test_migrate_brings_an_old_database_up_to_date(app: Cli, here: Path) -> None
     with pytest.MonkeyPatch.context() as older:
         for module in (durable.store.sqlite.schema, durable.store.sqlite.preparing):
             older.setattr(module, "load_migrations", lambda package: every[:1])
-        app("worker", "app.py", "--drain")
+        asyncio.run(connect("sqlite:///durable.db").open())
 
     for _ in range(2):
         check = app("migrate", "--check")
         assert (check.code, check.out) == (1, f"schema 1 of {len(every)}\n")
     assert "durable migrate" in app("doctor").out
+    assert app("migrate", "--check", "--sql").code == 2
+    script = app("migrate", "--sql")
+    assert script.code == 0
+    assert script.out.startswith(
+        "-- 0002 heartbeat_details\nBEGIN IMMEDIATE;\n\nALTER TABLE attempt ADD COLUMN"
+    )
+    assert [one["number"] for one in json.loads(app("migrate", "--sql", "-o", "json").out)["migrations"]] == [
+        *range(2, len(every) + 1)
+    ]
+    with (
+        closing(sqlite3.connect(here / "by_hand.db")) as by_hand,
+        closing(sqlite3.connect(here / "durable.db")) as old,
+    ):
+        old.backup(by_hand)
+        by_hand.executescript(script.out)
+    assert app("migrate", "--check", "--db", "by_hand.db").code == 0
+    assert app("migrate", "--sql", "--db", "by_hand.db").out == ""
     assert app("migrate", "--check").code == 1
     assert app("migrate").out == f"schema 1 of {len(every)}, now {len(every)}\n"
     assert app("migrate", "--check").code == app("migrate").code == app("doctor").code == 0

@@ -32,7 +32,7 @@ def test_a_draining_worker_finishes_the_backlog_and_exits(cli: Cli, child: Start
 
     assert (ended.code, ended.out) == (0, "")
     assert (
-        "durable 0.1.0 · app.py: 9 workflows, 5 activities · queues default, gpu · concurrency 100 · sqlite:///durable.db"
+        "durable 0.1.0 · app.py: 10 workflows, 5 activities · queues default, gpu · concurrency 100 · sqlite:///durable.db"
         in ended.err
     )
     assert "ready.  drains the backlog, then exits" in ended.err

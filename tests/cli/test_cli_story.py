@@ -198,7 +198,7 @@ def test_a_story_on_a_terminal_is_a_timeline(output: Output) -> None:
         "RuntimeError: no stock for bad",
         "raised through workflow line  shop/flows.py:58",
         "",
-        "next: durable show order-bad --events",
+        "next: durable retry order-bad · durable show order-bad --events",
     ]
 
 

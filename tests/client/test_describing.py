@@ -16,6 +16,7 @@ from durable import (
     RunNotFoundError,
     RunStatus,
     Signal,
+    WorkflowFailedError,
     activity,
     sleep,
     wait_condition,
@@ -32,6 +33,19 @@ from tests.support.workers import (
 )
 
 number = Signal("number", int)
+
+
+class Reads:
+    """Counts the journals that a client's store reads."""
+
+    def __init__(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self._read = client.store.read_journal
+        monkeypatch.setattr(client.store, "read_journal", self._counted)
+
+    async def _counted(self, pk: int, generation: int) -> Any:
+        self.count += 1
+        return await self._read(pk, generation)
 
 
 @activity
@@ -358,3 +372,44 @@ async def test_list_by_status_agrees_with_what_it_shows(client: Client, url: str
         several = {run.run_id for run in await other.list(status=["waiting", "completed"])}
         assert several == {"warm", "ended"}
         worker.stop(0)
+
+
+@workflow
+async def refused(value: int) -> int:
+    return await refuse(value)
+
+
+@activity(retry=Retry(max_attempts=2, initial=0.001))
+async def refuse(value: int) -> int:
+    raise ConnectionError(f"no line {value}")
+
+
+async def test_a_list_reads_the_journals_of_driven_runs_only(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closed ones, and those that nobody has begun, tell everything by their rows: whose error it was, too."""
+    async with running_worker(client, refused, waiting_for_a_number):
+        waiting = await client.start(waiting_for_a_number)
+        await is_waiting(waiting, "signal")
+        for value in range(5):
+            run = await client.start(refused, value)
+            with pytest.raises(WorkflowFailedError):
+                await run.result(10)
+        reads = Reads(client, monkeypatch)
+        runs = await client.list()
+        assert reads.count == 1
+    await client.start(refused, 9)
+    assert len(await client.list(status="pending")) == 1
+    assert reads.count == 1
+
+    assert [run.journal for run in runs] == [[]] * 6
+    assert [blocker.name for blocker in runs[-1].waiting_on] == ["number"]
+    failure = runs[0].failure
+    assert failure is not None
+    assert (failure.activity, failure.attempts, failure.message) == ("refuse", 2, "no line 4")
+    assert [len(run.journal) for run in await client.list(journals=True)] == [0, 1, 1, 1, 1, 1, 1]
+
+
+@workflow
+async def waiting_for_a_number() -> int:
+    return await number.wait()

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from durable import ArgumentsError, Client, RunNotFoundError, workflow
-from durable import client as client_module
+from durable.scheduler import retention
 from durable.store.sqlite import maintenance
-from tests.support.workers import running_worker
+from tests.support.workers import file_of, running_worker, tampered
 
 
 @workflow
@@ -28,7 +28,7 @@ async def closed_runs(client: Client, count: int) -> None:
 
 async def test_many_small_batches(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages end in the middle of a batch and batches in the middle of a page; none is forgotten, none counted twice."""
-    monkeypatch.setattr(client_module, "PRUNE_PAGE", 3)
+    monkeypatch.setattr(retention, "PAGE", 3)
     monkeypatch.setattr(maintenance, "BATCH_ROWS_MAX", 5)
     await closed_runs(client, 10)
     kept = await client.start(quick, 0, run_id="open")
@@ -57,3 +57,33 @@ async def test_only_statuses_of_closed_runs_can_be_chosen(client: Client, status
     """The error names them."""
     with pytest.raises(ArgumentsError, match="completed, failed, cancelled, terminated, timed_out"):
         await client.prune(0, status=status)
+
+
+@pytest.mark.parametrize("patience", [None, 5])
+async def test_waiting_for_a_run_that_was_deleted(client: Client, patience: float | None) -> None:
+    """The handle outlives the run: its result is an error, not a wait for ever; a later run of that id is another one."""
+    await closed_runs(client, 1)
+    handle = await client.get("r0")
+    await client.prune(0)
+    await client.start(quick, 1, run_id="r0")
+
+    async with asyncio.timeout(5):
+        with pytest.raises(RunNotFoundError, match="no run 'r0'"):
+            await handle.result(patience)
+
+
+async def test_a_run_that_is_deleted_while_somebody_waits(client: Client, url: str) -> None:
+    """Though hints keep coming: found within a moment."""
+    async with Client(url, durability="off") as other:
+        run = await client.start(quick, 1, run_id="r")
+        await client.start(quick, 1)
+        waiting = asyncio.ensure_future(run.result())
+        await asyncio.sleep(0)
+        tampered(
+            file_of(client), "DELETE FROM run WHERE run_id = 'r'"
+        )  # as if closed and pruned between two looks
+        while not waiting.done():
+            await other.start(quick, 1)
+            await asyncio.sleep(0.01)
+        with pytest.raises(RunNotFoundError, match="no run 'r'"):
+            await waiting

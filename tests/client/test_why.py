@@ -299,7 +299,7 @@ async def test_a_parked_run_and_how_it_goes_on(client: Client) -> None:
     assert (why.reason, why.text) == ("parked", "NonDeterminismError: changed")
     await run.resume()
     assert (await run.why()).reason is WhyReason.NO_WORKER
-    with pytest.raises(WorkflowStateError, match="only a parked run can be resumed"):
+    with pytest.raises(WorkflowStateError, match="only a paused or parked run can be resumed"):
         await run.resume()
     async with running_worker(client, signalled):
         await run.signal(approved, True)

@@ -53,6 +53,7 @@ EVERY: list[AnyEntry] = [
     CloseOp(op=4, how="try"),
     Completed(at=9, result=RAW),
     Failed(at=9, failure=FAILURE),
+    Failed(at=9, failure=FAILURE, origin=(3, 2)),
     Cancelled(at=9, reason=None),
     Terminated(at=9),
     TimedOut(at=9),

@@ -11,6 +11,7 @@ READY: Final = 0  # claimable from ready_at_us on
 OWNED: Final = 1
 WAITING: Final = 2
 PARKED: Final = 3
+HELD: Final = 4  # it would be ready, but is paused
 COMPLETED: Final = 10  # from here on: closed
 FAILED: Final = 11
 CANCELLED: Final = 12
@@ -41,9 +42,9 @@ def is_closed(code: int) -> bool:
 
 def shown_status(code: int, *, has_started: bool) -> RunStatus:
     """Return what a person sees: a ready run is pending until somebody drove it, then running."""
-    if code == READY and not has_started:
+    if code in (READY, HELD) and not has_started:
         return RunStatus.PENDING
-    if code in (READY, OWNED):
+    if code in (READY, OWNED, HELD):
         return RunStatus.RUNNING
     return _SHOWN[code]
 
@@ -55,7 +56,7 @@ def filter_codes(statuses: tuple[RunStatus, ...]) -> list[int]:
         if status is RunStatus.PENDING:
             codes.append(-1)
         elif status is RunStatus.RUNNING:
-            codes.extend((READY, OWNED))
+            codes.extend((READY, OWNED, HELD))
         else:
             codes.append(CODES[status])
     return codes

@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from durable.errors import StoreError
 from durable.seams import SystemRandom
-from durable.store.migrations import load_migrations
-from durable.store.records import ClosedRuns, OpenRuns, PruneOutcome, Schema
+from durable.store.migrations import Migration, load_migrations
+from durable.store.records import ClosedRuns, OpenRuns, PendingMigration, PruneOutcome, Schema
 from durable.store.sqlite.codes import filter_codes
 from durable.store.sqlite.connection import Mode, connect, connect_reader
 from durable.store.sqlite.faults import explaining
@@ -51,6 +51,23 @@ def read_schema(database: Path) -> Schema:
     with closing(connect_reader(database, mode=mode)) as reader:
         version = probe(reader, load_statements(PACKAGE), database)
     return Schema(version=version, newest=len(load_migrations(PACKAGE)))
+
+
+def pending_migrations(database: Path) -> list[PendingMigration]:
+    """Return the migrations that an existing file lacks, for SQLite's shell. Blocks."""
+    version = read_schema(database).version
+    return [
+        PendingMigration(number=one.number, name=one.name, sql=_script(one))
+        for one in load_migrations(PACKAGE)[version:]
+    ]
+
+
+def _script(migration: Migration) -> str:
+    recorded = (
+        "INSERT INTO migration (number, name, applied_at_us)\n"
+        f"VALUES ({migration.number}, '{migration.name}', CAST(strftime('%s', 'now') AS INTEGER) * 1000000);"
+    )
+    return "\n\n".join(["BEGIN IMMEDIATE;", *migration.statements, recorded, "COMMIT;"])
 
 
 def size_of(path: Path) -> int:

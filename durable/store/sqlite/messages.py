@@ -26,13 +26,13 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
 
 def send_message(db: sqlite3.Connection, sql: Statements, message: Outgoing, now_us: int) -> SendOutcome:
     """Count the message on the run row, then put it into the inbox under that number (P2)."""
-    run, _, code, started = _address(db, sql, message.run_id)
+    run, _, code, started = address(db, sql, message.run_id)
     if message.message_id is not None:
         key = {"run": run, "message_id": message.message_id}
         if (row := db.execute(sql["find_message_id"], key).fetchone()) is not None:
             return SendOutcome(msg=row[0], duplicate=True)
     if is_closed(code):
-        raise _closed(message.run_id, code, started, "it takes no more messages")
+        raise closed(message.run_id, code, started, "it takes no more messages")
     ((msg,),) = db.execute(sql["count_message"], {"run": run, "now_us": now_us}).fetchall()
     db.execute(
         sql["insert_message"],
@@ -46,18 +46,18 @@ def send_message(db: sqlite3.Connection, sql: Statements, message: Outgoing, now
 def terminate_run(
     db: sqlite3.Connection, sql: Statements, run_id: str, reason: str | None, now_us: int
 ) -> None:
-    run, generation, code, started = _address(db, sql, run_id)
+    run, generation, code, started = address(db, sql, run_id)
     if not terminate(db, sql, run, generation, reason, now_us):
-        raise _closed(run_id, code, started, "there is nothing to terminate")
+        raise closed(run_id, code, started, "there is nothing to terminate")
 
 
 def unpark_run(db: sqlite3.Connection, sql: Statements, run_id: str, now_us: int) -> bool:
-    _address(db, sql, run_id)
+    address(db, sql, run_id)
     return bool(db.execute(sql["unpark_run"], {"run_id": run_id, "now_us": now_us}).rowcount)
 
 
 def wake_run(db: sqlite3.Connection, sql: Statements, run_id: str, now_us: int) -> bool:
-    _address(db, sql, run_id)
+    address(db, sql, run_id)
     return bool(db.execute(sql["wake_run"], {"run_id": run_id, "now_us": now_us}).rowcount)
 
 
@@ -84,8 +84,8 @@ def next_deadline(db: sqlite3.Connection, sql: Statements) -> int | None:
     return None if instant is None else int(instant)
 
 
-def _address(db: sqlite3.Connection, sql: Statements, run_id: str) -> tuple[int, int, int, int | None]:
-    """Return (key, generation, status number, start) of a run id."""
+def address(db: sqlite3.Connection, sql: Statements, run_id: str) -> tuple[int, int, int, int | None]:
+    """Return (key, generation, status number, start) of a run id; `RunNotFoundError` with near ids."""
     row = db.execute(sql["address_of_run"], {"run_id": run_id}).fetchone()
     if row is None:
         raise run_not_found(db, sql, run_id)
@@ -93,6 +93,7 @@ def _address(db: sqlite3.Connection, sql: Statements, run_id: str) -> tuple[int,
     return run, generation, code, started
 
 
-def _closed(run_id: str, code: int, started: int | None, so_what: str) -> WorkflowStateError:
+def closed(run_id: str, code: int, started: int | None, so_what: str) -> WorkflowStateError:
+    """Return the error for what a closed run cannot do any more."""
     status = str(shown_status(code, has_started=started is not None))
     return WorkflowStateError(run_id, status, f"run {run_id!r} is {status}: {so_what}")

@@ -1,6 +1,6 @@
 -- Every statement of the SQLite store. Named parameters; the few with `?` take a row per turn, start or message, where a
--- dict for each would cost as much as a third of the insert itself. Statuses: 0 ready, 1 owned, 2 waiting, 3 parked, 10 and
--- above closed (durable/store/sqlite/codes.py).
+-- dict for each would cost as much as a third of the insert itself. Statuses: 0 ready, 1 owned, 2 waiting, 3 parked, 4 held (it
+-- would be ready, but is paused), 10 and above closed (durable/store/sqlite/codes.py).
 
 -- ─ schema ──
 
@@ -65,7 +65,9 @@ SELECT wake_addr FROM worker WHERE is_alive = 1 AND wake_addr IS NOT NULL;
 UPDATE worker SET is_alive = 0, stopped_at_us = :now_us WHERE id = :worker AND is_alive = 1;
 
 -- name: release_runs_of_worker
-UPDATE run SET status = 0, owner = NULL, ready_at_us = :now_us, is_delayed = 0 WHERE owner = :worker;
+UPDATE run SET
+    status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, owner = NULL, ready_at_us = :now_us, is_delayed = 0
+WHERE owner = :worker;
 
 -- name: list_workers
 SELECT id, name, host, pid, task_queue, is_embedded, is_alive, started_at_us, stopped_at_us, definitions,
@@ -74,6 +76,11 @@ SELECT id, name, host, pid, task_queue, is_embedded, is_alive, started_at_us, st
 FROM worker
 WHERE is_alive = 1 OR :alive_only = 0
 ORDER BY id;
+
+-- name: take_role
+INSERT INTO role (name, worker) VALUES (:role, :worker)
+ON CONFLICT (name) DO UPDATE SET worker = excluded.worker
+WHERE role.worker = excluded.worker OR NOT EXISTS (SELECT 1 FROM worker WHERE id = role.worker AND is_alive = 1);
 
 -- ─ starting ──
 
@@ -123,9 +130,27 @@ UPDATE run SET
     generation = generation + 1, epoch = epoch + 1, workflow = :workflow, version = :version, task_queue = :task_queue,
     status = :status, claim_no = claim_no + 1, attempt = 1, owner = :owner, ready_at_us = :ready_at_us,
     is_delayed = :is_delayed, due_at_us = NULL, deadline_us = :deadline_us, created_at_us = :now_us,
-    started_at_us = :started_at_us, closed_at_us = NULL, reason = NULL, parent = :parent
+    started_at_us = :started_at_us, closed_at_us = NULL, reason = NULL, parent = :parent, paused_at_us = NULL,
+    pause_reason = NULL
 WHERE id = :run
 RETURNING generation, epoch, claim_no, msg_seq;
+
+-- name: lifetime_of_run
+-- How long it may take, by its first generation in this epoch; later ones share that one's deadline.
+SELECT deadline_us - created_at_us FROM (
+    SELECT generation, deadline_us, created_at_us, epoch FROM generation WHERE run = :run
+    UNION ALL
+    SELECT generation, deadline_us, created_at_us, epoch FROM run WHERE id = :run
+)
+WHERE epoch = (SELECT epoch FROM run WHERE id = :run)
+ORDER BY generation LIMIT 1;
+
+-- name: reopen_run
+UPDATE run SET
+    generation = generation + 1, epoch = epoch + :new_epoch, attempt = :attempt, status = 0, claim_no = claim_no + 1,
+    ready_at_us = :now_us, is_delayed = 0, due_at_us = NULL, deadline_us = :deadline_us, created_at_us = :now_us,
+    started_at_us = NULL, closed_at_us = NULL, reason = NULL, paused_at_us = NULL, pause_reason = NULL
+WHERE id = :run;
 
 -- ─ claiming ──
 
@@ -142,10 +167,12 @@ CROSS JOIN run ON run.id IN (
     ORDER BY candidate.ready_at_us, candidate.id
     LIMIT :count
 )
+WHERE NOT EXISTS (SELECT 1 FROM pause WHERE kind = 'task_queue' AND name = :task_queue)
 UNION ALL
 SELECT run.id, run.ready_at_us
 FROM run
 WHERE run.status = 0 AND run.is_delayed = 1 AND run.ready_at_us <= :now_us AND run.task_queue = :task_queue
+    AND NOT EXISTS (SELECT 1 FROM pause WHERE kind = 'task_queue' AND name = :task_queue)
     AND EXISTS (
         SELECT 1 FROM json_each(:definitions) AS wanted
         WHERE json_extract(wanted.value, '$[0]') = run.workflow AND json_extract(wanted.value, '$[1]') = run.version
@@ -157,6 +184,7 @@ LIMIT :count;
 SELECT run.id
 FROM run
 WHERE run.status = 0 AND (run.is_delayed = 0 OR run.ready_at_us <= :now_us)
+    AND NOT EXISTS (SELECT 1 FROM pause WHERE kind = 'task_queue' AND name = run.task_queue)
     AND EXISTS (
         SELECT 1 FROM json_each(:definitions) AS wanted
         WHERE json_extract(wanted.value, '$[0]') = run.workflow AND json_extract(wanted.value, '$[1]') = run.version
@@ -169,6 +197,7 @@ SELECT run.id
 FROM json_each(:runs) AS chosen
 CROSS JOIN run ON run.id = chosen.value
 WHERE run.status = 0 AND (run.is_delayed = 0 OR run.ready_at_us <= :now_us) AND (:task_queue IS NULL OR run.task_queue = :task_queue)
+    AND NOT EXISTS (SELECT 1 FROM pause WHERE kind = 'task_queue' AND name = run.task_queue)
     AND EXISTS (
         SELECT 1 FROM json_each(:definitions) AS wanted
         WHERE json_extract(wanted.value, '$[0]') = run.workflow AND json_extract(wanted.value, '$[1]') = run.version
@@ -267,7 +296,8 @@ UPDATE run_payload SET result = :result, failure = :failure WHERE run = :run AND
 DELETE FROM attempt WHERE run = ? AND generation = ?;
 
 -- name: hand_back_run
-UPDATE run SET status = 0, owner = NULL, ready_at_us = :now_us, is_delayed = 0
+UPDATE run SET
+    status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, owner = NULL, ready_at_us = :now_us, is_delayed = 0
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
 
 -- name: park_run
@@ -276,8 +306,8 @@ WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
 
 -- name: next_generation
 UPDATE run SET
-    generation = generation + 1, attempt = :attempt, status = 0, owner = NULL, ready_at_us = :ready_at_us,
-    is_delayed = :is_delayed, created_at_us = :now_us, started_at_us = NULL
+    generation = generation + 1, attempt = :attempt, status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END,
+    owner = NULL, ready_at_us = :ready_at_us, is_delayed = :is_delayed, created_at_us = :now_us, started_at_us = NULL
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no AND msg_seq = :seen
 RETURNING epoch, workflow, version, task_queue, deadline_us;
 
@@ -307,7 +337,8 @@ INSERT INTO inbox (run, msg, kind, name, data, message_id, sent_at_us) VALUES (?
 -- ─ time ──
 
 -- name: wake_due_runs
-UPDATE run SET status = 0, ready_at_us = due_at_us, is_delayed = 0, due_at_us = NULL
+UPDATE run SET
+    status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, ready_at_us = due_at_us, is_delayed = 0, due_at_us = NULL
 WHERE id IN (
     SELECT id FROM run WHERE status = 2 AND due_at_us IS NOT NULL AND due_at_us <= :now_us
     ORDER BY due_at_us LIMIT :count
@@ -336,13 +367,13 @@ SELECT id, generation, status, started_at_us FROM run WHERE run_id = :run_id;
 SELECT msg FROM message_id WHERE run = :run AND message_id = :message_id;
 
 -- name: count_message
--- Unconditional, so that it meets every wait and close of the owner on the run row (P2). Parked stays parked.
+-- Unconditional, so that it meets every wait and close of the owner on the run row (P2). Parked and held stay so.
 UPDATE run SET
     msg_seq = msg_seq + 1,
     ready_at_us = CASE WHEN status = 2 THEN :now_us ELSE ready_at_us END,
     due_at_us = CASE WHEN status = 2 THEN NULL ELSE due_at_us END,
     is_delayed = CASE WHEN status = 2 THEN 0 ELSE is_delayed END,
-    status = CASE WHEN status = 2 THEN 0 ELSE status END
+    status = CASE WHEN status <> 2 THEN status WHEN paused_at_us IS NULL THEN 0 ELSE 4 END
 WHERE id = :run
 RETURNING msg_seq;
 
@@ -362,47 +393,82 @@ SELECT coalesce(max(turn), 0) FROM journal WHERE run = :run AND generation = :ge
 DELETE FROM inbox WHERE run = :run;
 
 -- name: unpark_run
-UPDATE run SET status = 0, ready_at_us = :now_us, is_delayed = 0, reason = NULL WHERE run_id = :run_id AND status = 3;
+UPDATE run SET
+    status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, ready_at_us = :now_us, is_delayed = 0, reason = NULL
+WHERE run_id = :run_id AND status = 3;
 
 -- name: wake_run
-UPDATE run SET status = 0, ready_at_us = :now_us, is_delayed = 0, due_at_us = NULL WHERE run_id = :run_id AND status = 2;
+UPDATE run SET
+    status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, ready_at_us = :now_us, is_delayed = 0, due_at_us = NULL
+WHERE run_id = :run_id AND status = 2;
+
+-- name: pause_run
+UPDATE run SET
+    paused_at_us = :now_us, pause_reason = :reason, status = CASE WHEN status = 0 THEN 4 ELSE status END
+WHERE id = :run AND status < 10 AND paused_at_us IS NULL;
+
+-- name: resume_run
+UPDATE run SET paused_at_us = NULL, pause_reason = NULL, status = CASE WHEN status = 4 THEN 0 ELSE status END
+WHERE run_id = :run_id AND status < 10 AND paused_at_us IS NOT NULL;
+
+-- name: pause
+INSERT INTO pause (kind, name, at_us, reason) VALUES (:kind, :name, :now_us, :reason) ON CONFLICT DO NOTHING;
+
+-- name: resume
+DELETE FROM pause WHERE kind = :kind AND name = :name;
+
+-- name: list_pauses
+SELECT kind, name, at_us, reason FROM pause ORDER BY kind, name;
+
+-- name: read_paused_queues
+SELECT name FROM pause WHERE kind = 'task_queue';
+
+-- name: worker_is_paused
+SELECT 1 FROM pause JOIN worker ON worker.name = pause.name WHERE pause.kind = 'worker' AND worker.id = :worker;
+
+-- name: read_paused_runs
+-- By the index of paused runs, however many others the worker owns.
+SELECT id FROM run INDEXED BY run_paused WHERE paused_at_us IS NOT NULL AND owner = :worker;
 
 -- ─ reading ──
 
 -- name: get_run
-SELECT * FROM run_record WHERE run_id = :run_id;
+SELECT * FROM run_seen WHERE run_id = :run_id;
 
 -- name: get_run_by_pk
-SELECT * FROM run_record WHERE id = :run;
+SELECT * FROM run_seen WHERE id = :run;
 
 -- name: get_generation
 SELECT
     run.id, run.run_id, generation.generation, generation.epoch, generation.workflow, generation.version,
     generation.task_queue, generation.status, generation.attempt, generation.created_at_us, generation.started_at_us,
     generation.closed_at_us, generation.deadline_us, NULL, generation.created_at_us, NULL, NULL, NULL, generation.reason,
-    run_payload.input, run_payload.result, run_payload.failure, 0
+    run_payload.input, run_payload.result, run_payload.failure, 0, NULL, NULL
 FROM run
 JOIN generation ON generation.run = run.id AND generation.generation = :generation
 LEFT JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = generation.generation
 WHERE run.run_id = :run_id;
 
 -- name: read_ended
-SELECT run_record.*
+SELECT run_seen.*
 FROM json_each(:runs) AS wanted
-CROSS JOIN run_record ON run_record.id = json_extract(wanted.value, '$[0]')
-WHERE run_record.generation = json_extract(wanted.value, '$[1]') AND (run_record.status >= 10 OR run_record.status = 3);
+CROSS JOIN run_seen ON run_seen.id = json_extract(wanted.value, '$[0]')
+WHERE run_seen.generation = json_extract(wanted.value, '$[1]') AND (run_seen.status >= 10 OR run_seen.status = 3);
 
 -- name: read_ended_earlier
 SELECT
     run.id, run.run_id, generation.generation, generation.epoch, generation.workflow, generation.version,
     generation.task_queue, generation.status, generation.attempt, generation.created_at_us, generation.started_at_us,
     generation.closed_at_us, generation.deadline_us, NULL, generation.created_at_us, NULL, NULL, NULL, generation.reason,
-    run_payload.input, run_payload.result, run_payload.failure, 0
+    run_payload.input, run_payload.result, run_payload.failure, 0, NULL, NULL
 FROM json_each(:runs) AS wanted
 CROSS JOIN generation ON generation.run = json_extract(wanted.value, '$[0]')
     AND generation.generation = json_extract(wanted.value, '$[1]')
 CROSS JOIN run ON run.id = generation.run
 LEFT JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = generation.generation;
+
+-- name: find_gone
+SELECT wanted.value FROM json_each(:runs) AS wanted WHERE NOT EXISTS (SELECT 1 FROM run WHERE run.id = wanted.value);
 
 -- name: recent_run_ids
 SELECT run_id FROM run ORDER BY id DESC LIMIT :count;
@@ -414,9 +480,9 @@ ORDER BY created_at_us DESC, id DESC
 LIMIT :count;
 
 -- name: list_runs
--- -1 stands for "ready and never started", which people call pending.
-SELECT * FROM run_record
-WHERE (:statuses IS NULL OR CASE WHEN status = 0 AND started_at_us IS NULL THEN -1 ELSE status END
+-- -1 stands for "ready (or held) and never started", which people call pending.
+SELECT * FROM run_seen
+WHERE (:statuses IS NULL OR CASE WHEN status IN (0, 4) AND started_at_us IS NULL THEN -1 ELSE status END
         IN (SELECT value FROM json_each(:statuses)))
     AND (:workflow IS NULL OR workflow GLOB :workflow)
     AND (:task_queue IS NULL OR task_queue = :task_queue)
@@ -435,28 +501,29 @@ SELECT turn, part, data FROM journal WHERE run = :run AND generation = :generati
 SELECT op, attempt, state, due_at_us, failure, details FROM attempt WHERE run = :run AND generation = :generation ORDER BY op;
 
 -- name: count_backlog
--- One arm per partial index: ready, owned, resting.
+-- One arm per partial index: ready, owned, resting. What is paused waits for somebody.
 WITH wanted (workflow, version) AS MATERIALIZED (
     SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:definitions)
 ),
-open_run (status, due_at_us) AS (
-    SELECT run.status, run.due_at_us FROM run
+open_run (status, due_at_us, paused_at_us) AS (
+    SELECT run.status, run.due_at_us, run.paused_at_us FROM run
     WHERE run.status = 0 AND (:task_queue IS NULL OR run.task_queue = :task_queue)
+        AND NOT EXISTS (SELECT 1 FROM pause WHERE kind = 'task_queue' AND name = run.task_queue)
         AND (run.workflow, run.version) IN (SELECT workflow, version FROM wanted)
     UNION ALL
-    SELECT run.status, run.due_at_us FROM run
+    SELECT run.status, run.due_at_us, run.paused_at_us FROM run
     WHERE run.owner IS NOT NULL AND (:task_queue IS NULL OR run.task_queue = :task_queue)
         AND (run.workflow, run.version) IN (SELECT workflow, version FROM wanted)
     UNION ALL
-    SELECT run.status, run.due_at_us FROM run
+    SELECT run.status, run.due_at_us, run.paused_at_us FROM run
     WHERE run.status IN (2, 3) AND (:task_queue IS NULL OR run.task_queue = :task_queue)
         AND (run.workflow, run.version) IN (SELECT workflow, version FROM wanted)
 )
 SELECT
     count(*) FILTER (WHERE status = 0),
     count(*) FILTER (WHERE status = 1),
-    count(*) FILTER (WHERE status = 2 AND due_at_us IS NOT NULL),
-    count(*) FILTER (WHERE (status = 2 AND due_at_us IS NULL) OR status = 3)
+    count(*) FILTER (WHERE status = 2 AND due_at_us IS NOT NULL AND paused_at_us IS NULL),
+    count(*) FILTER (WHERE (status = 2 AND (due_at_us IS NULL OR paused_at_us IS NOT NULL)) OR status = 3)
 FROM open_run;
 
 -- ─ care ──
@@ -465,7 +532,7 @@ FROM open_run;
 SELECT
     task_queue, workflow, version,
     CASE WHEN status = 0 AND ready_at_us > :now_us THEN 'delayed' WHEN status = 0 THEN 'ready' WHEN status = 1 THEN 'owned'
-        WHEN status = 2 THEN 'waiting' ELSE 'parked' END AS state,
+        WHEN status = 2 THEN 'waiting' WHEN status = 3 THEN 'parked' ELSE 'paused' END AS state,
     count(*), min(ready_at_us)
 FROM run WHERE status < 10
 GROUP BY task_queue, workflow, version, state

@@ -20,7 +20,7 @@ from durable.store.records import (
     RunRecord,
     WorkerRecord,
 )
-from durable.store.sqlite.codes import READY, filter_codes, shown_status
+from durable.store.sqlite.codes import HELD, READY, filter_codes, shown_status
 from durable.store.statements import Statements
 
 _RECENT: Final = 500  # ids compared with a mistyped one
@@ -34,12 +34,12 @@ def json_text(value: object) -> str:
 
 
 def run_record(row: Sequence[Any], now_us: int) -> RunRecord:
-    """Return the record of a row of the view `run_record`."""
+    """Return the record of a row of the view `run_seen`."""
     (
         pk, run_id, generation, epoch, workflow, version, task_queue, code, attempt, created, started, closed, deadline,
-        due, ready_at, owner, owner_name, owner_is_alive, reason, input, result, failure, unread,
+        due, ready_at, owner, owner_name, owner_is_alive, reason, input, result, failure, unread, paused_at, pause_reason,
     ) = row  # fmt: skip
-    if code == READY and ready_at > now_us:
+    if code in (READY, HELD) and ready_at > now_us:
         due = ready_at
     return RunRecord(
         pk=pk,
@@ -64,6 +64,8 @@ def run_record(row: Sequence[Any], now_us: int) -> RunRecord:
         result=result,
         failure=failure,
         unread=unread,
+        paused_at_us=paused_at,
+        pause_reason=pause_reason,
     )
 
 

@@ -32,7 +32,11 @@ from durable.store.records import (
     JournalRow,
     Message,
     NextGeneration,
+    PauseKind,
+    PauseRecord,
+    Pauses,
     PruneOutcome,
+    Reopen,
     Rescue,
     RunFilter,
     RunRecord,
@@ -47,7 +51,7 @@ from durable.store.records import (
     WorkerInfo,
     WorkerRecord,
 )
-from durable.store.sqlite import forks, location, maintenance, messages, reading
+from durable.store.sqlite import forks, location, maintenance, messages, pausing, reading
 from durable.store.sqlite.checkpointer import Checkpointer
 from durable.store.sqlite.committing import TurnWriter, lease_lost, require_alive
 from durable.store.sqlite.connection import Writer, database_uri
@@ -63,6 +67,7 @@ from durable.store.sqlite.liveness import (
 )
 from durable.store.sqlite.location import boot_id
 from durable.store.sqlite.preparing import Prepared, prepare
+from durable.store.sqlite.reopening import reopen_run
 from durable.store.sqlite.schema import PACKAGE
 from durable.store.sqlite.starting import start_runs
 from durable.store.sqlite.wakeups import Wakeups
@@ -316,6 +321,13 @@ class SqliteStore:
             return None
         return db.execute(self._sql["release_runs_of_worker"], now).rowcount
 
+    async def take_role(self, worker_id: int, role: str) -> bool:
+        def take(db: sqlite3.Connection) -> bool:
+            require_alive(db, self._sql, worker_id)
+            return bool(db.execute(self._sql["take_role"], {"worker": worker_id, "role": role}).rowcount)
+
+        return await self._write(take)
+
     # ─ starting ──
 
     async def start_runs(self, requests: Sequence[StartRequest], now_us: int) -> list[StartOutcome]:
@@ -355,8 +367,8 @@ class SqliteStore:
             found = [row[0] for row in reader.execute(self._sql[name], parameters)]
             if not found and reader.execute(self._sql["worker_is_alive"], (worker_id,)).fetchone() is None:
                 raise lease_lost(worker_id)
-        if not found:
-            return []
+            if not found or pausing.is_worker_paused(reader, self._sql, worker_id):
+                return []
         return await self._write(partial(self._claim, worker_id, found, now_us))
 
     def _claim(self, worker: int, found: list[int], now_us: int, db: sqlite3.Connection) -> list[Claim]:
@@ -454,6 +466,10 @@ class SqliteStore:
         await self._write(lambda db: messages.terminate_run(db, self._sql, run_id, reason, now_us))
         self._wakeups.tell(others=True)
 
+    async def reopen_run(self, reopen: Reopen, now_us: int) -> None:
+        await self._write(lambda db: reopen_run(db, self._sql, reopen, now_us))
+        self._wakeups.tell(others=True)
+
     async def unpark_run(self, run_id: str, now_us: int) -> bool:
         """Raises `RunNotFoundError` for an unknown id."""
         unparked = await self._write(lambda db: messages.unpark_run(db, self._sql, run_id, now_us))
@@ -468,6 +484,36 @@ class SqliteStore:
             self._wakeups.tell(others=True)
         return woken
 
+    # ─ pauses ──
+
+    async def pause_run(self, run_id: str, reason: str | None, now_us: int) -> bool:
+        paused = await self._write(lambda db: pausing.pause_run(db, self._sql, run_id, reason, now_us))
+        self._wakeups.tell(others=True)
+        return paused
+
+    async def resume_run(self, run_id: str) -> bool:
+        resumed = await self._write(lambda db: pausing.resume_run(db, self._sql, run_id))
+        self._wakeups.tell(others=True)
+        return resumed
+
+    async def pause(self, kind: PauseKind, name: str, reason: str | None, now_us: int) -> bool:
+        paused = await self._write(lambda db: pausing.pause(db, self._sql, kind, name, reason, now_us))
+        self._wakeups.tell(others=True)
+        return paused
+
+    async def resume(self, kind: PauseKind, name: str) -> bool:
+        resumed = await self._write(lambda db: pausing.resume(db, self._sql, kind, name))
+        self._wakeups.tell(others=True)
+        return resumed
+
+    async def list_pauses(self) -> list[PauseRecord]:
+        with self._reading() as reader:
+            return pausing.list_pauses(reader, self._sql)
+
+    async def read_pauses(self, worker_id: int) -> Pauses:
+        with self._reading() as reader:
+            return pausing.read_pauses(reader, self._sql, worker_id)
+
     # ─ reading ──
 
     async def get_run(self, run_id: str, generation: int | None = None) -> RunRecord:
@@ -481,6 +527,13 @@ class SqliteStore:
             rows += reader.execute(self._sql["read_ended_earlier"], wanted).fetchall()
         now_us = self._clock.now_us()
         return [reading.run_record(row, now_us) for row in rows]
+
+    async def find_gone(self, pks: Sequence[int]) -> list[int]:
+        with self._reading() as reader:
+            return [
+                row[0]
+                for row in reader.execute(self._sql["find_gone"], {"runs": reading.json_text(list(pks))})
+            ]
 
     async def find_run_ids(self, text: str, limit: int = 5) -> list[str]:
         pattern = reading.as_literal_glob(text)

@@ -136,7 +136,7 @@ def test_a_cancel_that_meets_the_result_stays_a_cancel(activity: Any) -> None:
     async def workflow() -> list[Any]:
         victim = asyncio.create_task(activity(1))
         await asyncio.sleep(0)
-        call = next(iter(here()._operations._asked))  # type: ignore[attr-defined]
+        call = next(iter(here()._operations.pending))  # type: ignore[attr-defined]
         call.future.set_result(1)
         victim.cancel()
         await asyncio.wait([victim])

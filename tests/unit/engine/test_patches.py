@@ -270,11 +270,15 @@ def test_the_marker_survives_the_stored_format() -> None:
     assert decode_turn(data).entries == [marker, Patched(id="x", deprecated=True)]
 
 
-def test_the_story_of_a_run_is_told_without_markers() -> None:
-    """Nobody waits for them; the raw journal shows them."""
+def test_markers_are_part_of_the_story_and_nobody_waits_for_them() -> None:
+    """Done at once, where they took effect."""
     run = driven(changed)
 
-    assert [entry.name for entry in tell(run.entries()).entries] == ["new", "new"]
+    story = tell(run.entries())
+    told = [(entry.kind, entry.status) for entry in story.entries]
+    assert told.count(("patch", "completed")) == 1
+    assert [entry.name for entry in story.entries if entry.kind == "activity"] == ["new", "new"]
+    assert all(entry.kind != "patch" for entry in story.open)
 
 
 @pytest.mark.parametrize("ask", [durable.patched, durable.deprecate_patch])

@@ -1,0 +1,101 @@
+"""How a closed run is tried again: which part of its journal the next generation keeps. Pure; knows nothing of stores.
+
+What is kept is all that stood before what went wrong (P7): before the event whose failure escaped from the workflow, or
+before the request to cancel, or, if the store itself ended the run, everything. If what escaped was no activity's
+failure, nothing is kept, since the same journal would lead to the same error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from durable.journal.events import (
+    ActivityCompleted,
+    AnyEntry,
+    Cancelled,
+    CancelRequested,
+    Completed,
+    Failed,
+    Retried,
+    ScheduleActivity,
+    SignalReceived,
+    Terminated,
+    TimedOut,
+)
+
+Turns = Sequence[tuple[int, Sequence[AnyEntry]]]  # (number, entries), in order
+_START = (1, 0)
+
+
+class Reopening(msgspec.Struct, frozen=True, kw_only=True):
+    """The next generation's journal: turns 1 to `copy_turns` as they are, and `entries` as one more, if there are any.
+
+    `signals` were taken in after that point: they are delivered again. `forgotten` names the activities that were
+    completed after it, in that order: what they did is not undone, and the workflow may ask for them again. `completed` names
+    all that were.
+    """
+
+    copy_turns: int
+    entries: tuple[AnyEntry, ...]
+    signals: tuple[SignalReceived, ...]
+    forgotten: tuple[str, ...]
+    completed: tuple[str, ...]
+    kept_events: int
+
+
+def reopening(turns: Turns, *, now_us: int, attempt: int) -> Reopening | None:
+    """Return what attempt `attempt` of the workflow starts from; None if the journal ends in success, or not at all."""
+    cut = _cut(turns)
+    if cut is None:
+        return None
+    turn, index = cut
+    entries: list[AnyEntry] = []
+    dropped: list[AnyEntry] = []
+    kept_events = 0
+    for number, recorded in turns:
+        if number < turn:
+            kept_events += len(recorded)
+        elif number == turn:
+            entries.extend(recorded[:index])
+            dropped.extend(recorded[index:])
+        else:
+            dropped.extend(recorded)
+    kept_events += len(entries)
+    if kept_events:
+        entries.append(Retried(at=now_us, attempt=attempt))
+    everything = [entry for _, recorded in turns for entry in recorded]
+    names = {e.op: e.name for e in everything if isinstance(e, ScheduleActivity)}
+    return Reopening(
+        copy_turns=turn - 1,
+        entries=tuple(entries),
+        signals=tuple(e for e in dropped if isinstance(e, SignalReceived)),
+        forgotten=tuple(names[e.op] for e in dropped if isinstance(e, ActivityCompleted)),
+        completed=tuple(names[e.op] for e in everything if isinstance(e, ActivityCompleted)),
+        kept_events=kept_events,
+    )
+
+
+def _cut(turns: Turns) -> tuple[int, int] | None:
+    """Return (turn, index) of the first entry that is not kept."""
+    if not turns or not turns[-1][1]:
+        return None
+    number, last = turns[-1]
+    match last[-1]:
+        case Failed(origin=origin):
+            return _START if origin is None else origin
+        case Cancelled():
+            return next(
+                (
+                    (turn, index)
+                    for turn, entries in turns
+                    for index, entry in enumerate(entries)
+                    if isinstance(entry, CancelRequested)
+                ),
+                _START,
+            )
+        case Terminated() | TimedOut():
+            return number, len(last) - 1
+        case Completed() | _:
+            return None

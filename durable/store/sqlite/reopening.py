@@ -1,0 +1,46 @@
+"""The next generation of a closed run, from a part of its journal. Runs inside one transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from durable.errors import WorkflowStateError
+from durable.store.records import Reopen
+from durable.store.sqlite.codes import is_closed, shown_status
+from durable.store.sqlite.committing import FIRST_PART
+from durable.store.sqlite.messages import address
+from durable.store.statements import Statements
+
+
+def reopen_run(db: sqlite3.Connection, sql: Statements, reopen: Reopen, now_us: int) -> None:
+    """Archive, open, copy; see the contract. A closed journal never changes, so what the caller read of it still holds."""
+    run, generation, code, started = address(db, sql, reopen.run_id)
+    if generation != reopen.generation or run != reopen.pk or not is_closed(code):
+        status = str(shown_status(code, has_started=started is not None))
+        raise WorkflowStateError(
+            reopen.run_id, status, f"run {reopen.run_id!r} was started again meanwhile and is {status}"
+        )
+    (lifetime_us,) = db.execute(sql["lifetime_of_run"], {"run": run}).fetchone()
+    db.execute(sql["archive_generation"], {"run": run})
+    db.execute(
+        sql["reopen_run"],
+        {
+            "run": run,
+            "new_epoch": int(reopen.new_epoch),
+            "attempt": reopen.attempt,
+            "deadline_us": None if lifetime_us is None else now_us + lifetime_us,
+            "now_us": now_us,
+        },
+    )
+    db.execute(sql["copy_input"], {"run": run, "generation": generation})
+    copied = {"run": run, "generation": generation, "copy_turns": reopen.copy_turns}
+    db.execute(sql["copy_turns"], copied)
+    turn = reopen.copy_turns + 1
+    db.executemany(
+        sql["insert_turn"],
+        [(run, generation + 1, turn, part, data) for part, data in enumerate(reopen.parts, FIRST_PART)],
+    )
+    db.executemany(
+        sql["insert_message"],
+        [(run, m.msg, m.kind, m.name, m.data, m.message_id, now_us) for m in reopen.redeliver],
+    )
