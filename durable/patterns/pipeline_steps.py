@@ -119,8 +119,11 @@ class FunctionStep:
         return copy
 
     async def run(self, context: Context) -> Any:
+        args = (dict(context),) if self._takes_context else ()
         try:
-            return await (self._call(dict(context)) if self._takes_context else self._call())
+            if hasattr(self._fn, "perform_as"):  # a saga's step, which knows how it is undone
+                return await self._fn.perform_as(self._call, *args)
+            return await self._call(*args)
         except (PlatformFault, asyncio.CancelledError):
             raise
         except Exception as error:

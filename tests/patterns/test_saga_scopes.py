@@ -11,6 +11,8 @@ import durable
 from durable import (
     ArgumentsError,
     Ok,
+    Pipeline,
+    PipelineStepError,
     Result,
     RunCancelledError,
     RunStatus,
@@ -490,3 +492,32 @@ def test_options_of_saga_steps_are_checked() -> None:
         saga_step("x", compensation="undo")  # type: ignore[call-overload]
     world = World()
     assert world.reserve.options(timeout=3).undo is world.reserve.undo
+
+
+async def test_a_saga_step_in_a_pipeline_is_undone_when_the_pipeline_fails(embedded: str) -> None:
+    """With the context it was called with; also where the pipeline is part of a workflow."""
+    calls = Calls()
+
+    async def undo(ctx: dict[str, Any]) -> None:
+        calls(f"undo {ctx['order']}")
+
+    @saga_step("reserve", compensation=undo)
+    async def reserve(ctx: dict[str, Any]) -> str:
+        return f"reserved {ctx['order']}"
+
+    async def fail(ctx: dict[str, Any]) -> Any:
+        return Err(ctx["reserve"])
+
+    pipeline = Pipeline("p", [reserve, fail])
+
+    @workflow
+    async def outer() -> None:
+        await pipeline.execute({"order": "inside"})
+
+    with pytest.raises(PipelineStepError, match="reserved o"):
+        await pipeline.execute({"order": "o"}, run_id="p-1")
+    with pytest.raises(WorkflowFailedError):
+        await outer(run_id="w-1")
+    assert calls.names == ["undo o", "undo inside"]
+    assert (await journal("p-1"))[-1] == ("reserve/compensation", "compensation", "completed")
+    assert (await journal("w-1"))[-1] == ("p/reserve/compensation", "compensation", "completed")
