@@ -73,7 +73,7 @@ from durable.in_workflow import (
 from durable.journal.lifecycle import RunStatus
 from durable.result import Err, Ok, Result, UnwrapError
 from durable.retry import Retry, RetryAfter, Seconds
-from durable.workflows import Signal, Workflow, make_workflow, workflow
+from durable.workflows import Signal, Workflow, WorkflowContext, make_workflow, workflow
 
 if TYPE_CHECKING:
     from durable.client import Backup as Backup
@@ -286,6 +286,7 @@ __all__ = [
     "WorkerLostError",
     "Workflow",
     "WorkflowCompensationError",
+    "WorkflowContext",
     "WorkflowFailedError",
     "WorkflowGuardError",
     "WorkflowStateError",

@@ -88,7 +88,8 @@ class WorkflowDefinition:
     """One workflow. `timeout_us` is its whole life; `retries` the workflow-level retries (attempts - 1).
 
     `kind` is "workflow" or the pattern it was made from. `origin` says where the code comes from, as `module:qualname`: two
-    definitions of one origin are the same one, defined again.
+    definitions of one origin are the same one, defined again. `prepare(runtime, args, kwargs)` returns the arguments to call `fn`
+    with, if these are not the decoded ones.
     """
 
     __slots__ = (
@@ -97,6 +98,7 @@ class WorkflowDefinition:
         "kind",
         "name",
         "origin",
+        "prepare",
         "result",
         "retries",
         "retry_delay_us",
@@ -119,9 +121,11 @@ class WorkflowDefinition:
         task_queue: str,
         kind: str = "workflow",
         origin: str | None = None,
+        prepare: Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[Any, ...]] | None = None,
     ) -> None:
         self.name = name
         self.kind = kind
+        self.prepare = prepare
         self.origin = f"{fn.__module__}:{fn.__qualname__}" if origin is None else origin
         self.version = version
         self.fn = fn

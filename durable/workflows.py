@@ -6,13 +6,14 @@ Calling a workflow outside of any run executes it durably on this process's defa
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast, overload
 
 from durable import outside
 from durable.activities import derived_run_id
 from durable.definitions import LOCAL_TASK_QUEUE, WorkflowDefinition, check_name
-from durable.engine.runtime import current
+from durable.engine.runtime import Runtime, current
 from durable.errors import DefinitionError
 from durable.in_workflow import MISSING, signal_value
 from durable.payloads import Arguments, ValueType
@@ -27,6 +28,21 @@ T = TypeVar("T")
 D = TypeVar("D")
 
 DEFAULT_TASK_QUEUE: Final = "default"
+
+
+class WorkflowContext(dict[str, Any]):
+    """What a parameter `ctx` of a workflow holds: the dict that was given, and who the run is.
+
+    `attempt` counts workflow-level attempts, from 1; `idempotency_key` is the same for all of them.
+    """
+
+    __durable_plain_mapping__: Final = True
+
+    def __init__(self, given: Mapping[str, Any], *, run_id: str, attempt: int, idempotency_key: str) -> None:
+        super().__init__(given)
+        self.run_id = run_id
+        self.attempt = attempt
+        self.idempotency_key = idempotency_key
 
 
 class Workflow(Generic[P, R]):
@@ -182,7 +198,8 @@ class _Decorator:
         if not inspect.iscoroutinefunction(fn):
             raise DefinitionError(f"workflow {name!r} must be an `async def` function")
         arguments = Arguments.of(fn)
-        if "run_id" in inspect.signature(fn).parameters:
+        parameters = inspect.signature(fn).parameters
+        if "run_id" in parameters:
             raise DefinitionError(
                 f"workflow {name!r} has a parameter run_id, which names the run at every call; rename the parameter"
             )
@@ -197,8 +214,26 @@ class _Decorator:
                 retries=self._retries,
                 retry_delay_us=self._retry_delay_us,
                 task_queue=self._task_queue,
+                prepare=partial(_with_context, list(parameters).index("ctx"))
+                if "ctx" in parameters
+                else None,
             )
         )
+
+
+def _with_context(
+    index: int, run: Runtime, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments with a `WorkflowContext` for the parameter `ctx`, if it was given a plain dict."""
+    given = args[index] if index < len(args) else kwargs.get("ctx")
+    if type(given) is not dict:
+        return args, kwargs
+    identity = run.identity
+    key = f"{identity.run_id}@{identity.epoch}"
+    context = WorkflowContext(given, run_id=identity.run_id, attempt=run.attempt, idempotency_key=key)
+    if index < len(args):
+        return (*args[:index], context, *args[index + 1 :]), kwargs
+    return args, {**kwargs, "ctx": context}
 
 
 @overload
@@ -207,8 +242,8 @@ def workflow(fn: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
 
 @overload
 def workflow(
-    *,
     name: str | None = None,
+    *,
     version: int = 1,
     timeout: Seconds | None = None,
     retries: int = 0,
@@ -218,10 +253,8 @@ def workflow(
 
 
 def workflow(
-    fn: Callable[..., Any] | None = None,
-    /,
+    name: Any = None,
     *,
-    name: str | None = None,
     version: int = 1,
     timeout: Seconds | None = None,
     retries: int = 0,
@@ -230,13 +263,16 @@ def workflow(
 ) -> Any:
     """Make a durable workflow of an `async def`. Bare or with options; a misspelt option is a TypeError.
 
+    A parameter called `ctx` is given its dict as a `WorkflowContext`, which also knows the run.
+
     `timeout` (seconds or timedelta) limits the whole life of a run, from its start: then it is `timed_out`, and no code
     of it runs any more. `retries` workflow-level retries follow a failure after `retry_delay`; they keep what was done
     before the failed activity. `version` must be raised when a change breaks open runs: a worker never drives
     a run of a version it does not have. `task_queue` names where its runs wait for workers.
     """
+    fn = name if callable(name) else None
     decorator = _Decorator(
-        name=name,
+        name=None if fn is not None else name,
         version=version,
         timeout=timeout,
         retries=retries,

@@ -267,6 +267,8 @@ class Instance:
         self.started_at_us = event.at
         self._loop.start_clock(event.at)
         args, kwargs = self._definition.arguments.decode(self._input)
+        if self._definition.prepare is not None:
+            args, kwargs = self._definition.prepare(self, args, kwargs)
         self._main = self._loop.create_main_task(self._run(args, kwargs))
 
     def _fail_activity(self, event: ActivityFailed, turn: int, index: int) -> None:

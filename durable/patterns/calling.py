@@ -37,6 +37,8 @@ class StepAnswerError(NonRetryableError):
 class StepContext(dict[str, Any]):
     """What a step is called with: a dict that also knows the run, and the attempt, it is in."""
 
+    __durable_plain_mapping__: Final = True
+
     @property
     def run_id(self) -> str:
         return self._info.run_id
@@ -136,7 +138,7 @@ def adapted(fn: Callable[..., Any], settle: Callable[[Any], Any] = settled) -> C
             value = fn(*map(as_context, args), **kwargs)
             return _settle_later(value, settle) if inspect.isawaitable(value) else settle(value)
 
-    return without_hints_of(StepContext, fn, call)
+    return call
 
 
 async def _settle_later(value: Awaitable[Any], settle: Callable[[Any], Any]) -> Any:
@@ -146,25 +148,6 @@ async def _settle_later(value: Awaitable[Any], settle: Callable[[Any], Any]) -> 
 def as_context(value: Any) -> Any:
     """Return a plain dict as a `StepContext`, other values as they are."""
     return StepContext(value) if type(value) is dict else value
-
-
-def without_hints_of(cls: type, fn: Callable[..., Any], call: Any) -> Callable[..., Any]:
-    """Return `call`, which wraps `fn`, with its hints, but for parameters of a context's class: those are stored as plain data."""
-    try:
-        hints = typing.get_type_hints(inspect.unwrap(_hinted(fn)), include_extras=True)
-    except Exception:  # classes local to a function: they are looked up later, and are no contexts
-        return cast(Callable[..., Any], call)
-    mine = {name for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, cls)}
-    if mine:
-        signature = inspect.signature(fn)
-        del call.__wrapped__
-        call.__signature__ = signature
-        call.__annotations__ = {
-            name: Any if name in mine else hint
-            for name, hint in hints.items()
-            if name in signature.parameters
-        }
-    return cast(Callable[..., Any], call)
 
 
 def result_hint(fn: Callable[..., Any]) -> object:

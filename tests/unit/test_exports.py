@@ -28,6 +28,7 @@ EXPORTED: Final = {
     "WhyReason",
     "Signal",
     "Workflow",
+    "WorkflowContext",
     "activity",
     "step",
     "workflow",
