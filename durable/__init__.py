@@ -109,6 +109,7 @@ if TYPE_CHECKING:
     from durable.patterns.saga.config import SagaConfig as SagaConfig
     from durable.patterns.saga.context import SagaContext as SagaContext
     from durable.patterns.saga.manager import SagaManager as SagaManager
+    from durable.patterns.saga.mirror import SagaStoreProtocol as SagaStoreProtocol
     from durable.patterns.saga.noticing import LostStateWarning as LostStateWarning
     from durable.patterns.saga.orchestrator import OrchestratedStep as OrchestratedStep
     from durable.patterns.saga.orchestrator import SagaOrchestrator as SagaOrchestrator
@@ -152,9 +153,6 @@ _LAZY: Final = {
     "Reopened": "durable.client",
     "Run": "durable.run_handle",
     "RunHandle": "durable.run_handle",
-    "Stack": "durable.stacks",
-    "StackFrame": "durable.stacks",
-    "Standpoint": "durable.stacks",
     "SagaBase": "durable.patterns.saga.base",
     "SagaConfig": "durable.patterns.saga.config",
     "SagaContext": "durable.patterns.saga.context",
@@ -169,7 +167,11 @@ _LAZY: Final = {
     "SagaStepRecord": "durable.patterns.saga.records",
     "SagaStepResult": "durable.patterns.saga.steps",
     "SagaStore": "durable.patterns.saga.stores",
+    "SagaStoreProtocol": "durable.patterns.saga.mirror",
     "SqlSagaStore": "durable.patterns.saga.stores",
+    "Stack": "durable.stacks",
+    "StackFrame": "durable.stacks",
+    "Standpoint": "durable.stacks",
     "StepAnswerError": "durable.patterns.calling",
     "StepContext": "durable.patterns.calling",
     "Why": "durable.journal.why",
@@ -264,6 +266,7 @@ __all__ = [
     "SagaStepRecord",
     "SagaStepResult",
     "SagaStore",
+    "SagaStoreProtocol",
     "SagaVersionMismatchError",
     "SchemaVersionError",
     "Seconds",

@@ -109,6 +109,7 @@ EXPORTED: Final = {
     "SqlSagaStore",
     "SagaRecord",
     "SagaStepRecord",
+    "SagaStoreProtocol",
     # results as values
     "Err",
     "Ok",

@@ -44,6 +44,7 @@ from durable import (
 )
 from durable.patterns.calling import adapted, cause_of, takes_context, takes_plain_context, takes_uncertain
 from durable.patterns.running import current_run_id, hint_unfinished, perform
+from durable.patterns.saga.mirror import tell_mirror
 from durable.patterns.saga.noticing import noticed
 from durable.patterns.saga.states import SagaState
 from durable.patterns.saga.steps import answered, retry_policy
@@ -189,8 +190,7 @@ class AbstractSaga:
         try:
             results = await self._perform(run_id)
         except SagaError as error:
-            is_undone = not isinstance(error, WorkflowCompensationError)
-            inside.state = SagaState.COMPENSATED if is_undone else SagaState.FAILED
+            inside.state = _state_after(error)
             return Err(error)
         finally:
             inside.is_running = False
@@ -209,21 +209,34 @@ class AbstractSaga:
         if arguments is None:
             workflow = workflow.local()
         self._executed[run_id] = self
+        await self._tell_mirror(run_id, SagaState.RUNNING)
         try:
-            return await self._run_apart(workflow, arguments, run_id)
+            results = await self._run_apart(workflow, arguments, run_id)
         except WorkflowVersionMismatchError as mismatch:
             stored = mismatch.stored_version
             if not self.is_compatible_with(stored):
                 raise SagaVersionMismatchError(run_id, stored, self.VERSION) from mismatch
-            return await self._run_apart(self._workflow(stored), arguments, run_id)
+            results = await self._run_apart(self._workflow(stored), arguments, run_id)
+        except SagaError as error:
+            await self._tell_mirror(run_id, _state_after(error))
+            raise
+        self._inside.results = results
+        await self._tell_mirror(run_id, SagaState.COMPLETED)
+        return results
+
+    async def _tell_mirror(self, run_id: str, state: SagaState) -> None:
+        results = self._inside.results
+        await tell_mirror(run_id, state, version=self.VERSION, completed_steps=results, results=results)
 
     async def _run_apart(
         self, workflow: Workflow[..., Any], arguments: dict[str, Any] | None, run_id: str
     ) -> dict[str, Any]:
-        results: dict[str, Any] = await perform(
+        found: dict[str, Any] = await perform(
             workflow, self._run_inline, arguments, run_id=run_id, own=SagaError
         )
-        return results
+        # Records order their keys; people expect the steps' order.
+        known = [step.name for step in self._inside.steps if step.name in found]
+        return {name: found[name] for name in [*known, *(set(found) - set(known))]}
 
     async def _choose_id(self, run_id: str | None) -> str:
         if run_id is not None:
@@ -251,6 +264,7 @@ class AbstractSaga:
                 try:
                     for step in inside.steps:
                         results[step.name] = await self._step(scope, step, results)
+                        inside.results = dict(results)
                 except BaseException:
                     inside.state = SagaState.COMPENSATING
                     raise
@@ -261,7 +275,6 @@ class AbstractSaga:
             cause = error.__cause__ if isinstance(error, WorkflowCompensationError) else error
             raise scope.error(cause_of(cause or error)) from cause_of(cause or error)
         inside.state = SagaState.COMPLETED
-        inside.results = dict(results)
         return results
 
     async def _step(self, scope: SagaScope, step: SagaStep, results: dict[str, Any]) -> Any:
@@ -391,6 +404,10 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
 
 
 AbstractSaga.__init__ = _recording(AbstractSaga.__init__)  # type: ignore[method-assign]  # as in subclasses
+
+
+def _state_after(error: SagaError) -> SagaState:
+    return SagaState.FAILED if isinstance(error, WorkflowCompensationError) else SagaState.COMPENSATED
 
 
 def _constructor(cls: type[AbstractSaga]) -> Any:

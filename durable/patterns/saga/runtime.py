@@ -27,6 +27,7 @@ from durable import (
 )
 from durable.patterns.running import current_run_id
 from durable.patterns.saga.config import SagaConfig
+from durable.patterns.saga.mirror import saga_mirror, tell_mirror
 from durable.patterns.saga.records import SagaRecord, record_of
 from durable.patterns.saga.stores import LIST_MAX, InMemorySagaStore, SagaStore, SqlSagaStore
 
@@ -183,11 +184,20 @@ class SagaRuntime:
         return record
 
     async def _mirror(self, saga_id: str) -> None:
-        if not isinstance(self.store, SqlSagaStore):
+        if not isinstance(self.store, SqlSagaStore) or saga_mirror.get() is not None:
             await self._save(self._record(await durable.get_run(saga_id)))
 
     async def _save(self, record: SagaRecord) -> None:
         await self.store.save(record)
+        done = {name: step.output for name, step in record.steps.items() if step.status == "completed"}
+        versions = self._versions.get(record.saga_name)
+        await tell_mirror(
+            record.saga_id,
+            record.status,
+            version=versions[-1].version if versions else 1,
+            completed_steps=done,
+            results=done,
+        )
 
     async def _clean_up_now_and_then(self) -> None:
         now = durable.now()
