@@ -15,7 +15,6 @@ import msgspec
 
 from durable import failures
 from durable.definitions import LOCAL_TASK_QUEUE, WorkflowDefinition
-from durable.engine.runtime import COMPENSATION
 from durable.errors import (
     ArgumentsError,
     DefinitionError,
@@ -29,7 +28,7 @@ from durable.holding import hold_of
 from durable.journal import view
 from durable.journal.events import AnyEntry, Retried, Started
 from durable.journal.lifecycle import RunStatus
-from durable.journal.reopening import Reopening, reopening
+from durable.journal.reopening import COMPENSATION, Reopening, reopening
 from durable.journal.turns import encode_turn, joined
 from durable.journal.view import AttemptView, Blocker
 from durable.journal.why import LOCAL_ADVICE, Facts, Why, explain
@@ -503,6 +502,7 @@ class Client:
             raise InternalError(
                 f"run {run_id!r} is {record.status}, and its journal does not say how it ended"
             )
+        from_start = from_start or kept.is_undone
         if not dry_run:
             await self.store.reopen_run(_reopen(record, kept, from_start), now_us)
         return Reopened(

@@ -30,7 +30,6 @@ from durable.engine.handlers import Conditions, Signals
 from durable.engine.loop import DeterministicLoop, DetTask
 from durable.engine.operations import Asked, Call, Closing, Marker, Operations
 from durable.engine.runtime import (
-    COMPENSATION,
     UNDONE,
     WRAPS,
     ActivityCall,
@@ -61,6 +60,7 @@ from durable.journal.events import (
     WorkflowEnd,
 )
 from durable.journal.matching import Mismatch, describe, label, match, non_determinism
+from durable.journal.reopening import COMPENSATION
 from durable.journal.turns import Activated
 from durable.payloads import ValueType
 

@@ -16,7 +16,6 @@ import msgspec
 from durable.definitions import ActivityDefinition, CancellationType
 from durable.payloads import ValueType
 
-COMPENSATION: Final = "compensation"  # the kind of an activity that undoes another
 UNDONE: Final = "__durable_compensated__"  # an error class that has it closes its run as compensated
 WRAPS: Final = (
     "__durable_wraps__"  # an error class that has it stands for its cause when a workflow is retried (P7)

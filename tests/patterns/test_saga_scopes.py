@@ -521,3 +521,31 @@ async def test_a_saga_step_in_a_pipeline_is_undone_when_the_pipeline_fails(embed
     assert calls.names == ["undo o", "undo inside"]
     assert (await journal("p-1"))[-1] == ("reserve/compensation", "compensation", "completed")
     assert (await journal("w-1"))[-1] == ("p/reserve/compensation", "compensation", "completed")
+
+
+async def test_an_undone_run_that_is_retried_begins_from_nothing(embedded: str, world: World) -> None:
+    """What was undone must not count as done, nor may its idempotency keys: whoever deduplicates would swallow the second charge."""
+    keys: list[str] = []
+
+    @activity
+    async def key() -> None:
+        keys.append(durable.activity_info().idempotency_key)
+
+    @workflow
+    async def order(id: str) -> None:
+        await world.reserve(id)
+        await key()
+        await asyncio.sleep(3600)
+
+    for life in (1, 2):
+        handle = await order.start("o", run_id="o-1") if life == 1 else await order.attach("o-1")
+        while len(keys) < life:  # noqa: ASYNC110  # a condition outside of any loop
+            await asyncio.sleep(0.01)
+        await handle.cancel()
+        with pytest.raises(RunCancelledError):
+            await handle.result()
+        if life == 1:
+            reopened = await (await durable.get_handle("o-1")).retry()
+            assert reopened.kept_events == 0
+    assert world.calls.names == ["reserve o", "undo reserve o"] * 2
+    assert keys == ["o-1@1/key#1", "o-1@2/key#1"]
