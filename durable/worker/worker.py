@@ -627,11 +627,11 @@ def _workflows_of(value: object) -> Iterable[Workflow[..., Any]]:
     """Return the workflow that a value is, or those that it stands for: a pipeline, a class of sagas, a manager of some."""
     if isinstance(value, Workflow):
         return (value,)
-    # Asked of the type: a variable of a user's module may be a proxy that answers to any name.
-    if issubclass(type(value), type):
-        method = getattr(value, SERVES, None)
-    else:
-        method = getattr(value, SERVES, None) if hasattr(type(value), SERVES) else None
+    # Asked of the classes' own names: a variable of a user's module may be a proxy that answers to anything.
+    cls: Any = value if issubclass(type(value), type) else type(value)
+    if not any(SERVES in vars(base) for base in cls.__mro__):
+        return ()
+    method = getattr(value, SERVES)
     # Not the plain function that it is on the pattern's own class.
     return list(method()) if inspect.ismethod(method) else ()
 

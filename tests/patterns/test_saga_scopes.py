@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import anyio
 import pytest
 
 import durable
 from durable import (
     ArgumentsError,
+    Client,
     Ok,
     Pipeline,
     PipelineStepError,
@@ -26,7 +28,7 @@ from durable import (
     workflow,
 )
 from durable.result import Err
-from tests.support.workers import Calls
+from tests.support.workers import Calls, is_released, running_worker
 
 
 class World:
@@ -549,3 +551,118 @@ async def test_an_undone_run_that_is_retried_begins_from_nothing(embedded: str, 
             assert reopened.kept_events == 0
     assert world.calls.names == ["reserve o", "undo reserve o"] * 2
     assert keys == ["o-1@1/key#1", "o-1@2/key#1"]
+
+
+async def test_a_saga_that_sleeps_leaves_memory_and_undoes_nothing(client: Client, world: World) -> None:
+    """Its code is unwound when the run is released: that is no failure. Rebuilt, it still knows what to undo."""
+
+    @workflow
+    async def order(id: str) -> None:
+        await world.reserve(id)
+        async with saga():
+            await world.charge(id)
+            await durable.wait_signal("go")
+            raise ValueError
+
+    handle = await client.start(order, "o", run_id="o-1")
+    async with running_worker(client, order, warm_us=0):
+        await is_released(handle)
+        assert world.calls.names == ["reserve o", "charge o"]
+        await handle.signal("go")
+        with pytest.raises(WorkflowFailedError):
+            await handle.result()
+    assert world.calls.names == ["reserve o", "charge o", "undo charge o", "undo reserve o"]
+
+
+async def test_a_cancel_scope_of_anyio_is_shielded_off(embedded: str, world: World) -> None:
+    """It cancels again and again until its task has left it: the compensations are not reached."""
+
+    @workflow
+    async def order(id: str) -> str:
+        with anyio.move_on_after(0.05) as limit:
+            async with saga():
+                await world.reserve(id)
+                await world.charge(id)
+                await anyio.sleep(3600)
+        return f"timed out: {limit.cancelled_caught}"
+
+    assert await order("o", run_id="o-1") == "timed out: True"
+    assert world.calls.names == ["reserve o", "charge o", "undo charge o", "undo reserve o"]
+    assert {status for _, kind, status in await journal("o-1") if kind == "compensation"} == {"completed"}
+
+
+async def test_steps_that_nobody_awaits_any_more_are_stopped(embedded: str, world: World) -> None:
+    """`gather` lets the others run when one fails: the scope does not end before they have."""
+    begun = asyncio.Event()
+
+    async def undo() -> None:
+        world.calls("undo hang")
+
+    @saga_step(compensation=undo)
+    async def hang() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            world.calls("hang has ended")
+
+    @activity(retries=0)
+    async def fail() -> None:
+        await begun.wait()
+        raise RuntimeError
+
+    @workflow
+    async def order(id: str) -> None:
+        await world.reserve(id)
+        await asyncio.gather(hang(), fail())
+
+    with pytest.raises(WorkflowFailedError):
+        await order("o")
+    assert world.calls.names == ["reserve o", "hang has ended", "undo reserve o"]
+
+
+async def test_a_step_that_is_recorded_together_with_a_cancel_is_undone(embedded: str) -> None:
+    """Its caller never saw the result, but the journal has it."""
+    calls = Calls()
+    both = asyncio.Barrier(2)
+
+    async def undo(name: str) -> None:
+        calls(f"undo {name}")
+
+    @saga_step(compensation=undo, max_retries=0)
+    async def quick(name: str) -> None:
+        await both.wait()
+
+    @saga_step(max_retries=0)
+    async def fail(name: str) -> None:
+        await both.wait()
+        raise RuntimeError
+
+    @workflow
+    async def order() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail("x"))
+            group.create_task(quick("y"))
+
+    for n in range(10):
+        with pytest.raises(WorkflowFailedError):
+            await order(run_id=f"o-{n}")
+        done = ("quick", "activity", "completed") in await journal(f"o-{n}")
+        assert calls.of("undo y") == int(done)
+        calls.names.clear()
+
+
+async def test_a_fault_of_the_platform_undoes_nothing(embedded: str, world: World) -> None:
+    """The run has not failed: it is parked, and goes on with good code."""
+
+    @workflow
+    async def order(id: str) -> None:
+        await world.reserve(id)
+        async with saga():
+            await world.charge(id)
+            open("/dev/null").close()  # noqa: ASYNC230  # refused in a workflow
+
+    with pytest.raises(durable.WorkflowGuardError):
+        await order("o", run_id="o-1")
+    assert (await durable.get_run("o-1")).status == "parked"
+    assert world.calls.names == ["reserve o", "charge o"]

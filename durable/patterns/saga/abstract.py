@@ -266,7 +266,8 @@ class AbstractSaga:
                         results[step.name] = await self._step(scope, step, results)
                         inside.results = dict(results)
                 except BaseException:
-                    inside.state = SagaState.COMPENSATING
+                    if not durable.is_evicting():
+                        inside.state = SagaState.COMPENSATING
                     raise
         except PlatformFault:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -25,9 +26,17 @@ class SagaBase:
 
     @classmethod
     def __durable_workflows__(cls) -> Sequence[Workflow[..., Any]]:
-        if cls is SagaBase or not steps_of(cls):
+        if cls is SagaBase or not steps_of(cls) or _needs_arguments(cls):
             return ()
         return definitions_of(cls, name_of(cls))
+
+
+def _needs_arguments(cls: type[SagaBase]) -> bool:
+    """Whether only a registered object can be run: a worker could not make one of its own."""
+    return any(
+        p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        for p in inspect.signature(cls).parameters.values()
+    )
 
 
 def name_of(cls: type[SagaBase]) -> str:
