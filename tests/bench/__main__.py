@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.bench import in_process, machine, processes
+from tests.bench import in_process, machine, patterns, processes
 from tests.bench.place import Settings
 from tests.bench.rows import Row, as_json, merged, table
 
@@ -19,12 +19,22 @@ SCENARIOS: Final[dict[str, Callable[[Settings], list[Row]]]] = {
     "sequential": in_process.sequential,
     "throughput": in_process.throughput,
     "latency": in_process.latency,
+    "pipeline": patterns.pipelines,
+    "saga": patterns.sagas,
     "resume": processes.resume,
     "restart": processes.restart,
     "workers": processes.workers,
     "import": processes.imports,
 }
-ROUNDS: Final = {"sequential": 5, "throughput": 5, "resume": 3, "restart": 3, "workers": 3}  # others: 1
+ROUNDS: Final = {
+    "sequential": 5,
+    "throughput": 5,
+    "pipeline": 3,
+    "saga": 3,
+    "resume": 3,
+    "restart": 3,
+    "workers": 3,
+}  # others: 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
