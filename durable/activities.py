@@ -13,7 +13,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
-from typing import Any, Final, Generic, ParamSpec, TypeVar, cast, overload
+from typing import Any, Final, Generic, NoReturn, ParamSpec, TypeVar, cast, overload
 
 import msgspec
 
@@ -44,6 +44,19 @@ class ActivityInfo(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str
     heartbeat_details: tuple[Any, ...] = ()
     _pulse: Pulse = msgspec.field(default_factory=lambda: Pulse())
+    _make_token: Callable[[], str] | None = None
+
+    @property
+    def task_token(self) -> str:
+        """The address of this attempt for `Client.complete_activity` and its kin: hand it to whoever will complete it.
+
+        Good for this attempt only; see `raise_complete_async`. Whoever holds it can complete the attempt. Outside of runs
+        `DefinitionError`.
+        """
+        if self._make_token is None:
+            raise DefinitionError("task_token is there only inside an activity that a run has called")
+        self._pulse.note_token()
+        return self._make_token()
 
     @property
     def is_cancelled(self) -> bool:
@@ -78,6 +91,13 @@ class Pulse(msgspec.Struct, eq=False):
     cancel_reason: str | None = None
     is_noted: bool = False
     starts: dict[str, int] | None = None  # runs that the attempt has started, by name
+    has_token: bool = False  # somebody may answer for the attempt: its row must be there
+
+    def note_token(self) -> None:
+        """Have it written down that the attempt's token is out there."""
+        if not self.has_token:
+            self.has_token = True
+            self._tell()
 
     def beat(self, details: bytes | None) -> None:
         """Note a sign of life; raise CancelledError where no event loop would do so."""
@@ -91,11 +111,15 @@ class Pulse(msgspec.Struct, eq=False):
         if details is None or details == self.details:
             return
         self.details = details
-        on_details = self.on_details
-        if self.is_noted or on_details is None:
+        if not self.is_noted:
+            self._tell()
+
+    def _tell(self) -> None:
+        loop, on_details = self.loop, self.on_details
+        if loop is None or on_details is None:
             return
         self.is_noted = True
-        if is_here:
+        if asyncio._get_running_loop() is loop:
             on_details(self)
             return
         try:
@@ -134,6 +158,24 @@ def derived_run_id(name: str) -> str | None:
     if len(run_id) <= NAME_LENGTH_MAX:
         return run_id
     return f"{name[:100]}-{hashlib.sha256(run_id.encode()).hexdigest()[:32]}"
+
+
+class CompleteAsync(BaseException):
+    """Raised by `raise_complete_async`. Private: authors must not catch it."""
+
+
+def raise_complete_async() -> NoReturn:
+    """End this activity's function without ending the activity: somebody else completes it, from any process, with its token.
+
+    Take the token first, `activity_info().task_token`, and hand it on (in an e-mail, to a webhook, to a queue); whoever has
+    the answer calls `Client.complete_activity(token, value)` or `fail_activity(token, error)`, and may call
+    `heartbeat_activity(token, ...)` meanwhile. Nothing of the activity takes a slot or memory until then; it survives every
+    restart. `timeout`, `heartbeat_timeout` and `schedule_to_close_timeout` hold as ever: past them the attempt has failed
+    and its token is worthless. The first answer counts, also one that comes while the function still runs.
+    """
+    if _pulse.get() is None:
+        raise DefinitionError("raise_complete_async() is for activities that a run has called")
+    raise CompleteAsync
 
 
 def heartbeat(*details: object) -> None:

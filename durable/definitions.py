@@ -184,6 +184,9 @@ class Registry:
         """The (name, version) pairs served here."""
         return list(self._workflows)
 
+    def all(self) -> list[WorkflowDefinition]:
+        return list(self._workflows.values())
+
     def __len__(self) -> int:
         return len(self._workflows)
 

@@ -10,6 +10,8 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
     │       ├── NonDeterminismError     today's code asks for something else than the journal holds
     │       ├── UndecodableError        stored bytes do not fit the type that receives them
     │       ├── LivelockError           an activation never came to rest
+    │       ├── StuckWorkflowError      an activation did not return
+    │       ├── PoisonError             driving the run ended its worker, again and again
     │       └── WorkflowGuardError      a workflow used real time, chance, threads or I/O
     ├── the caller acts
     │   ├── ArgumentsError              arguments do not fit the signature
@@ -17,6 +19,7 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
     │   ├── RunNotFoundError            no run of that id
     │   ├── RunConflictError            the id is taken, by other input or by policy
     │   ├── WorkflowStateError          the run is closed (or otherwise in the wrong status)
+    │   ├── ActivityClosedError         a task token is no longer good for anything
     │   ├── WorkflowVersionMismatchError
     │   │   └── SagaVersionMismatchError
     │   ├── RunParkedError              the run stopped on a platform fault, elsewhere
@@ -104,6 +107,31 @@ class LivelockError(PlatformFault):
     """An activation ran more callbacks than its cap without coming to rest."""
 
 
+class StuckWorkflowError(PlatformFault):
+    """A workflow computed or blocked for longer than its worker's limit, without awaiting anything durable.
+
+    `source` is the author's line it was at, `stack` all of them, `seconds` how long it took.
+    """
+
+    def __init__(
+        self, message: str, *, run_id: str, seconds: float = 0.0, source: str = "", stack: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+        self.seconds = seconds
+        self.source = source
+        self.stack = stack
+
+
+class PoisonError(PlatformFault):
+    """Workers died while they drove this run and nothing else, `crashes` times in a row."""
+
+    def __init__(self, message: str, *, run_id: str, crashes: int = 0) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+        self.crashes = crashes
+
+
 class WorkflowGuardError(PlatformFault):
     """A workflow used real time, chance, a thread, a file, a socket or a process, which no replay can repeat.
 
@@ -161,6 +189,18 @@ class WorkflowStateError(DurableError):
         super().__init__(message or f"run {run_id!r} is {status}")
         self.run_id = run_id
         self.status = status
+
+
+class ActivityClosedError(DurableError):
+    """The attempt that a task token names is over: it timed out, was cancelled, or its run is closed. Nothing was written."""
+
+    def __init__(self, run_id: str, attempt: int) -> None:
+        super().__init__(
+            f"run {run_id!r} no longer waits for attempt {attempt} of this activity: it timed out, was cancelled or "
+            "tried anew, or the run is closed"
+        )
+        self.run_id = run_id
+        self.attempt = attempt
 
 
 class WorkflowVersionMismatchError(DurableError):
@@ -311,6 +351,13 @@ class WorkflowCompensationError(SagaError):
 
 class NonRetryableError(DurableError):
     """Raise it (or a subclass) in an activity to fail it without another attempt."""
+
+
+class BlockedLoopError(NonRetryableError):
+    """An `async def` activity computed or blocked on its worker's loop, which stood still for all runs meanwhile.
+
+    Await what takes time, or make the activity a plain `def`, which runs in a thread.
+    """
 
 
 # ─ the operator acts ─────────────────────────────────────────────────────────

@@ -45,7 +45,7 @@ class Run(msgspec.Struct, kw_only=True):
     """A run as `get_run` tells it: one generation, read once. Payloads are plain JSON data.
 
     `waiting_on` says what an open run waits for (never empty while it is open); `reason` why it is parked, cancelled or
-    terminated; `error` is one line, `failure` the whole record.
+    terminated; `error` is one line, `failure` the whole record, with the stack (of a parked run, of what stopped it).
     """
 
     run_id: str

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import faulthandler
 import os
 import random
+import signal
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 T = TypeVar("T")
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+STUCK_STATUS: Final = 70  # of a process that ended itself because its loop stood still (EX_SOFTWARE)
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # no i, l, o, u: ids are typed by people
 
 
@@ -89,6 +93,25 @@ class Threads(Protocol):
         """Call `fn` every `interval` seconds beside the loop, until stopped or it returns False."""
         ...
 
+    def interrupt(self, thread: int, error: type[BaseException] | None) -> None:
+        """Raise `error` in a thread as soon as it runs Python code; None takes back what was not raised yet.
+
+        Nothing reaches a thread inside a call of C code before that call returns.
+        """
+        ...
+
+    def guard_process(self, seconds: float | None) -> None:
+        """End this process, its stacks printed, once it has computed for `seconds` without another call of this.
+
+        It works while C code holds the interpreter's lock, where no Python code can. None calls it off. Counts time
+        on the processor, so that a stopped process is safe. Does nothing where the system has no such timer.
+        """
+        ...
+
+    def end_process(self) -> None:
+        """Print the stacks of all threads and end the process at once; nothing is unwound, others take over."""
+        ...
+
 
 class SystemClock:
     def now_us(self) -> int:
@@ -141,6 +164,11 @@ def spawn(
     return asyncio.get_running_loop().create_task(coroutine, name=name, context=context)
 
 
+def thread_id() -> int:
+    """Return the number of the current thread."""
+    return threading.get_ident()
+
+
 def start_thread(target: Callable[[], None], *, name: str) -> threading.Thread:
     """Start a daemon thread; whoever starts it must be able to stop it."""
     thread = threading.Thread(target=target, name=name, daemon=True)
@@ -190,3 +218,30 @@ class SystemThreads:
 
     def repeat(self, fn: Callable[[], bool], interval: float, *, name: str) -> Repeating:
         return Repeater(fn, interval, name=name)
+
+    def interrupt(self, thread: int, error: type[BaseException] | None) -> None:
+        import ctypes  # here, because only code that is stuck needs it
+
+        raised = ctypes.py_object() if error is None else ctypes.py_object(error)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)
+
+    def guard_process(self, seconds: float | None) -> None:
+        if not hasattr(signal, "setitimer"):
+            return
+        if seconds is not None:
+            _print_stacks_at(signal.SIGVTALRM)
+        signal.setitimer(signal.ITIMER_VIRTUAL, seconds or 0.0)
+
+    def end_process(self) -> NoReturn:
+        try:
+            faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+        finally:
+            os._exit(STUCK_STATUS)
+
+
+def _print_stacks_at(number: int) -> None:
+    """Let a signal print all stacks and then do what it does by default: end the process."""
+    try:
+        faulthandler.register(number, file=sys.__stderr__ or 2, all_threads=True, chain=True)
+    except (OSError, ValueError, RuntimeError):  # no standard error to write to: the signal alone will do
+        pass

@@ -65,7 +65,7 @@ def next_steps(run: Run) -> list[str]:
     """Return the commands a person is likely to want now."""
     signals = [one.name for one in run.waiting_on if one.kind == "signal"]
     steps = [f"durable signal {run.run_id} {name} VALUE" for name in signals[:1]]
-    if run.paused_at is not None and not run.status.is_closed:
+    if run.status == "parked" or (run.paused_at is not None and not run.status.is_closed):
         steps.append(f"durable resume {run.run_id}")
     if needs_a_worker(run):
         steps.append("durable worker TARGET")
@@ -170,8 +170,11 @@ def facts(run: Run, now: datetime) -> Iterator[Sequence[str]]:
         yield "waiting on", escaped(one.text), one.source
     if run.status == "completed":
         yield "result", value_text(run.result)
-    elif run.error is not None:
+    elif run.status.is_closed and run.error is not None:
         yield "error", failure_text(run)
+    elif run.failure is not None:
+        for line in run.failure.traceback.rstrip().splitlines():
+            yield "stack", escaped(line)
     if run.reason:
         yield "reason", escaped(run.reason)
 
@@ -268,6 +271,9 @@ def _ending(run: Run, terminal: Terminal) -> Iterator[str]:
         yield terminal.paint("waiting on", bold=True)
         for row in columns([[f"  {escaped(one.text)}", one.source] for one in run.waiting_on]):
             yield "".join(row).rstrip()
+        if run.failure is not None and run.failure.traceback:
+            yield terminal.paint("stopped at", bold=True)
+            yield from (f"  {escaped(line)}" for line in run.failure.traceback.rstrip().splitlines())
     elif run.status == "completed":
         yield cut(f"result  {value_text(run.result)}", terminal.width)
     elif run.error is not None:

@@ -50,8 +50,9 @@ class Entry(msgspec.Struct, kw_only=True):
     result: Any = None
     error: str | None = None
     source: str = ""
-    due_at: datetime | None = None  # a timer's instant, or the next attempt's
+    due_at: datetime | None = None  # a timer's instant, the next attempt's, or when an open attempt expires
     failure: Failure | None = None
+    is_open: bool = False  # an activity whose function has ended and which somebody outside completes
 
     @property
     def is_activity(self) -> bool:
@@ -243,11 +244,14 @@ def tell(entries: Iterable[AnyEntry], attempts: dict[int, AttemptView] | None = 
         if running is None or running.finished_at is not None:
             continue
         running.attempts = row.attempt
-        running.status = {"backoff": "retrying", "started": "running"}.get(row.state, "scheduled")  # type: ignore[assignment]  # the three states
+        running.status = {"backoff": "retrying", "started": "running", "open": "running"}.get(
+            row.state, "scheduled"
+        )  # type: ignore[assignment]  # the four states
+        running.is_open = row.state == "open"
         running.failure = row.failure
         if row.failure is not None:
             running.error = describe(row.failure)
-        if row.state == "backoff" and row.due_at_us is not None:
+        if row.state in ("backoff", "open") and row.due_at_us is not None:
             running.due_at = instant(row.due_at_us)
     return Story(
         entries=story,
@@ -277,9 +281,10 @@ def blockers(story: Story, now: datetime) -> list[Blocker]:
                     Blocker(kind="retry", name=line.name, text=text, due_at=line.due_at, source=line.source)
                 )
             else:
-                doing = f"attempt {line.attempts} running" if line.attempts else "waiting for a free slot"
+                due = line.due_at if line.is_open else None
+                text = f"{line.name}: {_doing(line, now)}"
                 found.append(
-                    Blocker(kind="activity", name=line.name, text=f"{line.name}: {doing}", source=line.source)
+                    Blocker(kind="activity", name=line.name, text=text, due_at=due, source=line.source)
                 )
     timers = [line for line in story.open if line.kind == "timer" and line.due_at is not None]
     next_timer = min((line.due_at for line in timers if line.due_at is not None), default=None)
@@ -314,6 +319,14 @@ def blockers(story: Story, now: datetime) -> list[Blocker]:
     return found or [
         Blocker(kind="nothing", name="", text="nothing it asked for is open: only a cancel can move it")
     ]
+
+
+def _doing(line: Entry, now: datetime) -> str:
+    """Say what an activity that is not between attempts waits for."""
+    if line.is_open:
+        limit = f" (times out {_in(line.due_at, now)})" if line.due_at is not None else ""
+        return f"attempt {line.attempts} waits to be completed from outside{limit}"
+    return f"attempt {line.attempts} running" if line.attempts else "waiting for a free slot"
 
 
 def _in(due: datetime | None, now: datetime) -> str:

@@ -30,6 +30,7 @@ class WhyReason(StrEnum):
     UNREAD = "unread"  # messages came in which its worker has not delivered yet
     TURN = "turn"  # its worker drives it at this moment
     ACTIVITY = "activity"  # an attempt of an activity is running: it moves
+    COMPLETION = "completion"  # somebody outside is to complete an activity, by its task token
     SLOT = "slot"  # an activity waits for a free slot of its worker
     RETRY = "retry"  # an activity failed, its next attempt lies ahead
     SIGNAL = "signal"
@@ -198,7 +199,7 @@ def _rank(line: Entry) -> tuple[int, float]:
         case "patch":
             return 6, 0.0  # never open
         case _:  # an activity, in the words of its pattern
-            return _RANKS.get(line.status, 2), due
+            return (3 if line.is_open else _RANKS.get(line.status, 2)), due
 
 
 def _reason(line: Entry) -> WhyReason:
@@ -211,7 +212,7 @@ def _reason(line: Entry) -> WhyReason:
             return WhyReason.TIMER
         case _:
             if line.status == "running":
-                return WhyReason.ACTIVITY
+                return WhyReason.COMPLETION if line.is_open else WhyReason.ACTIVITY
             return WhyReason.RETRY if line.status == "retrying" else WhyReason.SLOT
 
 

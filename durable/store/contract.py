@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Protocol
 
 from durable.store.records import (
+    ActivityAnswer,
+    AnswerVerdict,
     AttemptRow,
     Backlog,
     Claim,
     ClosedRuns,
     DueOutcome,
+    Expiry,
     JournalRow,
     Message,
     PauseKind,
@@ -34,6 +37,7 @@ from durable.store.records import (
     StartOutcome,
     StartRequest,
     StoreHealth,
+    Trial,
     TurnCommit,
     Verdict,
     WorkerInfo,
@@ -69,6 +73,10 @@ class Store(Protocol):
 
     async def rescue_dead_workers(self, lease_seconds: float, *, observer: int | None = None) -> list[Rescue]:
         """Take over every worker found dead (P9, P10): mark it dead and set its runs ready, one transaction each.
+
+        In the same transaction (P14): if the worker was driving a suspect alone (`try_suspect`), that run has one crash
+        more, and with `CRASHES_MAX` it is parked as poison with its failure instead of set ready. If not, all runs it
+        owned become suspects.
 
         Dead: its liveness lock can be had; or its beat counter did not move for `lease_seconds` of this process's
         monotonic time. `observer` is never taken over by itself.
@@ -116,6 +124,28 @@ class Store(Protocol):
 
         Only runs whose (workflow, version) is among `definitions` (P13), on `task_queue` if given, among `pks` if given.
         Nothing while the worker is paused, nothing from a queue that is.
+        """
+        ...
+
+    async def claim_parked_runs(
+        self,
+        worker_id: int,
+        *,
+        limit: int,
+        task_queue: str,
+        codes: Sequence[tuple[str, int, str]],
+    ) -> list[Claim]:
+        """Take parked runs that this worker's code has not met yet, and note that it has now (P13). One transaction.
+
+        `codes` are (workflow, version, fingerprint). Each fingerprint gets a run once: by this verb, by `Park.code` or by
+        `Trial.code`.
+        """
+        ...
+
+    async def try_suspect(self, worker_id: int, trial: Trial) -> bool:
+        """Record, before it is driven, that the worker now drives this suspect alone (P14), and what came of others.
+
+        One transaction, fenced. Return False if the suspect is no longer this worker's (or there is none): do not drive it.
         """
         ...
 
@@ -178,6 +208,25 @@ class Store(Protocol):
         """
         ...
 
+    async def answer_activity(self, answer: ActivityAnswer, now_us: int) -> AnswerVerdict:
+        """Complete or fail an attempt from outside, or note its heartbeat. One transaction.
+
+        Only the first answer of an attempt counts: it becomes a message of the run (counted as any, P2; its id outlives it,
+        P4) and the attempt's row says "answered". Only a started attempt with a row can be answered. A heartbeat writes
+        details and the next due instant into that row. Raises `RunNotFoundError`.
+        """
+        ...
+
+    async def expire_attempt(
+        self, worker_id: int, *, pk: int, generation: int, claim_no: int, attempt: AttemptRow, now_us: int
+    ) -> Expiry:
+        """Let an open attempt's time be up, unless somebody has answered it or its instant was moved. One transaction, fenced.
+
+        Decides between a late answer and the limit: whichever was written first. Of a run that is no longer this worker's
+        nothing expires.
+        """
+        ...
+
     async def terminate_run(self, run_id: str, reason: str | None, now_us: int) -> None:
         """Close an open run at once, with its journal row, fencing out its owner. Closed: `WorkflowStateError`."""
         ...
@@ -190,7 +239,10 @@ class Store(Protocol):
         ...
 
     async def unpark_run(self, run_id: str, now_us: int) -> bool:
-        """Set a parked run ready again; return False if it was not parked."""
+        """Set a parked run ready again and forget its failure; return False if it was not parked.
+
+        Poison stays a suspect, with one crash to go before it is parked again.
+        """
         ...
 
     async def wake_run(self, run_id: str, now_us: int) -> bool:

@@ -6,7 +6,7 @@ The frequent ones are kept from the garbage collector (`gc=False`): they hold no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -14,6 +14,7 @@ from durable.journal.lifecycle import RunStatus
 
 IfOpen = Literal["attach", "fail", "terminate"]
 IfClosed = Literal["return", "fail", "new", "new_if_failed"]
+CRASHES_MAX: Final = 3  # workers that may die driving a run alone, before it is parked as poison (P14)
 
 
 # ─ workers ───────────────────────────────────────────────────────────────────
@@ -44,11 +45,12 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rescue(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead worker whose runs were taken back."""
+    """A dead worker whose runs were taken back. `poison`: the run ids that were parked, since they ended it."""
 
     worker_id: int
     name: str
     runs: int
+    poison: tuple[str, ...] = ()
 
 
 # ─ starting ──────────────────────────────────────────────────────────────────
@@ -105,7 +107,7 @@ class RunRecord(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     reason: str | None  # why parked, cancelled or terminated
     input: bytes
     result: bytes | None
-    failure: bytes | None  # a JSON Failure
+    failure: bytes | None  # a JSON Failure; of a parked run the fault that stopped it
     unread: int = 0  # messages in the inbox
     paused_at_us: int | None = None  # somebody holds it back: nothing of it begins until it is resumed
     pause_reason: str | None = None
@@ -136,6 +138,10 @@ class AttemptRow(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     `state`: "started" (attempt `attempt` was charged and begun), "backoff" (attempt `attempt` failed, the next is due at
     `due_at_us`), "handed_back" (`attempt` attempts are charged, none is running: start the next at once). `details`: a JSON
     array, what the last heartbeat told. A row without leaves those of the row it replaces.
+
+    `completion` of a started attempt that is completed from outside: "open" until somebody does, "answered" when the answer is in
+    the inbox, "expired" when its time was up before. `due_at_us` is then when it expires: at `limit_at_us`, or after
+    `heartbeat_us` without a heartbeat; None: never.
     """
 
     op: int
@@ -144,19 +150,61 @@ class AttemptRow(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     due_at_us: int | None = None
     failure: bytes | None = None
     details: bytes | None = None
+    completion: Literal["", "open", "answered", "expired"] = ""
+    limit_at_us: int | None = None
+    heartbeat_us: int | None = None
+
+
+class ActivityAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody outside says of one attempt. `data`: the result, a Failure, or heartbeat details (an array), as JSON."""
+
+    run_id: str
+    generation: int
+    op: int
+    attempt: int
+    kind: Literal["completed", "failed", "heartbeat"]
+    data: bytes
+
+
+AnswerVerdict = Literal[
+    "taken",
+    "duplicate",  # this attempt has been answered before; nothing was written
+    "closed",  # nobody waits for this attempt (yet, or any more); nothing was written
+]
+
+
+class Expiry(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether an open attempt has expired now. If not: `due_at_us` is when it may; None: somebody has answered or taken it."""
+
+    expired: bool
+    due_at_us: int | None = None
 
 
 class Message(msgspec.Struct, gc=False, frozen=True, kw_only=True):
-    """One row of the inbox: a signal or a cancel request the journal has not consumed."""
+    """One row of the inbox: a signal, a cancel request or an activity's answer that the journal has not consumed.
+
+    An answer's `name` is its kind, its `message_id` names the attempt (`answer_id`).
+    """
 
     inbox_id: int
     run_pk: int
     msg: int
-    kind: Literal["signal", "cancel"]
+    kind: Literal["signal", "cancel", "activity"]
     name: str
     data: bytes  # the value, or for a cancel the JSON reason (a string or null)
     message_id: str | None
     sent_at_us: int
+
+
+def answer_id(generation: int, op: int, attempt: int) -> str:
+    """Return the message id of the one answer an attempt can have."""
+    return f"activity/{generation}/{op}/{attempt}"
+
+
+def answered_attempt(message_id: str | None) -> tuple[int, int, int]:
+    """Return (generation, op, attempt) of an answer's message id."""
+    _, generation, op, attempt = (message_id or "").split("/")
+    return int(generation), int(op), int(attempt)
 
 
 class Claim(msgspec.Struct, gc=False, frozen=True, kw_only=True):
@@ -178,6 +226,7 @@ class Claim(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     journal: list[JournalRow]
     inbox: list[Message]
     attempts: list[AttemptRow]
+    is_suspect: bool = False  # its last worker died while it held the run: to be driven alone (P14)
 
 
 # ─ commits ───────────────────────────────────────────────────────────────────
@@ -247,9 +296,11 @@ class Reopen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Park(msgspec.Struct, gc=False, frozen=True, tag=True, kw_only=True):
-    """Stop the run on a platform fault. Its journal stays as it is."""
+    """Stop the run on a platform fault. Its journal stays as it is. `failure` is the fault as a JSON Failure, with its stack."""
 
     reason: str
+    failure: bytes | None = None
+    code: str = ""  # the fingerprint of the code that met the fault: it will not try again by itself (P13)
 
 
 After = Stay | Wait | HandBack | Close | NextGeneration | Park
@@ -272,6 +323,19 @@ class TurnCommit(msgspec.Struct, gc=False, kw_only=True):
     attempts: Sequence[AttemptRow] = ()
     attempts_done: Sequence[int] = ()
     after: After = Stay()
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker is about to do with a suspect, and what came of others, each named by (pk, claim_no).
+
+    `suspect` is driven next, alone, by the code with that fingerprint. `passed` got on, `adjourned` did not yet: they
+    wait for something that ran when their worker died.
+    """
+
+    suspect: tuple[int, int] | None
+    code: str = ""
+    passed: Sequence[tuple[int, int]] = ()
+    adjourned: Sequence[tuple[int, int]] = ()
 
 
 Verdict = Literal[

@@ -16,10 +16,12 @@ from typing import Final
 
 import msgspec
 
-from durable.definitions import Registry
+from durable import failures
+from durable.definitions import Registry, WorkflowDefinition
 from durable.engine.instance import Instance
 from durable.engine.runtime import RunIdentity
-from durable.errors import InternalError, PlatformFault
+from durable.errors import InternalError, PlatformFault, StuckWorkflowError
+from durable.failures import Failure
 from durable.journal.events import (
     EVENT_TYPES,
     ActivityCompleted,
@@ -55,8 +57,10 @@ from durable.store.records import (
     Verdict,
     Wait,
 )
-from durable.worker.live import Item, LiveRun, Outcome, Phase
+from durable.worker.live import AttemptState, Item, LiveRun, Outcome, Phase
 from durable.worker.performing import UNAWAITED, Performer
+from durable.worker.suspects import Suspects
+from durable.worker.watchdog import Interrupted, Watch
 
 TURN_EVENTS_MAX: Final = 500  # P19
 TURN_BYTES_MAX: Final = 1 << 20
@@ -83,6 +87,7 @@ class Driver:
         on_reload: Callable[[LiveRun], None],
         on_room: Callable[[], None],
         on_lost_run: Callable[[], None],
+        code_of: Callable[[WorkflowDefinition], str],
         capacity: int,
     ) -> None:
         self.runs: dict[int, LiveRun] = {}
@@ -91,6 +96,9 @@ class Driver:
         self.warm_us = WARM_US
         self.is_draining = False
         self.performer: Performer  # set by the worker: the two need one another
+        self.watch: Watch  # likewise: it is told whose code runs
+        self.suspects: Suspects  # likewise: who drives what the pump leaves alone
+        self.is_held = False  # something is driven alone
         self._registry = registry
         self._clock = clock
         self._random = random
@@ -99,6 +107,7 @@ class Driver:
         self._on_reload = on_reload
         self._on_room = on_room
         self._on_lost_run = on_lost_run
+        self._code_of = code_of
         self._capacity = capacity
         self._dirty: dict[LiveRun, None] = {}
         self._evictions: list[Instance] = []
@@ -170,11 +179,13 @@ class Driver:
 
     def _pump(self) -> None:
         self._pump_is_due = False
+        if self.is_held:
+            return  # whoever holds it schedules the next one
         self.performer.fill_slots()
         if self._evictions:
             evictions, self._evictions = self._evictions, []
             for instance in evictions:
-                instance.evict()
+                self._evict(instance)
         dirty, self._dirty = self._dirty, {}
         deadline = self._clock.monotonic() + PUMP_SECONDS_MAX
         self._now_us = self._clock.now_us()  # one instant for the turns of a moment
@@ -182,7 +193,10 @@ class Driver:
         driven = 0
         for run in waiting:
             if run.phase is _IDLE:
-                self._drive(run)
+                if run.is_suspect:
+                    self.suspects.add(run)
+                    continue
+                self._drive_watched(run)
                 driven += 1
                 if driven & 15 == 0:
                     self._now_us = self._clock.now_us()
@@ -192,6 +206,29 @@ class Driver:
             self.mark(run)
         if self.items:
             self._on_work()
+
+    def drive_alone(self, run: LiveRun) -> bool:
+        """Drive one suspect now; return whether it adds a turn. It is no longer among those that wait for the pump."""
+        self._dirty.pop(run, None)
+        self._now_us = self._clock.now_us()
+        self._drive_watched(run)
+        adds_turn = any(item.run is run and item.turn is not None for item in self.items)
+        if self.items:
+            self._on_work()
+        return adds_turn
+
+    def _drive_watched(self, run: LiveRun) -> None:
+        """Drive a run under the watchdog's eyes. The order of these lines is part of its theory."""
+        watch = self.watch
+        watch.activations += 1
+        try:
+            watch.subject = run.run_id
+            self._drive(run)
+            watch.subject = None
+        except Interrupted:
+            pass
+        if watch.interrupted:
+            self._cut_short(run)
 
     def _drive(self, run: LiveRun) -> None:
         if run.is_held and not run.outcomes:
@@ -205,6 +242,7 @@ class Driver:
                 and not run.inbox
                 and not run.is_held
                 and run.outcomes[0].failure is None
+                and not run.has_open
             ):
                 item = self._common_turn(run, instance, run.outcomes[0])
             else:
@@ -222,6 +260,42 @@ class Driver:
         elif run.instance is not None:
             self._rest(run, run.instance)
 
+    def _cut_short(self, run: LiveRun) -> None:
+        """The watchdog broke into the run's activation: whatever came of that is void, and the run is parked."""
+        self._end_watch()
+        last = self.items[-1] if self.items else None
+        if last is not None and last.run is run and not last.is_marks:
+            self.items.pop()
+            self._undo(run, [], last.taken, last.slots)
+        fault = self.watch.fault(run.run_id)
+        log.error("%s", fault)
+        run.phase = _COMMITTING
+        self.items.append(self._park(run, fault))
+
+    def _evict(self, instance: Instance) -> None:
+        """Unwind an instance; its `finally` blocks are the author's code and may hang like any other."""
+        watch = self.watch
+        watch.activations += 1
+        try:
+            watch.subject = instance.identity.run_id
+            instance.evict()
+            watch.subject = None
+        except Interrupted:
+            pass
+        if watch.interrupted:
+            self._end_watch()
+            log.error("run %r did not end its clean-up when it left the memory", instance.identity.run_id)
+
+    def _end_watch(self) -> None:
+        """After an interrupt; it may be raised as late as here."""
+        while True:
+            try:
+                self.watch.subject = None
+                self.watch.settle()
+                return
+            except Interrupted:
+                continue
+
     def _rest(self, run: LiveRun, instance: Instance) -> None:
         """Nothing to do for this run now: note since when, and see to its next timer."""
         if not run.attempts:
@@ -230,7 +304,12 @@ class Driver:
             self._arm(min(instance.timers.values()), run.pk)
 
     def _park(self, run: LiveRun, fault: Exception) -> Item:
-        item = self._item(run, after=Park(reason=f"{type(fault).__name__}: {fault}"))
+        after = Park(
+            reason=f"{type(fault).__name__}: {fault}",
+            failure=msgspec.json.encode(_as_failure(fault)),
+            code=self._code_of(run.definition),
+        )
+        item = self._item(run, after=after)
         item.attempts = self.performer.handed_back(run)
         item.fault = fault
         item.status = RunStatus.PARKED
@@ -319,6 +398,9 @@ class Driver:
             value: object = msgspec.UNSET
             if run.inbox:
                 message = run.inbox.popleft()
+                if message.kind == "activity":
+                    self.performer.completions.answered(run, message)
+                    continue
                 messages.append(message)
                 event = self._message_event(message, now)
                 bytes_fed += len(message.data)
@@ -413,10 +495,13 @@ class Driver:
             while run.inbox:  # whatever else was sent is delivered, though nobody reads it any more
                 message = run.inbox.popleft()
                 messages.append(message)
-                entries.append(self._message_event(message, now))
+                if message.kind != "activity":
+                    entries.append(self._message_event(message, now))
             entries.append(end)
+        if run.has_open:
+            messages.extend(_answers(run, taken, is_over=end is not None))
         after = self._after(run, instance, entries, taken, now)
-        if not entries and not taken and type(after) is Stay:
+        if not entries and not taken and not messages and type(after) is Stay:
             return None
         item = self._item(run, after=after)
         if entries:
@@ -424,12 +509,14 @@ class Driver:
             item.parts = encode_turn(self.worker_id, entries)
         if messages:
             item.consumed = [message.inbox_id for message in messages]
-            item.seen = messages[-1].msg
+            item.seen = max(run.seen, *(message.msg for message in messages))
         if taken:
             attempts = run.attempts
             done = [o.op for o in taken if (attempt := attempts.get(o.op)) is None or attempt.has_row]
             if done:
                 item.attempts_done = done
+        if run.opened:
+            item.attempts_done = [*item.attempts_done, *_closed_open(run, entries)]
         item.entries = entries
         item.at_us = now
         item.taken = taken
@@ -473,10 +560,15 @@ class Driver:
         """Decide whether the run stays: it goes when nothing of it runs here and it waits for long (P12)."""
         if instance.end is not None:
             return Stay()  # replaced by `_end`
-        if instance.activities or run.outcomes or len(run.attempts) > len(taken):
+        opened = run.opened
+        if run.outcomes or len(instance.activities) > opened or len(run.attempts) - len(taken) > opened:
             run.release_asked = False
             return Stay()
         due = min(instance.timers.values(), default=None)
+        if opened:
+            if run.inbox:
+                return Stay()
+            due = min(filter(None, [due, *_open_until(run)]), default=None)
         asked, run.release_asked = run.release_asked, False
         far = due is None or due - now > self.warm_us
         if far and (
@@ -556,6 +648,8 @@ class Driver:
     def settle(self, item: Item, verdict: Verdict) -> None:
         """Release the effects of a durable item, or take it back."""
         run = item.run
+        if run.is_suspect:
+            self.suspects.settled()
         if verdict == "committed" and item.turn is not None and run.phase is _COMMITTING:
             if item.after.__class__ is Stay:
                 self._go_on(run, item)
@@ -658,6 +752,8 @@ class Driver:
 
     def doubt(self, run: LiveRun) -> None:
         """Ask the store what is true of this run before anything else is done with it."""
+        if run.is_suspect:
+            self.suspects.settled()
         if run.phase is not Phase.GONE and run.phase is not Phase.LOADING:
             self._forget_instance(run)
             run.phase = Phase.LOADING
@@ -698,6 +794,8 @@ class Driver:
 
     def _leave(self, run: LiveRun) -> None:
         run.phase = Phase.GONE
+        if run.is_suspect:
+            self.suspects.settled()
         if (
             self.runs.get(run.pk) is run
         ):  # else: given up, and claimed anew before its last commit was settled
@@ -782,9 +880,11 @@ class Driver:
 
     def _how_to_leave(self, run: LiveRun) -> HandBack | Wait:
         instance = run.instance
-        if instance is None or instance.events == 0 or instance.activities or run.has_work or run.inbox:
+        if instance is None or instance.events == 0 or run.has_work or run.inbox or run.spent:
             return HandBack()
-        return Wait(due_at_us=min(instance.timers.values(), default=None))
+        if len(instance.activities) > run.opened:
+            return HandBack()
+        return Wait(due_at_us=min([*instance.timers.values(), *_open_until(run)], default=None))
 
     def hold(self, is_held: Callable[[LiveRun], bool]) -> None:
         """Hold back the runs that are paused, let go on those that no longer are.
@@ -809,12 +909,42 @@ class Driver:
             self._due_timer.cancel()
             self._due_timer = None
         for instance in self._evictions:
-            instance.evict()
+            self._evict(instance)
         self._evictions.clear()
 
 
 def _none_reserved() -> bool:
     return False
+
+
+def _answers(run: LiveRun, taken: Sequence[Outcome], *, is_over: bool) -> list[Message]:
+    """Return the answers from outside that a turn consumes: with their outcome, for nothing, or with the run's end."""
+    found, run.spent = run.spent, []
+    for op in list(run.attempts) if is_over else [outcome.op for outcome in taken]:
+        attempt = run.attempts.get(op)
+        if attempt is not None and attempt.answer is not None:
+            found.append(attempt.answer)
+    return found
+
+
+def _open_until(run: LiveRun) -> list[int]:
+    """Return when attempts that somebody outside completes expire."""
+    return [
+        one.open_until_us
+        for one in run.attempts.values()
+        if one.state is AttemptState.OPEN and one.open_until_us
+    ]
+
+
+def _closed_open(run: LiveRun, entries: Sequence[AnyEntry]) -> list[int]:
+    """Return the open attempts that the turn closes: with their rows gone, nobody can answer them any more."""
+    return [
+        entry.op
+        for entry in entries
+        if type(entry) is CloseOp
+        and (attempt := run.attempts.get(entry.op)) is not None
+        and attempt.state is AttemptState.OPEN
+    ]
 
 
 def _due_timer(instance: Instance, now: int) -> int | None:
@@ -833,6 +963,14 @@ def _reason(entries: Sequence[AnyEntry], index: int) -> str:
         if isinstance(entry, EVENT_TYPES):
             break
     return UNAWAITED
+
+
+def _as_failure(fault: Exception) -> Failure:
+    """Return a fault as data, with the stack of the author's code where the fault itself was raised elsewhere."""
+    failure = failures.record(fault)
+    if isinstance(fault, StuckWorkflowError) and fault.stack:
+        return msgspec.structs.replace(failure, traceback=fault.stack, fields=None)
+    return failure
 
 
 def _redelivery(entry: AnyEntry) -> Redelivery | None:

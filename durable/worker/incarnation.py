@@ -1,7 +1,7 @@
 """One life of a worker: its id, its beat, and how it learns that it is over.
 
 The beat runs on a thread of its own with its own connection, so that a busy loop does not lose the lease; it beats
-only while the loop has moved within `HARD_LIMIT_SECONDS` (P11), so that a stuck loop does.
+only until the watchdog has given the loop up (P11), so that a stuck loop does.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from durable.seams import Clock, Threads
 from durable.store.contract import Store
 from durable.store.records import WorkerInfo
 
-HARD_LIMIT_SECONDS: Final = 60.0
 FRESH_SHARE: Final = 2 / 3  # of the lease: a fence checked longer ago is checked again (P11)
 log = logging.getLogger("durable.worker")
 
 
 class Incarnation:
-    """A registered worker. `on_lost` is called on the loop, with its id, when it was declared dead."""
+    """A registered worker. `on_lost` is called on the loop, with its id, when it was declared dead.
+
+    `is_hopeless` tells whether its loop stands still for good.
+    """
 
     def __init__(
         self,
@@ -33,6 +35,7 @@ class Incarnation:
         threads: Threads,
         lease_seconds: float,
         on_lost: Callable[[int], None],
+        is_hopeless: Callable[[], bool],
     ) -> None:
         self.worker_id = worker_id
         self.lease_seconds = lease_seconds
@@ -40,7 +43,7 @@ class Incarnation:
         self._clock = clock
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
-        self._moved_at = clock.monotonic()
+        self._is_hopeless = is_hopeless
         self._heart = threads.repeat(self._beat, lease_seconds / 4, name=f"durable heartbeat {worker_id}")
 
     @classmethod
@@ -53,16 +56,19 @@ class Incarnation:
         threads: Threads,
         lease_seconds: float,
         on_lost: Callable[[int], None],
+        is_hopeless: Callable[[], bool],
     ) -> Incarnation:
         """Register a new incarnation and start its heartbeat."""
         worker_id = await store.register_worker(info)
         return cls(
-            store, worker_id, clock=clock, threads=threads, lease_seconds=lease_seconds, on_lost=on_lost
+            store,
+            worker_id,
+            clock=clock,
+            threads=threads,
+            lease_seconds=lease_seconds,
+            on_lost=on_lost,
+            is_hopeless=is_hopeless,
         )
-
-    def loop_moved(self) -> None:
-        """The worker's loop is alive."""
-        self._moved_at = self._clock.monotonic()
 
     def is_fresh(self, since: float) -> bool:
         """Whether a fence checked at `since` (monotonic) still proves the lease: less than two thirds of it ago (P11).
@@ -82,13 +88,7 @@ class Incarnation:
 
     def _beat(self) -> bool:
         """On the heartbeat thread: renew; return whether to go on."""
-        stuck = self._clock.monotonic() - self._moved_at
-        if stuck > HARD_LIMIT_SECONDS:
-            log.error(
-                "the loop of worker %d has not moved for %.0f s: its lease is not renewed",
-                self.worker_id,
-                stuck,
-            )
+        if self._is_hopeless():
             return True
         try:
             alive = self._store.beat(self.worker_id)

@@ -34,6 +34,7 @@ class AttemptState(Enum):
     MARKING = "marking"  # has a slot; its start is being written
     RUNNING = "running"
     BACKOFF = "backoff"
+    OPEN = "open"  # its code has ended; somebody outside completes it
     DONE = "done"  # its outcome is on its way into the journal
     DROPPED = "dropped"  # nobody waits for it any more
 
@@ -68,6 +69,9 @@ class Attempt(msgspec.Struct, eq=False):
     pulse: Pulse | None = None
     details: bytes | None = None
     failure: Failure | None = None
+    answer: Message | None = None  # from outside, in the inbox until its outcome is in the journal
+    limit_at_us: int | None = None  # when an open attempt expires, heartbeats or not
+    open_until_us: int | None = None  # when it expires without another heartbeat
 
     def latest_details(self) -> bytes | None:
         """Return what its last heartbeat told, this attempt's or an earlier one's."""
@@ -106,12 +110,15 @@ class LiveRun:
         "claim_no",
         "definition",
         "generation",
+        "has_open",
         "idle_since",
         "inbox",
         "instance",
         "is_held",
         "is_recovered",
+        "is_suspect",
         "leave_asked",
+        "opened",
         "outcomes",
         "phase",
         "pk",
@@ -120,6 +127,7 @@ class LiveRun:
         "release_asked",
         "run_id",
         "seen",
+        "spent",
         "turn",
     )
 
@@ -140,7 +148,10 @@ class LiveRun:
         self.leave_asked = False  # hand it back as soon as nothing of it is on its way
         self.is_held = False  # paused: only outcomes of what runs are fed, nothing new begins
         self.is_recovered = False  # what its last owner left was seen to: all later attempts began here
+        self.opened = 0  # attempts that somebody outside completes: nothing of them runs here
         self.inbox: deque[Message] = deque()
+        self.has_open = False  # some attempt of it was ever left to somebody outside
+        self.spent: list[Message] = []  # answers without an outcome, to be consumed by the next turn
         self.seen = 0
         self.received = (
             0  # the highest message number ever taken in: one being committed is still a row of the inbox
@@ -151,8 +162,10 @@ class LiveRun:
     def take(self, claim: Claim) -> None:
         """Start over from what the store says: the journal and the inbox as they are now."""
         self.claim = claim
+        self.is_suspect = claim.is_suspect  # not to be driven but by `suspects.py`
         self.claim_no = claim.claim_no
         self.inbox = deque(claim.inbox)
+        self.spent.clear()
         self.seen = claim.inbox[0].msg - 1 if claim.inbox else claim.msg_seq
         self.received = claim.inbox[-1].msg if claim.inbox else self.seen
 
@@ -172,7 +185,7 @@ class LiveRun:
     @property
     def has_work(self) -> bool:
         """Whether an activity of it is running, queued or backing off here (then it keeps its owner, P12)."""
-        return bool(self.attempts) or bool(self.outcomes)
+        return len(self.attempts) > self.opened or bool(self.outcomes)
 
     @property
     def has_running_attempts(self) -> bool:

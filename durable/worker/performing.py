@@ -21,7 +21,7 @@ import asyncio
 import inspect
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Final, assert_never
@@ -29,7 +29,7 @@ from typing import Any, Final, assert_never
 import msgspec
 
 from durable import failures
-from durable.activities import ActivityInfo, Pulse, _pulse, decode_details
+from durable.activities import ActivityInfo, CompleteAsync, Pulse, _pulse, decode_details
 from durable.client import url_here
 from durable.definitions import ActivityDefinition
 from durable.engine.runtime import ActivityCall
@@ -38,8 +38,10 @@ from durable.failures import Failure
 from durable.retry import asked_delay_us
 from durable.seams import Clock, Executor, Random
 from durable.store.records import AttemptRow
+from durable.worker.completions import Completions
 from durable.worker.live import Attempt, AttemptState, Item, LiveRun, Outcome, Phase, TimeoutKind
 from durable.worker.runners import Runners, StaleError
+from durable.worker.watchdog import Interrupted, blocked
 
 LATE_SECONDS: Final = 5.0  # how long a timed-out coroutine may take to unwind before it is given up
 HELD_UP_SECONDS: Final = 0.05  # a timer that rings so late was held up with the loop, and so were heartbeats
@@ -90,6 +92,7 @@ class Performer:
         self._runners = Runners(clock=clock, context=self._context, on_ended=self._ended)
         self._loop = asyncio.get_running_loop()
         self._on_details = self._note
+        self._describe = self._describe_attempt
         self._queue: deque[Attempt] = deque()
         self._running: set[Attempt] = set()
         # By interval: the timer of the next write, and who has something to tell.
@@ -97,11 +100,24 @@ class Performer:
         self.is_draining = False
         self.is_stopping: Callable[[], bool] = lambda: False
         self.on_idle: Callable[[], None] = lambda: None
+        self.completions: Completions  # set by the worker: what is completed from outside
 
     @property
     def running(self) -> int:
         """Attempts whose code runs now."""
         return len(self._running)
+
+    def attempt_of(self, task: asyncio.Task[Any]) -> str | None:
+        """Return which attempt a task of the loop performs, in words; for the watchdog, from its thread, while the loop stands still."""
+        in_first_step = self._runners.is_runner(task)
+        for attempt in list(self._running):
+            is_async = attempt.call.definition.is_async
+            if attempt.task is task or (
+                in_first_step and is_async and attempt.begun and attempt.task is None
+            ):
+                name = attempt.call.definition.name
+                return f"attempt {attempt.number} of activity {name!r} of run {attempt.run.run_id!r}"
+        return None
 
     # ─ slots ──
 
@@ -227,6 +243,8 @@ class Performer:
         if call.closing == "wait":
             attempt.cancelled = True
             self._cancelled(attempt)  # what ran of it ended with its worker, or was handed back
+        elif row is not None and row.completion:
+            self.completions.reopened(attempt, row)
         elif row.state == "started" if row is not None else was_started:
             self._lost(attempt)
         elif row is not None and row.state == "backoff":
@@ -260,10 +278,14 @@ class Performer:
             attempt.cancelled = True
             if attempt.state is AttemptState.RUNNING:
                 self._stop_code(attempt, reason)
-            elif attempt.state in (AttemptState.QUEUED, AttemptState.BACKOFF):
+            elif attempt.state in (AttemptState.QUEUED, AttemptState.BACKOFF, AttemptState.OPEN):
+                if attempt.state is AttemptState.OPEN:
+                    self.completions.closed(attempt)
                 self._cancelled(attempt)
             return
         del run.attempts[op]
+        if attempt.state is AttemptState.OPEN:
+            self.completions.closed(attempt)
         if how == "abandon" and attempt.state is AttemptState.RUNNING:
             attempt.state = AttemptState.DROPPED
             attempt.stop_timer()
@@ -282,15 +304,20 @@ class Performer:
         """Return the rows that uncharge attempts which this worker gives up, though nothing was wrong with them.
 
         Also one that succeeded, if its run stops before the result could be recorded. A failure stays charged, and so does an
-        attempt whose policy forbids another after a lost one: it was interrupted, and nobody knows how far it came.
+        attempt whose policy forbids another after a lost one: it was interrupted, and nobody knows how far it came. An answer
+        from outside waits in the inbox.
         """
-        succeeded = {outcome.op for outcome in run.outcomes if outcome.failure is None}
+        succeeded = {
+            outcome.op
+            for outcome in run.outcomes
+            if outcome.failure is None and run.attempts[outcome.op].answer is None
+        }
         return [
             AttemptRow(
                 op=op, attempt=attempt.number - 1, state="handed_back", details=attempt.latest_details()
             )
             for op, attempt in run.attempts.items()
-            if (attempt.state is AttemptState.RUNNING or op in succeeded)
+            if ((attempt.state is AttemptState.RUNNING and attempt.answer is None) or op in succeeded)
             and not issubclass(WorkerLostError, attempt.call.definition.retry.no_retry)
         ]
 
@@ -344,7 +371,7 @@ class Performer:
             attempt.number,
             self.fence,
             self.fresh_until,
-            _describe,
+            self._describe,
             self._loop,
             self._on_details,
             attempt.details,
@@ -395,6 +422,20 @@ class Performer:
             self._ended(attempt, task, broken, b"", None)
         else:
             self._ended(attempt, task, *task.result())
+
+    def _describe_attempt(self, pulse: Pulse) -> ActivityInfo:
+        """Return what the activity may know of itself; made only if it asks."""
+        attempt: Attempt = pulse.owner
+        return ActivityInfo(
+            run_id=attempt.run.run_id,
+            workflow=attempt.run.definition.name,
+            activity=attempt.call.definition.name,
+            attempt=pulse.number,
+            idempotency_key=attempt.call.key,
+            heartbeat_details=pulse.earlier,
+            _pulse=pulse,
+            _make_token=partial(self.completions.token, attempt, pulse.number),
+        )
 
     # ─ limits ──
 
@@ -498,6 +539,15 @@ class Performer:
         attempt: Attempt = pulse.owner
         if attempt.pulse is not pulse or attempt.state is not AttemptState.RUNNING:
             return
+        if (
+            pulse.has_token and not attempt.has_row
+        ):  # at once: an answer may come any moment, and looks for the row
+            pulse.is_noted = False
+            row = AttemptRow(
+                op=attempt.call.op, attempt=attempt.number, state="started", details=pulse.details
+            )
+            self._mark(attempt.run, [], [row])
+            return
         limit_us = attempt.call.definition.heartbeat_us
         interval = DETAILS_SECONDS_MAX
         if limit_us is not None:
@@ -531,7 +581,13 @@ class Performer:
         data: bytes,
         value: Any,
     ) -> None:
-        if error is None and attempt.state is _RUNNING and attempt.task is task and attempt.timed_out is None:
+        if (
+            error is None
+            and attempt.state is _RUNNING
+            and attempt.task is task
+            and attempt.timed_out is None
+            and attempt.answer is None
+        ):
             self._succeeded(attempt, Outcome(attempt.call.op, attempt.number, data, value))
             return
         if attempt.task is not task:  # given up earlier: its zombie has the slot
@@ -548,6 +604,8 @@ class Performer:
         attempt.keep_details()
         if attempt.state is _DROPPED:
             self._free_slot(attempt)
+        elif attempt.answer is not None:
+            self.completions.settle(attempt)
         elif error is None:
             assert attempt.timed_out is not None, "else it has succeeded"
             self._expire(attempt, attempt.timed_out)
@@ -555,14 +613,18 @@ class Performer:
             attempt.state = AttemptState.DROPPED
             self._free_slot(attempt)
             self._on_stale()
-        elif isinstance(error, asyncio.CancelledError):
+        elif isinstance(error, CompleteAsync) and not attempt.cancelled and attempt.timed_out is None:
+            self.completions.opened(attempt)
+        elif isinstance(error, asyncio.CancelledError | CompleteAsync):
             self._was_cancelled(attempt, error)
+        elif isinstance(error, Interrupted):
+            self._failed(attempt, blocked(attempt.call.definition.name, attempt.number, error))
         else:
             self._failed(attempt, error)
         if self.is_draining and not self._running:
             self.on_idle()
 
-    def _was_cancelled(self, attempt: Attempt, error: asyncio.CancelledError) -> None:
+    def _was_cancelled(self, attempt: Attempt, error: BaseException) -> None:
         if attempt.timed_out is not None:
             self._expire(attempt, attempt.timed_out)
         elif attempt.cancelled:
@@ -591,6 +653,34 @@ class Performer:
         self._queue.append(attempt)
         if self._free > 0:
             self._on_slots()
+
+    # ─ what completions ask ──
+
+    def free_slot(self, attempt: Attempt) -> None:
+        """Give back the slot of an attempt, if it has one."""
+        self._free_slot(attempt)
+
+    def finish(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Let `outcome` be what became of the activity."""
+        self._finish(attempt, outcome)
+
+    def expire(self, attempt: Attempt, kind: TimeoutKind) -> None:
+        """A limit of the attempt has passed."""
+        self._expire(attempt, kind)
+
+    def retry_or_fail(
+        self, attempt: Attempt, failure: Failure, *, is_retryable: bool, delay_us: int | None = None
+    ) -> None:
+        """An attempt has failed: begin the next, or let that be the outcome."""
+        self._retry_or_fail(attempt, failure, is_retryable=is_retryable, delay_us=delay_us)
+
+    def write(self, run: LiveRun, rows: Sequence[AttemptRow]) -> None:
+        """Let rows that tell of what has happened ride on the next commit."""
+        self._mark(run, [], list(rows))
+
+    def resume(self, run: LiveRun) -> None:
+        """See that the run is driven."""
+        self._on_outcome(run)
 
     # ─ what came of it ──
 
@@ -694,20 +784,6 @@ class Performer:
 
 async def _awaited(value: Awaitable[Any]) -> Any:
     return await value
-
-
-def _describe(pulse: Pulse) -> ActivityInfo:
-    """Return what the activity may know of itself; made only if it asks."""
-    attempt: Attempt = pulse.owner
-    return ActivityInfo(
-        run_id=attempt.run.run_id,
-        workflow=attempt.run.definition.name,
-        activity=attempt.call.definition.name,
-        attempt=pulse.number,
-        idempotency_key=attempt.call.key,
-        heartbeat_details=pulse.earlier,
-        _pulse=pulse,
-    )
 
 
 def _late_text(definition: ActivityDefinition, number: int, kind: TimeoutKind) -> str:

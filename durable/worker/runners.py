@@ -59,6 +59,10 @@ class Runners:
         elif self._runner is None:
             self._runner = spawn(self._run(), name="durable activities")
 
+    def is_runner(self, task: asyncio.Task[Any]) -> bool:
+        """Whether a task takes first steps now; which one, only the attempt that has begun without a task tells."""
+        return task is self._runner
+
     def close(self) -> None:
         """Step nothing any more; what is queued is the caller's to answer for."""
         self._queue.clear()

@@ -27,10 +27,15 @@ from durable.scheduler.wakeups import Wakeups
 from durable.seams import SystemThreads, Threads, pause, spawn
 from durable.store.records import Claim, Close, Park, Pauses, Rescue, RunRecord, StartRequest, WorkerInfo
 from durable.worker.committing import Committer
+from durable.worker.completions import Completions
 from durable.worker.driving import Driver
+from durable.worker.fingerprint import Fingerprints
 from durable.worker.incarnation import Incarnation
 from durable.worker.live import Item, LiveRun
+from durable.worker.parked import retry_parked
 from durable.worker.performing import Performer
+from durable.worker.suspects import Suspects
+from durable.worker.watchdog import ACTIVATION_SECONDS, Watchdog
 from durable.workflows import DEFAULT_TASK_QUEUE, Workflow
 
 LEASE_SECONDS: Final = 10.0
@@ -63,6 +68,8 @@ class Worker:
     many activities it performs at a time. `lease_seconds` (default 10, or `DURABLE_LEASE_TTL`) is how long a worker that
     hangs keeps its runs; one that died on this host loses them at once. Runs closed longer ago than `retention` (seconds or
     timedelta, default 30 days; None: never) are deleted, by one of the workers for all: give all the same. `threads` is where its threads come from (simulations).
+    `activation_limit` (seconds, default 30) is how long a workflow may compute without awaiting anything durable: past that
+    it is interrupted and its run is parked. A loop that stands still for twice that ends this process, so that others take over.
     """
 
     def __init__(
@@ -76,6 +83,7 @@ class Worker:
         own_only: bool = False,
         retention: Seconds | None = RETENTION,
         threads: Threads | None = None,
+        activation_limit: Seconds = ACTIVATION_SECONDS,
     ) -> None:
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise DefinitionError(f"concurrency must be an integer >= 1, not {concurrency!r}")
@@ -86,6 +94,9 @@ class Worker:
         self.task_queue = task_queue
         self.concurrency = concurrency
         self.lease_seconds = lease_from(lease_seconds)
+        self.activation_seconds = seconds(activation_limit, what="activation_limit")
+        if self.activation_seconds <= 0:
+            raise DefinitionError(f"activation_limit must be above 0 s, not {activation_limit!r}")
         self.name = name or f"{platform.node()}:{os.getpid()}"
         self.rescued: list[Rescue] = []
         self._own_only = own_only
@@ -93,6 +104,7 @@ class Worker:
         self._interest: set[int] = set()
         self._clock = client.clock
         self._threads = threads or SystemThreads()
+        self._fingerprints = Fingerprints()
         self._incarnation: Incarnation | None = None
         self._unsubscribe: Callable[[], None] | None = None
         self._stopping = False
@@ -202,7 +214,16 @@ class Worker:
             on_reload=self._on_reload,
             on_room=self._on_room,
             on_lost_run=self.client.watch.look,
+            code_of=self._fingerprints.of,
             capacity=CACHE_MAX,
+        )
+        self._driver.suspects = self._suspects = Suspects(
+            self._store,
+            self._driver,
+            self._clock,
+            worker_id=lambda: self.worker_id,
+            on_lost=self._on_lost,
+            code_of=self._fingerprints.of,
         )
         self._performer = Performer(
             slots=self.concurrency,
@@ -218,11 +239,31 @@ class Worker:
         self._performer.is_stopping = self._is_torn_down
         self._performer.on_idle = self._on_idle
         self._driver.performer = self._performer
+        self._performer.completions = self._completions = Completions(
+            self._store,
+            self._performer,
+            self._clock,
+            secret=await self._store.read_meta("database_id") or "",
+            worker_id=lambda: self.worker_id,
+            on_lost=self._on_lost,
+        )
         self._committer = Committer(
             self._store, self._driver, self._clock, self._current_incarnation, self._on_lost
         )
         self.rescued = await self._store.rescue_dead_workers(self.lease_seconds)
-        await self._incarnate()
+        self._watchdog = Watchdog(
+            clock=self._clock,
+            threads=self._threads,
+            activation_seconds=self.activation_seconds,
+            ends_process=not self._own_only,
+            attempt_of=self._performer.attempt_of,
+        )
+        self._driver.watch = self._watchdog.watch
+        try:
+            await self._incarnate()
+        except BaseException:
+            self._watchdog.stop()
+            raise
         self._forget_driver = self.client.watch.add_driver(self._driver.runs.__contains__)
         self._forget_worker = self.client.add_worker(self)
 
@@ -240,6 +281,7 @@ class Worker:
             threads=self._threads,
             lease_seconds=self.lease_seconds,
             on_lost=self._on_lost,
+            is_hopeless=lambda: self._watchdog.is_hopeless,
         )
         self._lost = False
         self._driver.worker_id = self._incarnation.worker_id
@@ -254,6 +296,8 @@ class Worker:
             spawn(self._committer.run(), name="durable commits"),
             spawn(self._sync(), name="durable claims"),
             spawn(self._reload(), name="durable reloads"),
+            spawn(self._suspects.run(), name="durable suspects"),
+            spawn(self._completions.run(), name="durable completions"),
             spawn(self._keep_house(), name="durable housekeeping"),
             spawn(fire_due(self._store, self._clock, self._wakeups.hint), name="durable timers"),
             spawn(
@@ -274,6 +318,8 @@ class Worker:
                 worker_id=lambda: self.worker_id,
             )
             loops.append(spawn(keeping, name="durable retention"))
+        if not self._own_only:
+            loops.append(spawn(self._retry_parked(), name="durable parked runs"))
         for loop in loops:
             loop.add_done_callback(lambda _: self._wake_main())
         try:
@@ -361,6 +407,7 @@ class Worker:
             self._forget_worker()
             self._driver.stop()
             await self._performer.unwind(UNWIND_SECONDS)
+            self._watchdog.stop()
             self._close_incarnation()
             self._incarnation = None
             self._executor.close()
@@ -443,6 +490,18 @@ class Worker:
             )
         )
 
+    async def _retry_parked(self) -> None:
+        await retry_parked(
+            self._store,
+            task_queue=self.task_queue,
+            worker_id=lambda: self.worker_id,
+            room=lambda: 0 if self._stopping or self._lost else self._driver.room,
+            codes=lambda: [
+                (one.name, one.version, self._fingerprints.of(one)) for one in self.registry.all()
+            ],
+            adopt=self._driver.adopt,
+        )
+
     async def _check_ownership(self) -> None:
         """Compare what the store says is ours with what is driven here: drop what was taken away, take up what was left lying."""
         owned = await self._store.owned_runs(self.worker_id)
@@ -485,12 +544,13 @@ class Worker:
     async def _keep_house(self) -> None:
         """Show that the loop lives; release what only waits."""
         while True:
-            if self._incarnation is not None:
-                self._incarnation.loop_moved()
+            self._watchdog.watch.moves += 1
             self._driver.release_idle()
             self._driver.ring()  # the wall clock may have been set meanwhile
             await pause(
-                min(HOUSEKEEPING_SECONDS, 0.05) if self._driver.warm_us == 0 else HOUSEKEEPING_SECONDS
+                0.05
+                if self._driver.warm_us == 0
+                else min(HOUSEKEEPING_SECONDS, self._watchdog.limits.soft / 2)
             )
 
     async def _is_drained(self) -> bool:
@@ -532,6 +592,8 @@ class Worker:
     def _on_rescued(self, rescued: Sequence[Rescue]) -> None:
         for one in rescued:
             log.warning("took back %d runs of worker %s, which is dead", one.runs, one.name)
+            for run_id in one.poison:
+                log.error("run %r is parked: it ended its worker too often; see `durable show`", run_id)
         self._wakeups.hint()
 
     def _on_work(self) -> None:
@@ -592,7 +654,7 @@ def _record(run: LiveRun, item: Item, now_us: int) -> RunRecord:
         reason=after.reason if isinstance(after, (Close, Park)) else None,
         input=claim.input,
         result=after.result if isinstance(after, Close) else None,
-        failure=after.failure if isinstance(after, Close) else None,
+        failure=after.failure if isinstance(after, (Close, Park)) else None,
     )
 
 

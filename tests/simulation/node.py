@@ -117,6 +117,15 @@ class VirtualThreads:
     def repeat(self, fn: Callable[[], bool], interval: float, *, name: str) -> VirtualRepeater:
         return VirtualRepeater(self._node.heart, fn, interval)
 
+    def interrupt(self, thread: int, error: type[BaseException] | None) -> None:
+        """Never needed: nothing here takes real time."""
+
+    def guard_process(self, seconds: float | None) -> None:
+        """As `interrupt`."""
+
+    def end_process(self) -> None:
+        self._node.simulation.strike_here(self._node, "ends itself", 0.0)
+
 
 class VirtualExecutor:
     """At most `threads` functions between their begin and their end; each runs in one go, at a time of chance's choosing."""

@@ -136,7 +136,7 @@ async def declare_dead(client: Client, worker: Worker) -> int:
     """Do to a worker what others do that think it dead; return the id it had."""
     worker_id = worker.worker_id
     store: Any = client.store
-    await store._write(lambda db: store._stop_worker(worker_id, None, db))
+    await store._write(lambda db: store._stop_worker(worker_id, None, True, db))
     return worker_id
 
 

@@ -50,6 +50,7 @@ EXPORTED: Final = {
     # inside an activity
     "ActivityInfo",
     "activity_info",
+    "raise_complete_async",
     # outside
     "Blocker",
     "Client",
@@ -116,9 +117,11 @@ EXPORTED: Final = {
     "Result",
     "UnwrapError",
     # errors
+    "ActivityClosedError",
     "ActivityError",
     "ActivityTimeoutError",
     "ArgumentsError",
+    "BlockedLoopError",
     "DefinitionError",
     "DurableError",
     "InternalError",
@@ -129,6 +132,7 @@ EXPORTED: Final = {
     "NotADatabaseError",
     "PayloadError",
     "PlatformFault",
+    "PoisonError",
     "RunCancelledError",
     "RunConflictError",
     "RunNotFoundError",
@@ -137,6 +141,7 @@ EXPORTED: Final = {
     "SchemaVersionError",
     "StoreBusyError",
     "StoreError",
+    "StuckWorkflowError",
     "UndecodableError",
     "UnknownWorkflowError",
     "WorkerLostError",

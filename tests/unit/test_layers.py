@@ -28,6 +28,7 @@ FLOORS: Final = {
     "payloads": 0,
     "telemetry": 0,
     "definitions": 1,
+    "tokens": 1,
     "journal": 1,
     "engine": 2,
     "store": 2,

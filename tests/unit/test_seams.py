@@ -63,6 +63,10 @@ ALLOWED: Final = {
         "threading.Event",
     ): "what a waiting writer pauses on; starts no thread",
     (
+        "durable/worker/watchdog.py",
+        "threading.Lock",
+    ): "guards what two threads share; starts no thread",
+    (
         "durable/store/sqlite/checkpointer.py",
         "threading.Event",
     ): "how its thread, from the seams, is told to end",
@@ -83,6 +87,7 @@ LATE_IMPORTS: Final = {
     "durable/outside.py": "the one upward door: the default engine, at the call of a workflow in a plain script",
     "durable/__main__.py": "the command line, which the library does not need",
     "durable/engine/anyio_scopes.py": "anyio's asyncio backend, which `import durable` must not import",
+    "durable/seams.py": "ctypes, which only code that is stuck needs",
     "durable/engine/awaiting.py": "anyio, which `import durable` must not import",
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import ModuleType
 from typing import Any
@@ -24,7 +23,6 @@ from durable import (
     sleep,
     workflow,
 )
-from durable.worker import incarnation as incarnation_module
 from tests.support.workers import (
     AT_ONCE,
     Calls,
@@ -461,30 +459,6 @@ async def test_a_worker_declared_dead_during_a_commit_survives_its_late_reply(cl
 
         assert await run.result(10) == 5
         worker._store.commit_turns = real  # type: ignore[method-assign]  # as it was
-
-
-async def test_a_worker_whose_loop_hangs_stops_renewing(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Renewing means that the loop lives (P11): past the hard limit no beat is written."""
-    monkeypatch.setattr(incarnation_module, "HARD_LIMIT_SECONDS", 0.2)
-    async with running_worker(client, waits, lease_seconds=10) as worker:
-        incarnation = worker._incarnation
-        assert incarnation is not None
-        beats = 0
-        real: Callable[[int], bool] = worker._store.beat
-
-        def beat(worker_id: int) -> bool:
-            nonlocal beats
-            beats += 1
-            return real(worker_id)
-
-        monkeypatch.setattr(worker._store, "beat", beat)
-        incarnation._beat()
-        assert beats == 1
-        incarnation._moved_at -= 1
-        incarnation._beat()
-        assert beats == 1
 
 
 async def test_a_silent_worker_of_the_same_process_is_taken_over_after_a_lease(

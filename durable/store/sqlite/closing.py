@@ -51,6 +51,8 @@ def _close_by_force(
             for part, data in enumerate(encode_turn(0, [end]), FIRST_PART)
         ],
     )
+    # What a parked run stopped on is not what it ended with.
+    db.execute(sql["write_outcome"], {**key, "result": None, "failure": None})
     db.execute(sql["empty_inbox"], {"run": run})
     db.execute(sql["delete_attempts"], (run, generation))
     return True

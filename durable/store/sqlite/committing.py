@@ -135,6 +135,9 @@ class TurnWriter:
                     row.due_at_us,
                     row.failure,
                     row.details,
+                    row.completion,
+                    row.limit_at_us,
+                    row.heartbeat_us,
                 )
                 for commit in open_ones
                 for row in commit.attempts
@@ -160,8 +163,13 @@ class TurnWriter:
                 freed = db.execute(sql["hand_back_run"], {**fence, "now_us": now_us})
                 return "committed" if freed.rowcount else "lost"
             case Park():
-                parked = db.execute(sql["park_run"], {**fence, "reason": after.reason})
-                return "committed" if parked.rowcount else "lost"
+                if not db.execute(
+                    sql["park_run"], {**fence, "reason": after.reason, "code": after.code}
+                ).rowcount:
+                    return "lost"
+                fault = {"run": commit.pk, "generation": commit.generation, "failure": after.failure}
+                db.execute(sql["write_outcome"], {**fault, "result": None})
+                return "committed"
             case Close():
                 raise InternalError("runs are closed together")
             case NextGeneration():

@@ -7,7 +7,7 @@ import sqlite3
 import msgspec
 
 from durable.errors import WorkflowStateError
-from durable.store.records import DueOutcome, SendOutcome
+from durable.store.records import CRASHES_MAX, DueOutcome, SendOutcome
 from durable.store.sqlite.closing import terminate, time_out
 from durable.store.sqlite.codes import is_closed, shown_status
 from durable.store.sqlite.reading import run_not_found
@@ -33,6 +33,11 @@ def send_message(db: sqlite3.Connection, sql: Statements, message: Outgoing, now
             return SendOutcome(msg=row[0], duplicate=True)
     if is_closed(code):
         raise closed(message.run_id, code, started, "it takes no more messages")
+    return SendOutcome(msg=put_message(db, sql, run, message, now_us), duplicate=False)
+
+
+def put_message(db: sqlite3.Connection, sql: Statements, run: int, message: Outgoing, now_us: int) -> int:
+    """Count and store a message for an open run; return its number."""
     ((msg,),) = db.execute(sql["count_message"], {"run": run, "now_us": now_us}).fetchall()
     db.execute(
         sql["insert_message"],
@@ -40,7 +45,7 @@ def send_message(db: sqlite3.Connection, sql: Statements, message: Outgoing, now
     )
     if message.message_id is not None:
         db.execute(sql["remember_message_id"], {"run": run, "message_id": message.message_id, "msg": msg})
-    return SendOutcome(msg=msg, duplicate=False)
+    return int(msg)
 
 
 def terminate_run(
@@ -52,8 +57,12 @@ def terminate_run(
 
 
 def unpark_run(db: sqlite3.Connection, sql: Statements, run_id: str, now_us: int) -> bool:
-    address(db, sql, run_id)
-    return bool(db.execute(sql["unpark_run"], {"run_id": run_id, "now_us": now_us}).rowcount)
+    run, generation, _, _ = address(db, sql, run_id)
+    chosen = {"run_id": run_id, "now_us": now_us, "crashes_max": CRASHES_MAX}
+    if not db.execute(sql["unpark_run"], chosen).rowcount:
+        return False
+    db.execute(sql["forget_fault"], {"run": run, "generation": generation})
+    return True
 
 
 def wake_run(db: sqlite3.Connection, sql: Statements, run_id: str, now_us: int) -> bool:

@@ -65,9 +65,21 @@ SELECT wake_addr FROM worker WHERE is_alive = 1 AND wake_addr IS NOT NULL;
 UPDATE worker SET is_alive = 0, stopped_at_us = :now_us WHERE id = :worker AND is_alive = 1;
 
 -- name: release_runs_of_worker
+-- `is_crash`: nobody knows which of them ended the worker, so all of them are suspects (P14).
 UPDATE run SET
-    status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, owner = NULL, ready_at_us = :now_us, is_delayed = 0
+    status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, owner = NULL, ready_at_us = :now_us, is_delayed = 0,
+    suspicion = max(min(suspicion, 1), :is_crash)
 WHERE owner = :worker;
+
+-- name: suspect_of_worker
+-- The run that a worker drove alone when it died.
+SELECT id, run_id, generation, crashes FROM run WHERE owner = :worker AND suspicion = 2;
+
+-- name: count_crash
+UPDATE run SET crashes = crashes + 1, suspicion = 1 WHERE id = :run;
+
+-- name: park_poison
+UPDATE run SET status = 3, owner = NULL, reason = :reason, ready_at_us = :now_us, is_delayed = 0 WHERE id = :run;
 
 -- name: list_workers
 SELECT id, name, host, pid, task_queue, is_embedded, is_alive, started_at_us, stopped_at_us, definitions,
@@ -131,7 +143,7 @@ UPDATE run SET
     status = :status, claim_no = claim_no + 1, attempt = 1, owner = :owner, ready_at_us = :ready_at_us,
     is_delayed = :is_delayed, due_at_us = NULL, deadline_us = :deadline_us, created_at_us = :now_us,
     started_at_us = :started_at_us, closed_at_us = NULL, reason = NULL, parent = :parent, paused_at_us = NULL,
-    pause_reason = NULL
+    pause_reason = NULL, suspicion = 0, crashes = 0, tried_code = ''
 WHERE id = :run
 RETURNING generation, epoch, claim_no, msg_seq;
 
@@ -149,7 +161,8 @@ ORDER BY generation LIMIT 1;
 UPDATE run SET
     generation = generation + 1, epoch = epoch + :new_epoch, attempt = :attempt, status = 0, claim_no = claim_no + 1,
     ready_at_us = :now_us, is_delayed = 0, due_at_us = NULL, deadline_us = :deadline_us, created_at_us = :now_us,
-    started_at_us = NULL, closed_at_us = NULL, reason = NULL, paused_at_us = NULL, pause_reason = NULL
+    started_at_us = NULL, closed_at_us = NULL, reason = NULL, paused_at_us = NULL, pause_reason = NULL, suspicion = 0,
+    crashes = 0, tried_code = ''
 WHERE id = :run;
 
 -- ─ claiming ──
@@ -208,13 +221,28 @@ LIMIT :count;
 -- name: claim_runs
 UPDATE run SET
     status = 1, owner = :worker, claim_no = claim_no + 1, due_at_us = NULL, is_delayed = 0,
-    started_at_us = coalesce(started_at_us, :now_us)
+    started_at_us = coalesce(started_at_us, :now_us), suspicion = min(suspicion, 1)
 WHERE id IN (SELECT value FROM json_each(:runs)) AND status = 0 AND (is_delayed = 0 OR ready_at_us <= :now_us)
 RETURNING id;
 
+-- name: find_parked_runs
+SELECT run.id, json_extract(wanted.value, '$[2]')
+FROM json_each(:codes) AS wanted
+CROSS JOIN run ON run.workflow = json_extract(wanted.value, '$[0]') AND run.version = json_extract(wanted.value, '$[1]')
+    AND run.task_queue = :task_queue AND run.status = 3
+WHERE instr(' ' || run.tried_code || ' ', ' ' || json_extract(wanted.value, '$[2]') || ' ') = 0
+ORDER BY run.id
+LIMIT :count;
+
+-- name: claim_parked_run
+UPDATE run SET
+    status = 1, owner = :worker, claim_no = claim_no + 1, is_delayed = 0, reason = NULL,
+    suspicion = min(suspicion, 1), tried_code = ltrim(tried_code || ' ' || :code)
+WHERE id = :run AND status = 3 AND instr(' ' || tried_code || ' ', ' ' || :code || ' ') = 0;
+
 -- name: read_owned_runs
 SELECT run.id, run.run_id, run.generation, run.epoch, run.claim_no, run.workflow, run.version, run.task_queue,
-    run.attempt, run_payload.input, run.deadline_us, run.created_at_us, run.msg_seq
+    run.attempt, run_payload.input, run.deadline_us, run.created_at_us, run.msg_seq, run.suspicion
 FROM json_each(:runs) AS chosen
 CROSS JOIN run ON run.id = chosen.value
 JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = run.generation
@@ -237,7 +265,8 @@ WHERE run.owner = :worker
 ORDER BY inbox.run, inbox.msg;
 
 -- name: read_owned_attempts
-SELECT attempt.run, attempt.op, attempt.attempt, attempt.state, attempt.due_at_us, attempt.failure, attempt.details
+SELECT attempt.run, attempt.op, attempt.attempt, attempt.state, attempt.due_at_us, attempt.failure, attempt.details,
+    attempt.completion, attempt.limit_at_us, attempt.heartbeat_us
 FROM json_each(:runs) AS chosen
 CROSS JOIN run ON run.id = chosen.value
 CROSS JOIN attempt ON attempt.run = run.id AND attempt.generation = run.generation
@@ -272,10 +301,13 @@ INSERT INTO journal (run, generation, turn, part, data) VALUES (?, ?, ?, ?, ?);
 DELETE FROM inbox WHERE id = ? AND run = ?;
 
 -- name: upsert_attempt
-INSERT INTO attempt (run, generation, op, attempt, state, due_at_us, failure, details) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO attempt (
+    run, generation, op, attempt, state, due_at_us, failure, details, completion, limit_at_us, heartbeat_us
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (run, generation, op) DO UPDATE SET
     attempt = excluded.attempt, state = excluded.state, due_at_us = excluded.due_at_us, failure = excluded.failure,
-    details = coalesce(excluded.details, details);
+    details = coalesce(excluded.details, details), completion = excluded.completion,
+    limit_at_us = excluded.limit_at_us, heartbeat_us = excluded.heartbeat_us;
 
 -- name: delete_attempt
 DELETE FROM attempt WHERE run = ? AND generation = ? AND op = ?;
@@ -300,8 +332,27 @@ UPDATE run SET
     status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, owner = NULL, ready_at_us = :now_us, is_delayed = 0
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
 
+-- name: try_suspect
+UPDATE run SET
+    suspicion = 2,
+    tried_code = CASE
+        WHEN instr(' ' || tried_code || ' ', ' ' || :code || ' ') THEN tried_code ELSE ltrim(tried_code || ' ' || :code)
+    END
+WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
+
+-- name: clear_suspect
+-- Whether it is still held here or has gone to rest; not if somebody else has claimed it since.
+UPDATE run SET suspicion = 0, crashes = 0 WHERE id = ? AND claim_no = ? AND suspicion > 0;
+
+-- name: adjourn_suspect
+UPDATE run SET suspicion = 1 WHERE id = ? AND claim_no = ? AND suspicion = 2;
+
 -- name: park_run
-UPDATE run SET status = 3, owner = NULL, reason = :reason
+UPDATE run SET
+    status = 3, owner = NULL, reason = :reason,
+    tried_code = CASE
+        WHEN instr(' ' || tried_code || ' ', ' ' || :code || ' ') THEN tried_code ELSE ltrim(tried_code || ' ' || :code)
+    END
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
 
 -- name: next_generation
@@ -392,10 +443,31 @@ SELECT coalesce(max(turn), 0) FROM journal WHERE run = :run AND generation = :ge
 -- name: empty_inbox
 DELETE FROM inbox WHERE run = :run;
 
+-- name: started_attempt
+SELECT completion, due_at_us FROM attempt
+WHERE run = :run AND generation = :generation AND op = :op AND attempt = :attempt AND state = 'started';
+
+-- name: settle_attempt
+UPDATE attempt SET completion = :completion WHERE run = :run AND generation = :generation AND op = :op;
+
+-- name: beat_attempt
+UPDATE attempt SET
+    details = :details,
+    due_at_us = CASE
+        WHEN completion <> 'open' OR heartbeat_us IS NULL THEN due_at_us
+        ELSE min(coalesce(limit_at_us, :now_us + heartbeat_us), :now_us + heartbeat_us)
+    END
+WHERE run = :run AND generation = :generation AND op = :op;
+
 -- name: unpark_run
+-- One that has ended workers goes on as a suspect, with one crash to go: it had its chances.
 UPDATE run SET
-    status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, ready_at_us = :now_us, is_delayed = 0, reason = NULL
+    status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, ready_at_us = :now_us, is_delayed = 0, reason = NULL,
+    suspicion = min(crashes, 1), crashes = min(crashes, :crashes_max - 1)
 WHERE run_id = :run_id AND status = 3;
+
+-- name: forget_fault
+UPDATE run_payload SET failure = NULL WHERE run = :run AND generation = :generation;
 
 -- name: wake_run
 UPDATE run SET
@@ -498,7 +570,9 @@ LIMIT :count;
 SELECT turn, part, data FROM journal WHERE run = :run AND generation = :generation ORDER BY turn, part;
 
 -- name: read_attempts
-SELECT op, attempt, state, due_at_us, failure, details FROM attempt WHERE run = :run AND generation = :generation ORDER BY op;
+SELECT op, attempt, state, due_at_us, failure, details, completion, limit_at_us, heartbeat_us
+FROM attempt
+WHERE run = :run AND generation = :generation ORDER BY op;
 
 -- name: count_backlog
 -- One arm per partial index: ready, owned, resting. What is paused waits for somebody.

@@ -125,7 +125,7 @@ def read_claims(db: sqlite3.Connection, sql: Statements, worker: int, pks: Seque
     for row in db.execute(sql["read_owned_runs"], chosen):
         (
             pk, run_id, generation, epoch, claim_no, workflow, version, task_queue, attempt, input, deadline, created,
-            msg_seq,
+            msg_seq, suspicion,
         ) = row  # fmt: skip
         claims.append(
             Claim(
@@ -145,15 +145,24 @@ def read_claims(db: sqlite3.Connection, sql: Statements, worker: int, pks: Seque
                 journal=journals.get(pk, []),
                 inbox=inboxes.get(pk, []),
                 attempts=attempts.get(pk, []),
+                is_suspect=suspicion > 0,
             )
         )
     return claims
 
 
 def attempt_row(row: Sequence[Any]) -> AttemptRow:
-    op, attempt, state, due_at_us, failure, details = row
+    op, attempt, state, due_at_us, failure, details, completion, limit_at_us, heartbeat_us = row
     return AttemptRow(
-        op=op, attempt=attempt, state=state, due_at_us=due_at_us, failure=failure, details=details
+        op=op,
+        attempt=attempt,
+        state=state,
+        due_at_us=due_at_us,
+        failure=failure,
+        details=details,
+        completion=completion,
+        limit_at_us=limit_at_us,
+        heartbeat_us=heartbeat_us,
     )
 
 

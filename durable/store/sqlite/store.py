@@ -23,11 +23,14 @@ from durable.errors import StoreError
 from durable.seams import Clock, Executor, SystemRandom, ThreadExecutor
 from durable.store.migrations import load_migrations
 from durable.store.records import (
+    ActivityAnswer,
+    AnswerVerdict,
     AttemptRow,
     Backlog,
     Claim,
     ClosedRuns,
     DueOutcome,
+    Expiry,
     HandBack,
     JournalRow,
     Message,
@@ -46,12 +49,22 @@ from durable.store.records import (
     StartRequest,
     Stay,
     StoreHealth,
+    Trial,
     TurnCommit,
     Verdict,
     WorkerInfo,
     WorkerRecord,
 )
-from durable.store.sqlite import forks, location, maintenance, messages, pausing, reading
+from durable.store.sqlite import (
+    completions,
+    forks,
+    location,
+    maintenance,
+    messages,
+    pausing,
+    reading,
+    suspects,
+)
 from durable.store.sqlite.checkpointer import Checkpointer
 from durable.store.sqlite.committing import TurnWriter, lease_lost, require_alive
 from durable.store.sqlite.connection import Writer, database_uri
@@ -240,11 +253,11 @@ class SqliteStore:
     async def retire_worker(self, worker_id: int) -> None:
         """Stop the incarnation and set its runs ready, then drop its lock."""
         liveness = self._require_liveness()
-        released = await self._write(partial(self._stop_worker, worker_id, None))
+        released = await self._write(partial(self._stop_worker, worker_id, None, False))
         liveness.drop(worker_id, remove=True)
         if (name := self._workers.pop(worker_id, None)) is not None:
             self._wakeups.close_socket(name)
-        if released:
+        if released is not None and released[0]:
             self._wakeups.tell(others=True)
 
     async def rescue_dead_workers(self, lease_seconds: float, *, observer: int | None = None) -> list[Rescue]:
@@ -257,23 +270,24 @@ class SqliteStore:
             if worker.worker == observer:
                 continue
             grip = liveness.grip(worker.worker)
-            runs = None
+            stopped = None
             try:
                 if grip is not None and (
                     not is_foreign(worker) or beat_before_boot(worker, self._clock.now_us())
                 ):
-                    runs = await self._write(partial(self._stop_worker, worker.worker, None))
+                    stopped = await self._write(partial(self._stop_worker, worker.worker, None, True))
                 elif await self._is_silent(worker, lease_seconds):
-                    runs = await self._write(partial(self._stop_worker, worker.worker, worker.beat))
+                    stopped = await self._write(partial(self._stop_worker, worker.worker, worker.beat, True))
             finally:
                 if grip is not None:
-                    grip.let_go(remove=runs is not None)
-            if runs is None:
+                    grip.let_go(remove=stopped is not None)
+            if stopped is None:
                 continue
+            runs, poison = stopped
             liveness.remove(worker.worker)
             if worker.wake_addr is not None:
                 self._wakeups.remove_socket(worker.wake_addr)
-            rescued.append(Rescue(worker_id=worker.worker, name=worker.name, runs=runs))
+            rescued.append(Rescue(worker_id=worker.worker, name=worker.name, runs=runs, poison=tuple(poison)))
         if rescued:
             self._wakeups.tell(others=True)
         return rescued
@@ -310,7 +324,9 @@ class SqliteStore:
         rows = db.execute(self._sql["prove_writable"], {"worker": worker}).fetchall()
         return rows[0][0] if rows else None
 
-    def _stop_worker(self, worker: int, beat: int | None, db: sqlite3.Connection) -> int | None:
+    def _stop_worker(
+        self, worker: int, beat: int | None, is_crash: bool, db: sqlite3.Connection
+    ) -> tuple[int, list[str]] | None:
         """Mark a live worker stopped and set its runs ready; None if it was not alive, or has beaten since `beat`."""
         now = {"worker": worker, "now_us": self._clock.now_us()}
         if beat is not None:
@@ -319,7 +335,7 @@ class SqliteStore:
                 return None
         if not db.execute(self._sql["stop_worker"], now).rowcount:
             return None
-        return db.execute(self._sql["release_runs_of_worker"], now).rowcount
+        return suspects.release_runs(db, self._sql, worker, is_crash=is_crash, now_us=now["now_us"])
 
     async def take_role(self, worker_id: int, role: str) -> bool:
         def take(db: sqlite3.Connection) -> bool:
@@ -376,6 +392,36 @@ class SqliteStore:
         chosen = {"worker": worker, "runs": reading.json_text(found), "now_us": now_us}
         taken = {row[0] for row in db.execute(self._sql["claim_runs"], chosen).fetchall()}
         return reading.read_claims(db, self._sql, worker, [run for run in found if run in taken])
+
+    async def claim_parked_runs(
+        self,
+        worker_id: int,
+        *,
+        limit: int,
+        task_queue: str,
+        codes: Sequence[tuple[str, int, str]],
+    ) -> list[Claim]:
+        chosen = {"task_queue": task_queue, "codes": reading.json_text(codes), "count": limit}
+        with self._reading() as reader:
+            found = reader.execute(self._sql["find_parked_runs"], chosen).fetchall()
+        return await self._write(partial(self._claim_parked, worker_id, found)) if found else []
+
+    def _claim_parked(self, worker: int, found: list[tuple[int, str]], db: sqlite3.Connection) -> list[Claim]:
+        require_alive(db, self._sql, worker)
+        taken = [
+            run
+            for run, code in found
+            if db.execute(
+                self._sql["claim_parked_run"], {"run": run, "worker": worker, "code": code}
+            ).rowcount
+        ]
+        claims = reading.read_claims(db, self._sql, worker, taken)
+        for claim in claims:
+            db.execute(self._sql["forget_fault"], {"run": claim.pk, "generation": claim.generation})
+        return claims
+
+    async def try_suspect(self, worker_id: int, trial: Trial) -> bool:
+        return await self._write(lambda db: suspects.try_suspect(db, self._sql, worker_id, trial))
 
     async def read_claims(self, worker_id: int, pks: Sequence[int]) -> list[Claim]:
         with self._snapshot() as reader:
@@ -461,6 +507,28 @@ class SqliteStore:
         if not outcome.duplicate:
             self._wakeups.tell(others=True)
         return outcome
+
+    async def answer_activity(self, answer: ActivityAnswer, now_us: int) -> AnswerVerdict:
+        verdict = await self._write(lambda db: completions.answer_activity(db, self._sql, answer, now_us))
+        if verdict == "taken" and answer.kind != "heartbeat":
+            self._wakeups.tell(others=True)
+        return verdict
+
+    async def expire_attempt(
+        self, worker_id: int, *, pk: int, generation: int, claim_no: int, attempt: AttemptRow, now_us: int
+    ) -> Expiry:
+        return await self._write(
+            lambda db: completions.expire_attempt(
+                db,
+                self._sql,
+                worker_id,
+                pk=pk,
+                claim_no=claim_no,
+                generation=generation,
+                attempt=attempt,
+                now_us=now_us,
+            )
+        )
 
     async def terminate_run(self, run_id: str, reason: str | None, now_us: int) -> None:
         await self._write(lambda db: messages.terminate_run(db, self._sql, run_id, reason, now_us))

@@ -1,0 +1,94 @@
+"""A worker process whose workflows and activities end it, in every way there is: `python -m tests.crash.programs.deadly URL LIMIT`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import sys
+import time
+
+import durable
+from durable import Retry, Signal, Worker, activity, workflow
+
+AT_ONCE = Retry(max_attempts=3, initial=0.01, maximum=0.01)
+go = Signal("go", int)
+
+
+def die(how: str) -> None:
+    match how:
+        case "exit":
+            os._exit(1)
+        case "abort":
+            os.abort()
+        case "sleep":
+            time.sleep(3600)
+        case "lock":  # C code that holds the interpreter's lock, for longer than anybody waits
+            re.match(r"(a+)+$", "a" * 60 + "b")
+        case "recursion":
+            die("recursion")
+        case "spin":
+            while True:
+                pass
+        case _:
+            raise AssertionError(how)
+
+
+@activity(retry=AT_ONCE)
+async def step(value: int) -> int:
+    return value
+
+
+@activity(retry=AT_ONCE)
+async def deadly_async(how: str) -> None:
+    die(how)
+
+
+@activity(retry=AT_ONCE)
+def deadly_thread(how: str) -> None:
+    die(how)
+
+
+@workflow
+async def deadly(how: str) -> None:
+    with durable.unguarded():
+        die(how)
+
+
+@workflow
+async def deadly_later(how: str) -> None:
+    """Gets on for two steps before it ends its worker."""
+    await step(1)
+    await step(2)
+    with durable.unguarded():
+        die(how)
+
+
+@workflow
+async def calls(where: str, how: str) -> str:
+    try:
+        await (deadly_thread(how) if where == "thread" else deadly_async(how))
+    except Exception as error:
+        return type(error).__name__
+    return "it ended"
+
+
+@workflow
+async def neighbour(steps: int) -> int:
+    total = await go.wait()
+    for number in range(steps):
+        total += await step(number)
+    return total
+
+
+async def main(url: str, limit: float) -> None:
+    async with durable.connect(url, durability="process") as client:
+        await Worker(client, sys.modules[__name__], activation_limit=limit, lease_seconds=2).run()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(
+        level=logging.WARNING, format="%(created)f %(process)d %(levelname)s %(name)s %(message)s"
+    )
+    asyncio.run(main(sys.argv[1], float(sys.argv[2])))

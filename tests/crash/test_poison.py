@@ -1,0 +1,172 @@
+"""Code that ends its worker's process: who is blamed, how often it may, and that everybody else gets on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from durable import Client, RunStatus, connect
+from durable.store.records import CRASHES_MAX
+from tests.crash.programs.deadly import AT_ONCE, calls, deadly, deadly_later, go, neighbour
+from tests.support.workers import until
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 90.0
+LIMIT = 0.75
+NEIGHBOURS = 20
+STEPS = 3
+EXPECTED = [7 + sum(range(STEPS))] * NEIGHBOURS
+
+
+class Supervisor:
+    """Starts the worker again whenever it has ended, as systemd would."""
+
+    def __init__(self, url: str, log: Path) -> None:
+        self.url = url
+        self.log = log
+        self.ends: list[int] = []
+        self.process: asyncio.subprocess.Process | None = None
+
+    def said(self) -> str:
+        """What its processes wrote last, for whoever reads of a failed test."""
+        return self.log.read_text(errors="replace")[-8000:] if self.log.exists() else ""
+
+    async def run(self) -> None:
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        with self.log.open("ab") as log:
+            while True:
+                self.process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "tests.crash.programs.deadly", self.url, str(LIMIT),
+                    cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, stdout=log, stderr=log,
+                )  # fmt: skip
+                self.ends.append(await self.process.wait())
+
+
+@asynccontextmanager
+async def supervised(url: str, log: Path) -> AsyncIterator[Supervisor]:
+    supervisor = Supervisor(url, log)
+    task = asyncio.create_task(supervisor.run())
+    try:
+        yield supervisor
+    finally:
+        print(supervisor.said())
+        task.cancel()
+        if supervisor.process is not None and supervisor.process.returncode is None:
+            supervisor.process.kill()
+            await supervisor.process.wait()
+
+
+@pytest.fixture
+async def client(url: str) -> AsyncIterator[Client]:
+    async with connect(url, durability="process") as client:
+        yield client
+
+
+async def with_neighbours(client: Client) -> list[Any]:
+    """Start runs that are in the worker's hands when the deadly one comes."""
+    return [await client.start(neighbour, STEPS, run_id=f"n-{number}") for number in range(NEIGHBOURS)]
+
+
+async def settled(client: Client, run_id: str) -> RunStatus:
+    async def over() -> RunStatus | None:
+        status = (await client.describe(run_id)).status
+        return status if status.is_closed or status is RunStatus.PARKED else None
+
+    return await until(over, seconds=PATIENCE, what=f"{run_id} ends visibly")
+
+
+async def finished(neighbours: list[Any]) -> list[int]:
+    for run in neighbours:
+        await run.signal(go, 7)
+    return [await run.result(PATIENCE) for run in neighbours]
+
+
+@pytest.mark.parametrize("how", ["exit", "abort", "sleep", "lock"])
+async def test_a_workflow_that_ends_its_worker_is_parked_as_poison(
+    client: Client, url: str, tmp_path: Path, how: str
+) -> None:
+    """One death makes suspects, then each death of a worker that drove it alone counts; no neighbour is touched (P14)."""
+    async with supervised(url, tmp_path / "log") as supervisor:
+        neighbours = await with_neighbours(client)
+        await until(lambda: all_wait(client), seconds=PATIENCE)
+        run = await client.start(deadly, how, run_id="deadly")
+
+        assert await settled(client, "deadly") is RunStatus.PARKED
+        assert await finished(neighbours) == EXPECTED
+    assert len(supervisor.ends) == 1 + CRASHES_MAX
+    seen = await run.describe()
+    assert (seen.reason or "").startswith("PoisonError: run 'deadly' ended its worker 3 times")
+    assert seen.failure is not None
+    parked = await client.list(status="parked")
+    assert [one.run_id for one in parked] == ["deadly"]
+    assert (await client.why("deadly")).reason == "parked"
+
+
+async def all_wait(client: Client) -> bool:
+    return len(await client.list(status="waiting")) == NEIGHBOURS
+
+
+async def test_poison_that_gets_on_first_is_found_too(client: Client, url: str, tmp_path: Path) -> None:
+    """It ends its worker where it consumes an outcome that was never recorded: each time anew, by a further attempt."""
+    async with supervised(url, tmp_path / "log"):
+        neighbours = await with_neighbours(client)
+        await client.start(deadly_later, "exit", run_id="deadly")
+
+        status = await settled(client, "deadly")
+        assert await finished(neighbours) == EXPECTED
+    seen = await client.describe("deadly")
+    # Whichever limit comes first: the attempts of the step, or the crashes.
+    assert status in (RunStatus.PARKED, RunStatus.FAILED)
+    assert any(word in f"{seen.reason} {seen.error}" for word in ("PoisonError", "WorkerLostError"))
+
+
+async def test_a_poisonous_run_that_is_resumed_gets_one_chance(
+    client: Client, url: str, tmp_path: Path
+) -> None:
+    """A person may be wrong; the price is one worker, not four."""
+    async with supervised(url, tmp_path / "log") as supervisor:
+        run = await client.start(deadly, "exit", run_id="deadly")
+        await settled(client, "deadly")
+        before = len(supervisor.ends)
+        await run.resume()
+        await until(lambda: len(supervisor.ends) > before, seconds=PATIENCE)
+        assert await settled(client, "deadly") is RunStatus.PARKED
+        neighbours = await with_neighbours(client)
+        assert await finished(neighbours) == EXPECTED
+    assert len(supervisor.ends) == before + 1
+
+
+@pytest.mark.parametrize(
+    ("where", "how", "outcome"),
+    [
+        ("async", "exit", "WorkerLostError"),
+        ("thread", "exit", "WorkerLostError"),
+        ("thread", "lock", "WorkerLostError"),
+        ("async", "sleep", "WorkerLostError"),
+        ("async", "spin", "BlockedLoopError"),
+        ("async", "recursion", "RecursionError"),
+        ("thread", "recursion", "RecursionError"),
+    ],
+)
+async def test_a_deadly_activity_fails_after_its_attempts(
+    client: Client, url: str, tmp_path: Path, where: str, how: str, outcome: str
+) -> None:
+    """Each death costs it an attempt, counted before it began; the workflow gets an error it can handle (I5)."""
+    async with supervised(url, tmp_path / "log") as supervisor:
+        neighbours = await with_neighbours(client)
+        await until(lambda: all_wait(client), seconds=PATIENCE)
+        run = await client.start(calls, where, how, run_id="deadly")
+
+        assert await run.result(PATIENCE) == outcome
+        assert await finished(neighbours) == EXPECTED
+    deaths = AT_ONCE.max_attempts if outcome == "WorkerLostError" else 0
+    assert len(supervisor.ends) == deaths
+    (entry,) = (await run.describe()).journal
+    assert entry.attempts == (1 if outcome == "BlockedLoopError" else AT_ONCE.max_attempts)
