@@ -483,3 +483,18 @@ async def test_a_worker_that_is_stopped_interrupts_a_delicate_compensation_for_g
     assert isinstance(error, WorkflowCompensationError)
     assert (error.compensated, error.failed_compensations) == (["reserve"], ["charge"])
     assert calls.of("refund") == 1
+
+
+async def test_a_raised_step_error_is_retried(embedded: str) -> None:
+    """Only an answer is final: `SagaStepError` that is raised is an error like any other."""
+
+    def fail() -> None:
+        calls("fail")
+        raise SagaStepError("not yet")
+
+    saga = AbstractSaga()
+    saga.add_step(SagaStep("fail", fail, max_retries=2, retry_delay=0))
+
+    error = (await saga.execute()).unwrap_err()
+    assert (type(error.cause), str(error.cause)) == (SagaStepError, "not yet")
+    assert calls.of("fail") == 3

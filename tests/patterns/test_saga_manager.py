@@ -552,3 +552,18 @@ async def test_a_saga_is_seen_to_compensate(embedded: str) -> None:
     await until(compensates, what="the saga compensates")
     go_on.set()
     assert (await mine.wait("s")).status == "compensated"
+
+
+async def test_a_store_in_memory_keeps_records_of_others(embedded: str) -> None:
+    """As a mirror does: saved, loaded, listed, deleted."""
+    store = InMemorySagaStore()
+    await manager.wait(await manager.start("OrderSaga", {"order": "o"}, saga_id="elsewhere"))
+    record = await manager.get("elsewhere")
+    assert record is not None
+    await store.save(record)
+
+    assert await store.load("elsewhere") == record
+    assert await store.list_by_name("OrderSaga", "completed") == [record]
+    assert await store.list_by_name("OrderSaga", "failed") == []
+    await store.delete("elsewhere")
+    assert await store.load("elsewhere") is None

@@ -11,7 +11,7 @@ from durable.patterns.calling import ONCE
 from durable.patterns.running import origin_of
 from durable.patterns.saga.context import SagaContext
 from durable.patterns.saga.runtime import SagaRuntime
-from durable.patterns.saga.steps import SagaStepError, SagaStepResult
+from durable.patterns.saga.steps import SagaAnswerError, SagaStepResult
 from durable.patterns.saga.units import Performing, Unit, perform_saga
 
 
@@ -208,7 +208,7 @@ class _Table:
         ask = make_activity(choose, name=f"{step.name}/next", kind="predicate", retry=ONCE, result=Any)
         chosen = await ask(performing.context.plain(), result.output)
         if chosen is not None and chosen not in self.steps:
-            raise SagaStepError(f"step {step.name!r} leads to {chosen!r}, which is none of the steps")
+            raise SagaAnswerError(f"step {step.name!r} leads to {chosen!r}, which is none of the steps")
         return chosen if chosen is None else str(chosen)
 
     def _next_of(self, step: OrchestratedStep) -> str | None:

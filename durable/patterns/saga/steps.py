@@ -18,6 +18,7 @@ from typing import Any, Final, Generic, ParamSpec, Self, TypeVar, cast, overload
 from durable import (
     Activity,
     DefinitionError,
+    DurableError,
     Err,
     Ok,
     Retry,
@@ -35,7 +36,11 @@ R = TypeVar("R")
 ExceptionClasses = Sequence[type[BaseException]] | type[BaseException]
 
 
-class SagaStepError(StepAnswerError):
+class SagaStepError(DurableError):
+    """A step of a saga has failed. Raised by a step, it is retried like any error."""
+
+
+class SagaAnswerError(SagaStepError, StepAnswerError):
     """A step of a saga answered that it failed: an answer, hence not retried."""
 
 
@@ -65,7 +70,7 @@ class SagaStepResult:
 
 
 def answered(value: Any) -> Any:
-    """Return the output that a step's answer stands for; raise `SagaStepError` if it says that the step failed."""
+    """Return the output that a step's answer stands for; raise `SagaAnswerError` if it says that the step failed."""
     if isinstance(value, SagaStepResult):
         if value.success:
             return value.output
@@ -74,7 +79,7 @@ def answered(value: Any) -> Any:
         return value.value
     if isinstance(value, Err):
         error = value.error
-        raise SagaStepError(str(error)) from (error if isinstance(error, BaseException) else None)
+        raise SagaAnswerError(str(error)) from (error if isinstance(error, BaseException) else None)
     return value
 
 

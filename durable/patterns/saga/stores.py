@@ -87,6 +87,7 @@ class InMemorySagaStore(SqlSagaStore):
         super().__init__()
         directory = tempfile.mkdtemp(prefix="durable-saga-")
         self._directory = Path(directory)
+        self._saved: dict[str, SagaRecord] = {}  # of sagas that are no runs of this database
         self._url = f"sqlite:///{self._directory / 'runs.db'}"
         weakref.finalize(self, _remove, directory, os.getpid())
 
@@ -96,8 +97,27 @@ class InMemorySagaStore(SqlSagaStore):
         with durable.using(self._url, durability="off"):
             yield
 
+    async def save(self, record: SagaRecord) -> None:
+        """Keep the record of a saga that runs elsewhere; of one that runs here, its journal tells more."""
+        if await super().load(record.saga_id) is None:
+            self._saved[record.saga_id] = record
+
+    async def load(self, saga_id: str) -> SagaRecord | None:
+        found = await super().load(saga_id)
+        return self._saved.get(saga_id) if found is None else found
+
+    async def list_by_name(self, saga_name: str, status: str | None = None) -> list[SagaRecord]:
+        saved = [one for one in self._saved.values() if one.saga_name == saga_name]
+        chosen = [one for one in saved if status is None or one.status == status]
+        return [*await super().list_by_name(saga_name, status), *reversed(chosen)]
+
+    async def delete(self, saga_id: str) -> None:
+        self._saved.pop(saga_id, None)
+        await super().delete(saga_id)
+
     async def clear(self) -> None:
         """Delete all closed sagas."""
+        self._saved.clear()
         with self.database():
             runs: list[Any] = await durable.list_runs(limit=LIST_MAX)
             for run in runs:
