@@ -291,6 +291,10 @@ def saga_step(name: Callable[P, Coroutine[Any, Any, R]], /) -> SagaStepActivity[
 
 
 @overload
+def saga_step(name: Callable[P, R], /) -> SagaStepActivity[P, R]: ...
+
+
+@overload
 def saga_step(
     name: str | None = None,
     *,
