@@ -10,7 +10,9 @@ from durable.activities import (
     ActivityInfo,
     activity,
     activity_info,
+    derived_run_id,
     heartbeat,
+    make_activity,
     raise_complete_async,
     step,
 )
@@ -40,6 +42,8 @@ from durable.errors import (
     RunNotFoundError,
     RunParkedError,
     RunTerminatedError,
+    SagaError,
+    SagaVersionMismatchError,
     SchemaVersionError,
     StoreBusyError,
     StoreError,
@@ -47,6 +51,7 @@ from durable.errors import (
     UndecodableError,
     UnknownWorkflowError,
     WorkerLostError,
+    WorkflowCompensationError,
     WorkflowFailedError,
     WorkflowGuardError,
     WorkflowStateError,
@@ -61,8 +66,10 @@ from durable.in_workflow import (
     is_evicting,
     is_replaying,
     logger,
+    note,
     now,
     patched,
+    scope,
     sleep,
     unguarded,
     uuid4,
@@ -75,8 +82,8 @@ from durable.in_workflow import (
 from durable.journal.lifecycle import RunStatus
 from durable.limits import Limits
 from durable.result import Err, Ok, Result, UnwrapError
-from durable.retry import Retry, RetryAfter
-from durable.workflows import Signal, Workflow, workflow
+from durable.retry import Retry, RetryAfter, Seconds
+from durable.workflows import Signal, Workflow, WorkflowContext, make_workflow, workflow
 
 if TYPE_CHECKING:
     from durable.client import Backup as Backup
@@ -86,18 +93,52 @@ if TYPE_CHECKING:
     from durable.client import connect as connect
     from durable.default import cancel as cancel
     from durable.default import configure as configure
+    from durable.default import delete_run as delete_run
+    from durable.default import get_handle as get_handle
     from durable.default import get_run as get_run
     from durable.default import list_runs as list_runs
     from durable.default import recover as recover
     from durable.default import signal as signal
+    from durable.default import using as using
     from durable.journal.view import Blocker as Blocker
     from durable.journal.view import Entry as Entry
     from durable.journal.why import Why as Why
     from durable.journal.why import WhyReason as WhyReason
+    from durable.patterns.calling import StepAnswerError as StepAnswerError
+    from durable.patterns.calling import StepContext as StepContext
+    from durable.patterns.pipeline import Pipeline as Pipeline
+    from durable.patterns.pipeline_steps import ConditionalStep as ConditionalStep
+    from durable.patterns.pipeline_steps import FunctionStep as FunctionStep
+    from durable.patterns.pipeline_steps import ParallelStep as ParallelStep
+    from durable.patterns.pipeline_steps import PipelineStepError as PipelineStepError
+    from durable.patterns.pipeline_steps import conditional as conditional
+    from durable.patterns.pipeline_steps import parallel as parallel
+    from durable.patterns.saga.abstract import AbstractSaga as AbstractSaga
+    from durable.patterns.saga.abstract import SagaStep as SagaStep
+    from durable.patterns.saga.base import SagaBase as SagaBase
+    from durable.patterns.saga.config import SagaConfig as SagaConfig
+    from durable.patterns.saga.context import SagaContext as SagaContext
+    from durable.patterns.saga.manager import SagaManager as SagaManager
+    from durable.patterns.saga.mirror import SagaStoreProtocol as SagaStoreProtocol
+    from durable.patterns.saga.noticing import LostStateWarning as LostStateWarning
+    from durable.patterns.saga.orchestrator import OrchestratedStep as OrchestratedStep
+    from durable.patterns.saga.orchestrator import SagaOrchestrator as SagaOrchestrator
+    from durable.patterns.saga.records import SagaRecord as SagaRecord
+    from durable.patterns.saga.records import SagaStepRecord as SagaStepRecord
+    from durable.patterns.saga.states import SagaState as SagaState
+    from durable.patterns.saga.steps import SagaStepActivity as SagaStepActivity
+    from durable.patterns.saga.steps import SagaStepError as SagaStepError
+    from durable.patterns.saga.steps import SagaStepResult as SagaStepResult
+    from durable.patterns.saga.steps import saga_step as saga_step
+    from durable.patterns.saga.stores import InMemorySagaStore as InMemorySagaStore
+    from durable.patterns.saga.stores import SagaStore as SagaStore
+    from durable.patterns.saga.stores import SqlSagaStore as SqlSagaStore
     from durable.payloads.codec import PayloadCodec as PayloadCodec
     from durable.payloads.encryption import Encryption as Encryption
     from durable.run_handle import Run as Run
     from durable.run_handle import RunHandle as RunHandle
+    from durable.sagas import SagaScope as SagaScope
+    from durable.sagas import saga as saga
     from durable.stacks import Stack as Stack
     from durable.stacks import StackFrame as StackFrame
     from durable.stacks import Standpoint as Standpoint
@@ -107,29 +148,63 @@ __version__: Final = "0.1.0"
 
 # Everything that needs the client or a worker is resolved at first use: `import durable` stays quick.
 _LAZY: Final = {
+    "AbstractSaga": "durable.patterns.saga.abstract",
     "Backup": "durable.client",
     "Blocker": "durable.journal.view",
     "Client": "durable.client",
+    "ConditionalStep": "durable.patterns.pipeline_steps",
     "Encryption": "durable.payloads.encryption",
     "Entry": "durable.journal.view",
+    "FunctionStep": "durable.patterns.pipeline_steps",
+    "InMemorySagaStore": "durable.patterns.saga.stores",
+    "LostStateWarning": "durable.patterns.saga.noticing",
+    "OrchestratedStep": "durable.patterns.saga.orchestrator",
+    "ParallelStep": "durable.patterns.pipeline_steps",
     "PayloadCodec": "durable.payloads.codec",
+    "Pipeline": "durable.patterns.pipeline",
+    "PipelineStepError": "durable.patterns.pipeline_steps",
     "Pruned": "durable.client",
     "Reopened": "durable.client",
     "Run": "durable.run_handle",
     "RunHandle": "durable.run_handle",
+    "SagaBase": "durable.patterns.saga.base",
+    "SagaConfig": "durable.patterns.saga.config",
+    "SagaContext": "durable.patterns.saga.context",
+    "SagaManager": "durable.patterns.saga.manager",
+    "SagaOrchestrator": "durable.patterns.saga.orchestrator",
+    "SagaRecord": "durable.patterns.saga.records",
+    "SagaScope": "durable.sagas",
+    "SagaState": "durable.patterns.saga.states",
+    "SagaStep": "durable.patterns.saga.abstract",
+    "SagaStepActivity": "durable.patterns.saga.steps",
+    "SagaStepError": "durable.patterns.saga.steps",
+    "SagaStepRecord": "durable.patterns.saga.records",
+    "SagaStepResult": "durable.patterns.saga.steps",
+    "SagaStore": "durable.patterns.saga.stores",
+    "SagaStoreProtocol": "durable.patterns.saga.mirror",
+    "SqlSagaStore": "durable.patterns.saga.stores",
     "Stack": "durable.stacks",
     "StackFrame": "durable.stacks",
     "Standpoint": "durable.stacks",
+    "StepAnswerError": "durable.patterns.calling",
+    "StepContext": "durable.patterns.calling",
     "Why": "durable.journal.why",
     "WhyReason": "durable.journal.why",
     "Worker": "durable.worker.worker",
     "cancel": "durable.default",
+    "conditional": "durable.patterns.pipeline_steps",
     "configure": "durable.default",
     "connect": "durable.client",
+    "delete_run": "durable.default",
+    "get_handle": "durable.default",
     "get_run": "durable.default",
     "list_runs": "durable.default",
+    "parallel": "durable.patterns.pipeline_steps",
     "recover": "durable.default",
+    "saga": "durable.sagas",
+    "saga_step": "durable.patterns.saga.steps",
     "signal": "durable.default",
+    "using": "durable.default",
 }
 
 
@@ -142,8 +217,11 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+StepTimeoutError = ActivityTimeoutError  # the word of pipelines for it
+
 # Names that shadow the standard library (random, signal) are importable, but not part of `*`.
 __all__ = [
+    "AbstractSaga",
     "Activity",
     "ActivityClosedError",
     "ActivityError",
@@ -155,24 +233,32 @@ __all__ = [
     "Blocker",
     "Client",
     "CodecError",
+    "ConditionalStep",
     "DefinitionError",
     "DurableError",
     "Encryption",
     "Entry",
     "Err",
+    "FunctionStep",
+    "InMemorySagaStore",
     "InboxFullError",
     "InternalError",
     "JournalLimitError",
     "LeaseLostError",
     "Limits",
     "LivelockError",
+    "LostStateWarning",
     "NonDeterminismError",
     "NonRetryableError",
     "NotADatabaseError",
     "Ok",
+    "OrchestratedStep",
+    "ParallelStep",
     "PayloadCodec",
     "PayloadError",
     "PayloadTooLargeError",
+    "Pipeline",
+    "PipelineStepError",
     "PlatformFault",
     "PoisonError",
     "Pruned",
@@ -189,11 +275,33 @@ __all__ = [
     "RunParkedError",
     "RunStatus",
     "RunTerminatedError",
+    "SagaBase",
+    "SagaConfig",
+    "SagaContext",
+    "SagaError",
+    "SagaManager",
+    "SagaOrchestrator",
+    "SagaRecord",
+    "SagaScope",
+    "SagaState",
+    "SagaStep",
+    "SagaStepActivity",
+    "SagaStepError",
+    "SagaStepRecord",
+    "SagaStepResult",
+    "SagaStore",
+    "SagaStoreProtocol",
+    "SagaVersionMismatchError",
     "SchemaVersionError",
+    "Seconds",
     "Signal",
+    "SqlSagaStore",
     "Stack",
     "StackFrame",
     "Standpoint",
+    "StepAnswerError",
+    "StepContext",
+    "StepTimeoutError",
     "StoreBusyError",
     "StoreError",
     "StuckWorkflowError",
@@ -205,6 +313,8 @@ __all__ = [
     "Worker",
     "WorkerLostError",
     "Workflow",
+    "WorkflowCompensationError",
+    "WorkflowContext",
     "WorkflowFailedError",
     "WorkflowGuardError",
     "WorkflowStateError",
@@ -214,9 +324,13 @@ __all__ = [
     "activity_info",
     "as_completed",
     "cancel",
+    "conditional",
     "configure",
     "connect",
+    "delete_run",
     "deprecate_patch",
+    "derived_run_id",
+    "get_handle",
     "get_run",
     "heartbeat",
     "info",
@@ -224,13 +338,21 @@ __all__ = [
     "is_replaying",
     "list_runs",
     "logger",
+    "make_activity",
+    "make_workflow",
+    "note",
     "now",
+    "parallel",
     "patched",
     "raise_complete_async",
     "recover",
+    "saga",
+    "saga_step",
+    "scope",
     "sleep",
     "step",
     "unguarded",
+    "using",
     "uuid4",
     "wait_condition",
     "wait_signal",

@@ -8,6 +8,8 @@ tell one another goes through a `Pulse`. Knows nothing of workers.
 from __future__ import annotations
 
 import asyncio
+import functools
+import hashlib
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
@@ -16,9 +18,9 @@ from typing import Any, Final, Generic, NoReturn, ParamSpec, TypeVar, cast, over
 import msgspec
 
 from durable.definitions import ActivityDefinition, CancellationType, check_name
-from durable.engine.runtime import RunLoop, current
+from durable.engine.runtime import RunLoop, current, name_prefix
 from durable.errors import DefinitionError
-from durable.limits import DEFAULT_LIMITS, Limits
+from durable.limits import DEFAULT_LIMITS, NAME_LENGTH_MAX, Limits
 from durable.payloads import Arguments, ValueType
 from durable.retry import DEFAULT_RETRY, Retry, Seconds, seconds
 
@@ -90,6 +92,7 @@ class Pulse(msgspec.Struct, eq=False):
     beat_at: float = 0.0
     cancel_reason: str | None = None
     is_noted: bool = False
+    starts: dict[str, int] | None = None  # runs that the attempt has started, by name
     has_token: bool = False  # somebody may answer for the attempt: its row must be there
 
     def note_token(self) -> None:
@@ -140,6 +143,23 @@ def activity_info() -> ActivityInfo:
     if pulse is None or pulse.describe is None:
         raise DefinitionError("activity_info() answers only inside an activity that a run has called")
     return pulse.describe(pulse)
+
+
+def derived_run_id(name: str) -> str | None:
+    """Return the id for a run of `name` that the running activity starts: a further attempt gets the same, and attaches.
+
+    It is `<idempotency key>/name#n`, where n counts such starts of the attempt. None outside of activities.
+    """
+    pulse = _pulse.get()
+    if pulse is None or pulse.describe is None or current() is not None:
+        return None
+    info = pulse.describe(pulse)
+    starts = pulse.starts = pulse.starts or {}
+    starts[name] = starts.get(name, 0) + 1
+    run_id = f"{info.idempotency_key}/{name}#{starts[name]}"
+    if len(run_id) <= NAME_LENGTH_MAX:
+        return run_id
+    return f"{name[:100]}-{hashlib.sha256(run_id.encode()).hexdigest()[:32]}"
 
 
 class CompleteAsync(BaseException):
@@ -193,13 +213,20 @@ def decode_details(data: bytes) -> tuple[Any, ...]:
 _DETAILS: Final = ValueType.of(list[Any])
 
 
+class _Unchanged:
+    """The type of an option that was not given, where None says something."""
+
+
+UNCHANGED: Final = _Unchanged()
+
+
 class Activity(Generic[P, R]):
     """A function that may touch the world; made by `@activity`. Calling it always returns a coroutine."""
 
     def __init__(self, definition: ActivityDefinition) -> None:
         self.definition = definition
         self.__wrapped__ = definition.fn
-        self.__name__ = definition.fn.__name__
+        self.__name__ = getattr(definition.fn, "__name__", definition.name)
         self.__doc__ = definition.fn.__doc__
 
     @property
@@ -218,12 +245,15 @@ class Activity(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         loop = asyncio._get_running_loop()
         if isinstance(loop, RunLoop):
-            return loop.runtime.call_activity(self.definition, args, kwargs)
+            definition = self.definition
+            if prefix := name_prefix.get():
+                definition = definition.renamed(prefix + definition.name)
+            return loop.runtime.call_activity(definition, args, kwargs)
         return self._run_plainly(args, kwargs)
 
     async def _run_plainly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         outcome = self.definition.fn(*args, **kwargs)
-        if self.definition.is_async:
+        if self.definition.is_async or inspect.isawaitable(outcome):
             outcome = await outcome
         return cast(R, outcome)
 
@@ -264,8 +294,51 @@ class Activity(Generic[P, R]):
                     heartbeat_timeout, what="heartbeat_timeout", default=old.heartbeat_us
                 ),
                 cancellation=old.cancellation if cancellation is None else _cancellation(cancellation),
+                kind=old.kind,
             )
         )
+
+    def replaced(
+        self, fn: Callable[..., Any], *, name: str, kind: str = "", result: object = UNCHANGED
+    ) -> Activity[..., Any]:
+        """Return an activity that runs another function under the options of this one. For builders of patterns.
+
+        Arguments otherwise as in `make_activity`.
+        """
+        definition = self.definition.renamed(check_name(name, "an activity"))
+        definition.fn = fn
+        definition.kind = kind
+        definition.is_async = inspect.iscoroutinefunction(fn)
+        definition.is_simple = definition.is_async and not definition.is_limited
+        definition.arguments = Arguments.of(fn)
+        definition.result = (
+            ValueType.of_return(fn) if isinstance(result, _Unchanged) else ValueType.of(result)
+        )
+        return Activity(definition)
+
+    def with_fn(
+        self,
+        fn: Callable[..., Any],
+        *,
+        name: str,
+        kind: str = "",
+        retry: Retry | None = None,
+        timeout: Seconds | None = None,
+    ) -> Activity[..., Any]:
+        """Return an activity of another function that has the same parameters, hints and result. For builders of patterns.
+
+        Much quicker than `make_activity`, which reads the function's signature. What is not given stays.
+        """
+        definition = self.definition.renamed(name)
+        definition.fn = fn
+        definition.kind = kind
+        definition.retry = definition.retry if retry is None else retry
+        definition.is_async = inspect.iscoroutinefunction(fn)
+        if timeout is not None:
+            definition.timeout_us = _timeout_us(timeout)
+            definition.is_limited = True
+        definition.is_simple = definition.is_async and not definition.is_limited
+        return Activity(definition)
 
 
 @overload
@@ -442,6 +515,51 @@ class _Decorator:
                 cancellation=self._cancellation,
             )
         )
+
+
+def make_activity(
+    fn: Callable[..., Any],
+    *,
+    name: str,
+    kind: str = "",
+    retry: Retry = DEFAULT_RETRY,
+    timeout: Seconds | None = None,
+    cancellation: CancellationType = "try",
+    result: object = UNCHANGED,
+) -> Activity[..., Any]:
+    """Make an activity at run time, of any callable: a method, a lambda, a partial, an object. For builders of patterns.
+
+    A plain callable runs in a thread; what it returns is awaited if it can be, so `lambda: charge(order)` will do. `name`
+    is its name in journals, `kind` what its entries in the run's story are called ("" is an ordinary activity,
+    "compensation" one that undoes another). `result` is the type hint of what it returns, if not the function's own. Options
+    otherwise as in `activity`.
+    """
+    fn = _function(fn)
+    if inspect.isasyncgenfunction(fn) or inspect.isgeneratorfunction(fn):
+        raise DefinitionError(f"activity {name!r} is a generator; return a list instead")
+    return Activity(
+        ActivityDefinition(
+            name=check_name(name, "an activity"),
+            fn=fn,
+            is_async=inspect.iscoroutinefunction(fn),
+            arguments=Arguments.of(fn),
+            result=ValueType.of_return(fn) if isinstance(result, _Unchanged) else ValueType.of(result),
+            retry=retry,
+            timeout_us=_timeout_us(timeout),
+            cancellation=_cancellation(cancellation),
+            kind=kind,
+        )
+    )
+
+
+def _function(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function or method that does what any callable does, with its signature and hints."""
+    if not callable(fn):
+        raise DefinitionError(f"an activity is made of something to call, not {fn!r}")
+    if hasattr(fn, "__name__") or isinstance(fn, functools.partial):
+        return fn
+    call: Callable[..., Any] = fn.__call__  # type: ignore[operator]  # it is callable
+    return call
 
 
 def _policy(retry: Retry | None, retries: int | None, *, default: Retry) -> Retry:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple, ParamSpec, Protocol, Self, T
 import msgspec
 
 from durable import failures
-from durable.definitions import WorkflowDefinition, shown
+from durable.definitions import LOCAL_TASK_QUEUE, WorkflowDefinition, shown
 from durable.errors import (
     ActivityClosedError,
     ArgumentsError,
@@ -27,12 +27,12 @@ from durable.errors import (
 )
 from durable.holding import hold_of
 from durable.journal import view
-from durable.journal.events import AnyEntry, Retried
+from durable.journal.events import AnyEntry, Retried, Started
 from durable.journal.lifecycle import RunStatus
-from durable.journal.reopening import Reopening, reopening
+from durable.journal.reopening import COMPENSATION, Reopening, reopening
 from durable.journal.turns import encode_turn, joined
 from durable.journal.view import AttemptView, Blocker
-from durable.journal.why import Facts, Why, explain
+from durable.journal.why import LOCAL_ADVICE, Facts, Why, explain
 from durable.limits import DEFAULT_LIMITS, NAME_LENGTH_MAX, REASON_LENGTH_MAX, Limits
 from durable.outcomes import OutcomeWatch
 from durable.payloads import ValueType
@@ -401,9 +401,10 @@ class Client:
         """
         wanted = _wanted(status)
         asked = wanted
-        if RunStatus.WAITING in wanted or RunStatus.RUNNING in wanted:
-            # A run that waits in its worker's memory is shown as waiting, but its row says running: look at both.
-            asked = tuple({*wanted, RunStatus.WAITING, RunStatus.RUNNING})
+        if set(wanted) & _DRIVEN:
+            # A run that waits in its worker's memory is shown as waiting, but its row says running: look at both. The same for
+            # one that compensates.
+            asked = tuple(({*wanted} | _DRIVEN) - {RunStatus.COMPENSATING})
         chosen = RunFilter(
             status=asked,
             workflow=workflow,
@@ -532,6 +533,7 @@ class Client:
             raise InternalError(
                 f"run {run_id!r} is {record.status}, and its journal does not say how it ended"
             )
+        from_start = from_start or kept.is_undone
         if not dry_run:
             await self.store.reopen_run(_reopen(record, kept, from_start), now_us)
         return Reopened(
@@ -703,6 +705,21 @@ class Client:
             is_dry=dry_run,
         )
 
+    async def delete(self, run_id: str) -> None:
+        """Delete a closed run, with all that belongs to it: its id is unknown afterwards, as after `prune`.
+
+        Raises `RunNotFoundError`, `WorkflowStateError` if it is open.
+        """
+        record = await self.store.get_run(check_run_id(run_id))
+        if not record.status.is_closed:
+            raise WorkflowStateError(
+                run_id,
+                str(record.status),
+                f"run {run_id!r} is {record.status}: only a closed run can be deleted",
+            )
+        now_us = self.clock.now_us()
+        await self.store.prune_runs([record.pk], ClosedRuns(before_us=now_us + 1, status=()), now_us)
+
     # ─ the rest is private ──
 
     async def _record(self, run_id: str) -> RunRecord:
@@ -775,9 +792,10 @@ class Client:
         now = EPOCH + timedelta(microseconds=self.clock.now_us())
         blocker = None if record.status.is_closed else await self._blocker(record, now)
         story: view.Story | None = None
+        told: builtins.list[AnyEntry] = []
         fault = ""
         if with_journal or (blocker is None and not record.status.is_closed):
-            _, story, fault = await self._read_story(record)
+            told, story, fault = await self._read_story(record)
         status = record.status
         waiting = [] if blocker is None else [blocker]
         if fault:
@@ -789,13 +807,15 @@ class Client:
                 and record.owner_is_alive
                 and story.open
                 and not record.unread
-                and all(line.kind != "activity" for line in story.open)
+                and not any(line.is_activity for line in story.open)
             ):
                 status = RunStatus.WAITING  # kept warm by its worker, yet it waits
+            if not status.is_closed and any(line.kind == COMPENSATION for line in story.open):
+                status = RunStatus.COMPENSATING
         failure = decode_failure(record.failure)
         return Run(
             run_id=record.run_id,
-            kind="workflow",
+            kind=_kind_of(told),
             workflow=record.workflow,
             version=record.version,
             generation=record.generation,
@@ -830,6 +850,9 @@ class Client:
             if due is not None and due > now:
                 text = f"start in {view.duration_text((due - now).total_seconds())}"
                 return Blocker(kind="timer", name="start", text=text, due_at=due)
+            if record.task_queue == LOCAL_TASK_QUEUE:
+                text = f"its own script, run again: {LOCAL_ADVICE}"
+                return Blocker(kind="nothing", name="script", text=text)
             text = f'a worker for {record.workflow} version {record.version} on queue "{record.task_queue}"'
             return Blocker(kind="nothing", name="worker", text=text)
         if record.owner is not None and not record.owner_is_alive:
@@ -922,6 +945,15 @@ def _wanted(status: RunStatus | str | Sequence[RunStatus | str] | None) -> tuple
         return tuple(RunStatus(one) for one in statuses)
     except ValueError as error:
         raise ArgumentsError(f"{error}; statuses: {', '.join(RunStatus)}") from None
+
+
+_DRIVEN: Final = {RunStatus.WAITING, RunStatus.RUNNING, RunStatus.COMPENSATING}
+
+
+def _kind_of(entries: builtins.list[AnyEntry]) -> str:
+    """Return "workflow", or the pattern a run was made from; it is known once the run was driven."""
+    first = entries[0] if entries else None
+    return (first.kind or "workflow") if isinstance(first, Started) else "workflow"
 
 
 def _owner_fault(record: RunRecord, lost: set[int]) -> str:

@@ -10,7 +10,9 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -18,8 +20,14 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from durable.client import Address, Client, address_here, connect
-from durable.definitions import WorkflowDefinition
-from durable.errors import DefinitionError, DurableError, LeaseLostError, WorkflowVersionMismatchError
+from durable.definitions import LOCAL_TASK_QUEUE, WorkflowDefinition
+from durable.errors import (
+    DefinitionError,
+    DurableError,
+    LeaseLostError,
+    RunConflictError,
+    WorkflowVersionMismatchError,
+)
 from durable.journal.lifecycle import RunStatus
 from durable.limits import DEFAULT_LIMITS, Limits
 from durable.payloads.codec import PayloadCodec, check_codec
@@ -35,6 +43,7 @@ DEFAULT_URL: Final = "sqlite:///durable.db"
 RETRY_SECONDS: Final = 0.05
 STARTS_MAX: Final = 500  # in one transaction
 log = logging.getLogger("durable.engine")
+HINTED_MAX: Final = 5
 RECOVER_MAX: Final = 100_000  # runs that one recover() takes over
 
 
@@ -109,15 +118,33 @@ class _Start:
                 self.handle.set_exception(error)
 
 
+_durability_here: ContextVar[Durability | None] = ContextVar("durable_durability", default=None)
+
+
+@contextmanager
+def using(url: str, *, durability: Durability = "full") -> Iterator[None]:
+    """Make `url` the default database of this block, and of the tasks that are started in it.
+
+    `durability` counts for the first use of a database in an event loop.
+    """
+    here, how = address_here.set(Address(url)), _durability_here.set(durability)
+    try:
+        yield
+    finally:
+        address_here.reset(here)
+        _durability_here.reset(how)
+
+
 class EmbeddedEngine:
     """A client and, once something is driven here, a worker that drives only what this process asked for."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, durability: Durability) -> None:
         self.client: Client = connect(
-            address.url, durability=_settings.durability, codec=address.codec, limits=address.limits
+            address.url, durability=durability, codec=address.codec, limits=address.limits
         )
         self._worker: Worker | None = None
         self._lock = asyncio.Lock()
+        self._hinted: set[str] = set()
         self._keeper: asyncio.Task[None] | None = None
         self._work: asyncio.Task[None] | None = None
         self._starting: list[_Start] = []
@@ -168,6 +195,8 @@ class EmbeddedEngine:
         """Start or attach to a run; with `drive`, see that it goes on in this process unless it does elsewhere."""
         client = self.client
         request = client.start_request(definition, args, kwargs, run_id=run_id, task_queue=task_queue)
+        if run_id is None and drive:
+            await self._hint(definition)
         if not drive:
             (outcome,) = await client.store.start_runs([request], client.clock.now_us())
             return client.handle_of(outcome.run, definition.result)
@@ -180,6 +209,22 @@ class EmbeddedEngine:
             self._start_tasks.add(task)
             task.add_done_callback(self._start_tasks.discard)
         return await start.handle
+
+    async def _hint(self, definition: WorkflowDefinition) -> None:
+        """A start without an id is a new run: say once on stderr if earlier ones lie about unfinished, as people expect otherwise."""
+        if definition.name in self._hinted:
+            return
+        self._hinted.add(definition.name)
+        open_runs = (RunStatus.PENDING, RunStatus.RUNNING, RunStatus.WAITING, RunStatus.PARKED)
+        chosen = RunFilter(status=open_runs, workflow=definition.name, limit=HINTED_MAX + 1)
+        left = [run.run_id for run in await self.client.store.list_runs(chosen) if not run.owner_is_alive]
+        if left:
+            ids = ", ".join(left[:HINTED_MAX]) + (", ..." if len(left) > HINTED_MAX else "")
+            print(
+                f"durable: this starts a new run of {definition.kind} {definition.name!r}; unfinished: {ids} "
+                "(give run_id= to go on with one, or finish them by `durable worker` or durable.recover())",
+                file=sys.stderr,
+            )
 
     async def _start_all(self) -> None:
         """Start what was asked for within one turn of the loop, in one transaction."""
@@ -239,6 +284,23 @@ class EmbeddedEngine:
         handle.on_detach(worker.detach)
         return handle
 
+    async def attach(self, definition: WorkflowDefinition, run_id: str) -> RunHandle[Any]:
+        """Have a known run driven here, unless it is closed or driven elsewhere."""
+        record = await self.client.store.get_run(run_id)
+        handle = self.client.handle_of(record, definition.result)
+        if record.status.is_closed:
+            return handle
+        if record.workflow != definition.name:
+            text = f"run {run_id!r} is of {record.workflow!r}, not of {definition.name!r}"
+            raise RunConflictError(text, run_id=run_id)
+        if record.version != definition.version:
+            raise WorkflowVersionMismatchError(run_id, record.version, definition.version)
+        worker = await self.worker()
+        worker.registry.add(definition)
+        await self.resume(worker, record.pk, run_id, record.status)
+        handle.on_detach(worker.detach)
+        return handle
+
     async def resume(self, worker: Worker, pk: int, run_id: str, status: RunStatus) -> None:
         """Have an open run driven here as soon as nobody else drives it."""
         client = self.client
@@ -267,7 +329,7 @@ async def engine_here() -> EmbeddedEngine:
     key = (address.url, id(address.codec))  # the engine keeps its codec, so the number means that one
     engine = engines.get(key)
     if engine is None:
-        engine = engines[key] = EmbeddedEngine(address)
+        engine = engines[key] = EmbeddedEngine(address, _durability_here.get() or _settings.durability)
     return await engine.open()
 
 
@@ -285,6 +347,16 @@ async def list_runs(
     """Return runs of the default database, newest first, each with its journal."""
     client = (await engine_here()).client
     return await client.list(status=status, workflow=workflow, limit=limit, journals=True)
+
+
+async def delete_run(run_id: str) -> None:
+    """Delete a closed run of the default database, with all that belongs to it. Open: `WorkflowStateError`."""
+    await (await engine_here()).client.delete(run_id)
+
+
+async def get_handle(run_id: str) -> RunHandle[Any]:
+    """Return a handle of a run of the default database. Raises `RunNotFoundError`."""
+    return await (await engine_here()).client.get(run_id)
 
 
 async def signal(run_id: str, signal: Signal[Any] | str, value: object = None) -> None:
@@ -312,7 +384,7 @@ async def recover(wait: bool = False) -> list[Run]:
     open_runs = (RunStatus.PENDING, RunStatus.RUNNING, RunStatus.WAITING)
     for record in await client.store.list_runs(RunFilter(status=open_runs, limit=RECOVER_MAX)):
         definitions = known.get((record.workflow, record.version), [])
-        if definitions and record.owner is None:
+        if definitions and record.owner is None and record.task_queue != LOCAL_TASK_QUEUE:
             if len(definitions) > 1:
                 origins = " and ".join(definition.origin for definition in definitions)
                 log.warning(

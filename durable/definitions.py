@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from durable.errors import DefinitionError, UnknownWorkflowError
 from durable.limits import NAME_LENGTH_MAX
@@ -15,12 +15,15 @@ from durable.payloads import Arguments, ValueType
 from durable.retry import Retry
 
 CancellationType = Literal["try", "wait", "abandon"]
+# Where runs wait whose code lives in one process only, e.g. in closures: workers leave them alone.
+LOCAL_TASK_QUEUE: Final = "local"
 
 
 class ActivityDefinition:
     """One activity with the options of one call site; `fn.options(...)` makes changed copies.
 
     `timeout_us` limits one attempt from its start to its end; `is_limited` says whether any of the four limits is set.
+    `kind` is what its entries are in the run's story; "" is an ordinary activity.
     """
 
     __slots__ = (
@@ -31,6 +34,7 @@ class ActivityDefinition:
         "is_async",
         "is_limited",
         "is_simple",
+        "kind",
         "name",
         "result",
         "retry",
@@ -53,8 +57,10 @@ class ActivityDefinition:
         schedule_to_start_us: int | None = None,
         schedule_to_close_us: int | None = None,
         heartbeat_us: int | None = None,
+        kind: str = "",
     ) -> None:
         self.name = name
+        self.kind = kind
         self.fn = fn
         self.is_async = is_async
         self.arguments = arguments
@@ -69,14 +75,30 @@ class ActivityDefinition:
         self.is_simple = is_async and not self.is_limited  # nothing to see to before its first step
         self.cancellation = cancellation
 
+    def renamed(self, name: str) -> ActivityDefinition:
+        """Return a copy of that name."""
+        copy = object.__new__(ActivityDefinition)
+        for slot in ActivityDefinition.__slots__:
+            setattr(copy, slot, getattr(self, slot))
+        copy.name = name
+        return copy
+
 
 class WorkflowDefinition:
-    """One workflow. `timeout_us` is its whole life; `retries` the workflow-level retries (attempts - 1)."""
+    """One workflow. `timeout_us` is its whole life; `retries` the workflow-level retries (attempts - 1).
+
+    `kind` is "workflow" or the pattern it was made from. `origin` says where the code comes from, as `module:qualname`: two
+    definitions of one origin are the same one, defined again. `prepare(runtime, args, kwargs)` returns the arguments to call `fn`
+    with, if these are not the decoded ones.
+    """
 
     __slots__ = (
         "arguments",
         "fn",
+        "kind",
         "name",
+        "origin",
+        "prepare",
         "result",
         "retries",
         "retry_delay_us",
@@ -97,8 +119,14 @@ class WorkflowDefinition:
         retries: int,
         retry_delay_us: int,
         task_queue: str,
+        kind: str = "workflow",
+        origin: str | None = None,
+        prepare: Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[Any, ...]] | None = None,
     ) -> None:
         self.name = name
+        self.kind = kind
+        self.prepare = prepare
+        self.origin = f"{fn.__module__}:{fn.__qualname__}" if origin is None else origin
         self.version = version
         self.fn = fn
         self.arguments = arguments
@@ -107,11 +135,6 @@ class WorkflowDefinition:
         self.retries = retries
         self.retry_delay_us = retry_delay_us
         self.task_queue = task_queue
-
-    @property
-    def origin(self) -> str:
-        """Where the code comes from, as `module:qualname`."""
-        return f"{self.fn.__module__}:{self.fn.__qualname__}"
 
 
 class Registry:
@@ -132,8 +155,8 @@ class Registry:
         known = self._workflows.get(key)
         if known is not None and known.fn is not definition.fn and known.origin != definition.origin:
             raise DefinitionError(
-                f"two workflows are called {definition.name!r} (version {definition.version}): {known.origin} and "
-                f"{definition.origin}; give one of them another name= or version="
+                f"two workflows are called {definition.name!r} (version {definition.version}): "
+                f"{known.origin} and {definition.origin}; give one of them another name= or version="
             )
         self._workflows[key] = definition
         return known is None

@@ -24,6 +24,7 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
     │   ├── ActivityClosedError         a task token is no longer good for anything
     │   ├── InboxFullError              too many messages wait for the run
     │   ├── WorkflowVersionMismatchError
+    │   │   └── SagaVersionMismatchError
     │   ├── RunParkedError              the run stopped on a platform fault, elsewhere
     │   ├── WorkflowFailedError         the workflow raised; the reason is `__cause__`
     │   ├── WorkflowTimeoutError        the workflow's own deadline passed
@@ -33,6 +34,8 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
     │   ├── ActivityError               an activity failed and its own class could not be rebuilt
     │   ├── ActivityTimeoutError        (also a TimeoutError)
     │   ├── WorkerLostError             the worker of the last attempt died
+    │   ├── SagaError                   a saga failed, and undid what it had done
+    │   │   └── WorkflowCompensationError   ... except for what could not be undone
     │   └── NonRetryableError           raise it in an activity: no further attempt
     │       (RetryAfter, in retry.py: try again after its delay)
     ├── the operator acts
@@ -275,6 +278,14 @@ class WorkflowVersionMismatchError(DurableError):
         self.code_version = code_version
 
 
+class SagaVersionMismatchError(WorkflowVersionMismatchError):
+    """The saga was started by another `VERSION` of its class; `is_compatible_with(stored)` may say that this does no harm."""
+
+    def __init__(self, saga_id: str, stored_version: int, code_version: int) -> None:
+        super().__init__(saga_id, stored_version, code_version)
+        self.saga_id = saga_id
+
+
 class RunParkedError(DurableError):
     """The run stopped on a platform fault in another process; `reason` is that fault's text."""
 
@@ -350,6 +361,54 @@ class ActivityTimeoutError(DurableError, TimeoutError):
 
 class WorkerLostError(DurableError):
     """The worker of an activity's last allowed attempt died before it reported an outcome."""
+
+
+class SagaError(DurableError):
+    """A saga failed, and what it had done was undone. The error that made it fail is `cause`, and `__cause__`.
+
+    `step_name` is the step that failed ("" if it was none of them). `compensated` and `failed_compensations` are names of steps, in
+    the order in which they were undone, or were not.
+    """
+
+    __durable_wraps__ = True
+    __durable_compensated__ = True
+
+    def __init__(
+        self,
+        step_name: str,
+        cause: BaseException | None = None,
+        compensated: Sequence[str] = (),
+        failed_compensations: Sequence[str] = (),
+    ) -> None:
+        super().__init__(step_name)
+        self.step_name = step_name
+        self.compensated = list(compensated)
+        self.failed_compensations = list(failed_compensations)
+        self.__cause__ = cause
+
+    @property
+    def cause(self) -> BaseException | None:
+        return self.__cause__
+
+    def __str__(self) -> str:
+        cause = self.__cause__
+        reason = "" if cause is None else f": {type(cause).__name__}: {cause}".rstrip(": ")
+        where = f"step {self.step_name!r} failed" if self.step_name else "the saga failed"
+        return f"{where}{reason}; {self._undone()}"
+
+    def _undone(self) -> str:
+        return f"undone: {', '.join(self.compensated)}" if self.compensated else "there was nothing to undo"
+
+
+class WorkflowCompensationError(SagaError):
+    """A saga failed, and some of what it had done could not be undone: `failed_compensations`. A person must see to these."""
+
+    __durable_wraps__ = False
+    __durable_compensated__ = False
+
+    def _undone(self) -> str:
+        done = f"; {super()._undone()}" if self.compensated else ""
+        return f"NOT undone: {', '.join(self.failed_compensations)}{done}"
 
 
 class NonRetryableError(DurableError):

@@ -17,6 +17,7 @@ import itertools
 import linecache
 import sys
 import traceback
+from collections.abc import Sequence
 from types import MemberDescriptorType, ModuleType, TracebackType
 from typing import Any, Final, TypeVar
 
@@ -44,7 +45,8 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """An exception as the journal keeps it. `type` is `module:qualname`; `args` JSON values, or None.
 
     `fields` are the instance's attributes that JSON can hold. `verbatim`: `args` holds the text of the one argument's
-    repr, because the argument itself cannot be stored (`KeyError` shows the repr of its key).
+    repr, because the argument itself cannot be stored (`KeyError` shows the repr of its key). `errors` are the attributes that
+    hold errors themselves, one or a list.
     """
 
     type: str
@@ -56,6 +58,7 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     cause: Failure | None = None
     context: Failure | None = None
     group: list[Failure] | None = None
+    errors: dict[str, Failure | list[Failure]] | None = None
     non_retryable: bool = False
     activity: str | None = None
     run_id: str | None = None
@@ -76,6 +79,8 @@ def record(
 def rebuild(failure: Failure) -> BaseException:
     """Return the recorded error as an instance of its own class, or `ActivityError` where that is impossible."""
     error = _rebuild_alone(failure)
+    if failure.errors is not None:
+        _restore_errors(error, failure.errors)
     cause = None if failure.cause is None else rebuild(failure.cause)
     context = None if failure.context is None else rebuild(failure.context)
     if cause is not None:
@@ -152,7 +157,8 @@ def _record(error: BaseException, depth: int, seen: set[int]) -> Failure:
         context=None
         if _get(error, "__suppress_context__")
         else _related(_get(error, "__context__"), depth, seen),
-        group=_group(error, depth, seen) if issubclass(cls, BaseExceptionGroup) else None,
+        group=_members(_group(error), depth, seen) if issubclass(cls, BaseExceptionGroup) else None,
+        errors=_held(error, fields, depth, seen),
         non_retryable=issubclass(cls, NonRetryableError),
     )
 
@@ -163,8 +169,33 @@ def _related(error: BaseException | None, depth: int, seen: set[int]) -> Failure
     return _record(error, depth + 1, seen)
 
 
-def _group(error: BaseException, depth: int, seen: set[int]) -> list[Failure]:
+def _group(error: BaseException) -> Sequence[BaseException]:
     members: tuple[BaseException, ...] = BaseExceptionGroup.__dict__["exceptions"].__get__(error)
+    return members
+
+
+def _held(
+    error: BaseException, fields: dict[str, Any] | None, depth: int, seen: set[int]
+) -> dict[str, Failure | list[Failure]] | None:
+    """Record the errors that an error holds in its attributes, beside its cause."""
+    held: dict[str, Failure | list[Failure]] = {}
+    for name, value in _attributes(error).items():
+        if fields is not None and name in fields:
+            continue
+        if _is_error(value):
+            one = _related(value, depth, seen)
+            if one is not None:
+                held[name] = one
+        elif type(value) in (list, tuple) and value and all(map(_is_error, value)):
+            held[name] = _members(value, depth, seen)
+    return held or None
+
+
+def _is_error(value: object) -> bool:
+    return issubclass(type(value), BaseException)
+
+
+def _members(members: Sequence[BaseException], depth: int, seen: set[int]) -> list[Failure]:
     recorded = [_related(member, depth, seen) for member in members[:GROUP_MAX]]
     failures = [failure for failure in recorded if failure is not None]
     if len(failures) < len(members):
@@ -277,6 +308,12 @@ def _reads_as(
 
 
 def _fields(error: BaseException) -> dict[str, Any] | None:
+    fields = _attributes(error)
+    kept = {name: _decode(data) for name, value in fields.items() if (data := _json(value)) is not None}
+    return kept or None
+
+
+def _attributes(error: BaseException) -> dict[str, Any]:
     try:
         fields = dict(object.__getattribute__(error, "__dict__"))
     except Exception:
@@ -287,9 +324,7 @@ def _fields(error: BaseException) -> dict[str, Any] | None:
         except AttributeError:
             continue  # an unset slot
     # An unprintable name could hold a lone surrogate, which would spoil the whole record.
-    names = [name for name in fields if type(name) is str and name.isprintable()]
-    kept = {name: _decode(data) for name in names if (data := _json(fields[name])) is not None}
-    return kept or None
+    return {name: value for name, value in fields.items() if type(name) is str and name.isprintable()}
 
 
 def _slots(cls: type) -> dict[str, MemberDescriptorType]:
@@ -427,6 +462,17 @@ def _restore(error: BaseException, fields: dict[str, Any] | None) -> None:
             slots[name].__set__(error, value)
         else:
             object.__getattribute__(error, "__dict__")[name] = value
+
+
+def _restore_errors(error: BaseException, errors: dict[str, Failure | list[Failure]]) -> None:
+    try:
+        rebuilt = {
+            name: [rebuild(one) for one in held] if isinstance(held, list) else rebuild(held)
+            for name, held in errors.items()
+        }
+        _restore(error, rebuilt)
+    except Exception:
+        pass  # a slot that takes no such value: the rest of the error says enough
 
 
 def _origin(failure: Failure) -> str:

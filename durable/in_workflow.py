@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar, cast
 from uuid import UUID
@@ -12,9 +13,10 @@ from uuid import UUID
 import msgspec
 
 from durable import seams
+from durable.definitions import check_name
 from durable.engine.awaiting import as_completed
 from durable.engine.guards import unguarded
-from durable.engine.runtime import Runtime, current
+from durable.engine.runtime import Runtime, current, name_prefix
 from durable.errors import DefinitionError
 from durable.payloads import ValueType
 from durable.retry import Seconds, seconds
@@ -27,9 +29,11 @@ __all__ = [
     "is_evicting",
     "is_replaying",
     "logger",
+    "note",
     "now",
     "patched",
     "random",
+    "scope",
     "sleep",
     "unguarded",
     "uuid4",
@@ -135,6 +139,29 @@ def deprecate_patch(id: str) -> None:
     Runs with and without the patch's marker replay. Once no open run remembers `patched(id)` either, this call may go too.
     """
     _patchable_run(id, "deprecate_patch").deprecate_patch(id)
+
+
+@contextmanager
+def scope(name: str) -> Iterator[str]:
+    """Put `name/` in front of the names that activities called in this block have in the journal; yield the whole path.
+
+    Scopes nest, and hold for tasks that are started inside. For builders of patterns: two parts of one run that call
+    the same activity stay apart, and keep their idempotency keys when one of them changes.
+    """
+    path = f"{name_prefix.get()}{check_name(name, 'a scope')}/"
+    token = name_prefix.set(path)
+    try:
+        yield path
+    finally:
+        name_prefix.reset(token)
+
+
+def note(name: str, status: str, *, kind: str = "") -> None:
+    """Add a line to the run's story that stands for no activity, e.g. a step that is skipped. It costs no commit.
+
+    It is part of the journal: a replay must give the same notes. For builders of patterns.
+    """
+    _run("note()").note(name_prefix.get() + check_name(name, "a note"), status, kind)
 
 
 async def sleep(duration: Seconds) -> None:

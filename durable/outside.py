@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from durable.run_handle import RunHandle
 
 
+async def attach_here(definition: WorkflowDefinition, run_id: str) -> RunHandle[Any]:
+    """Return a handle of a run that exists; see that it goes on in this process unless it does elsewhere."""
+    from durable.default import engine_here
+
+    return await (await engine_here()).attach(definition, run_id)
+
+
 async def start_here(
     definition: WorkflowDefinition,
     args: tuple[Any, ...],

@@ -124,7 +124,7 @@ class RunHandle(Generic[R]):
                 data = record.result if record.result is not None else b"null"
                 result: R = (self._result_type or _ANY).decode(data)
                 return result
-            case RunStatus.FAILED:
+            case RunStatus.FAILED | RunStatus.COMPENSATED:
                 failure = decode_failure(record.failure)
                 text = failures.describe(failure) if failure is not None else "no failure was recorded"
                 cause = failures.rebuild(failure) if failure is not None else None

@@ -6,12 +6,14 @@ Calling a workflow outside of any run executes it durably on this process's defa
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast, overload
 
 from durable import outside
-from durable.definitions import WorkflowDefinition, check_name
-from durable.engine.runtime import current
+from durable.activities import derived_run_id
+from durable.definitions import LOCAL_TASK_QUEUE, WorkflowDefinition, check_name
+from durable.engine.runtime import Runtime, current
 from durable.errors import DefinitionError
 from durable.in_workflow import MISSING, signal_value
 from durable.payloads import Arguments, ValueType
@@ -28,6 +30,21 @@ D = TypeVar("D")
 DEFAULT_TASK_QUEUE: Final = "default"
 
 
+class WorkflowContext(dict[str, Any]):
+    """What a parameter `ctx` of a workflow holds: the dict that was given, and who the run is.
+
+    `attempt` counts workflow-level attempts, from 1; `idempotency_key` is the same for all of them.
+    """
+
+    __durable_plain_mapping__: Final = True
+
+    def __init__(self, given: Mapping[str, Any], *, run_id: str, attempt: int, idempotency_key: str) -> None:
+        super().__init__(given)
+        self.run_id = run_id
+        self.attempt = attempt
+        self.idempotency_key = idempotency_key
+
+
 class Workflow(Generic[P, R]):
     """A durable process; made by `@workflow`. Calling it always returns a coroutine."""
 
@@ -38,7 +55,7 @@ class Workflow(Generic[P, R]):
         self._run_id = run_id
         self._task_queue = task_queue
         self.__wrapped__ = definition.fn
-        self.__name__ = definition.fn.__name__
+        self.__name__ = getattr(definition.fn, "__name__", definition.name)
         self.__doc__ = definition.fn.__doc__
 
     @property
@@ -118,9 +135,18 @@ class Workflow(Generic[P, R]):
                 "this version: call its activities directly, or enqueue it from an activity"
             )
         run_id = kwargs.pop("run_id", self._run_id)
+        if run_id is None:
+            run_id = derived_run_id(self.name)
         return await outside.start_here(
             self.definition, args, kwargs, run_id=run_id, task_queue=self._task_queue, drive=drive
         )
+
+    async def attach(self, run_id: str) -> RunHandle[R]:
+        """Return a handle of a run that exists, and drive it in this process unless somebody does. Its input stays what it is.
+
+        Raises `RunNotFoundError`, `WorkflowVersionMismatchError` if it is open and of another version.
+        """
+        return await outside.attach_here(self.definition, run_id)
 
     def options(self, *, run_id: str | None = None, task_queue: str | None = None) -> Workflow[P, R]:
         """Return a copy whose calls use this run id and task queue; its arguments are fully type-checked."""
@@ -129,6 +155,13 @@ class Workflow(Generic[P, R]):
             run_id=self._run_id if run_id is None else run_id,
             task_queue=self._task_queue if task_queue is None else task_queue,
         )
+
+    def local(self) -> Workflow[P, R]:
+        """Return a copy whose runs no worker takes: only this process drives them, and one that starts them again by their ids.
+
+        For builders of patterns, whose objects may hold what another process cannot rebuild.
+        """
+        return self.options(task_queue=LOCAL_TASK_QUEUE)
 
 
 class _Decorator:
@@ -147,9 +180,8 @@ class _Decorator:
         if name is not None:
             check_name(name, "a workflow")
         check_name(task_queue, "a task queue")
-        for what, value, least in (("version", version, 1), ("retries", retries, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise DefinitionError(f"{what} must be an integer >= {least}, not {value!r}")
+        _check_integer("version", version, 1)
+        _check_integer("retries", retries, 0)
         self._name = name
         self._version = version
         self._timeout_us = None if timeout is None else round(seconds(timeout, what="timeout") * 1_000_000)
@@ -166,7 +198,8 @@ class _Decorator:
         if not inspect.iscoroutinefunction(fn):
             raise DefinitionError(f"workflow {name!r} must be an `async def` function")
         arguments = Arguments.of(fn)
-        if "run_id" in inspect.signature(fn).parameters:
+        parameters = inspect.signature(fn).parameters
+        if "run_id" in parameters:
             raise DefinitionError(
                 f"workflow {name!r} has a parameter run_id, which names the run at every call; rename the parameter"
             )
@@ -181,8 +214,26 @@ class _Decorator:
                 retries=self._retries,
                 retry_delay_us=self._retry_delay_us,
                 task_queue=self._task_queue,
+                prepare=partial(_with_context, list(parameters).index("ctx"))
+                if "ctx" in parameters
+                else None,
             )
         )
+
+
+def _with_context(
+    index: int, run: Runtime, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments with a `WorkflowContext` for the parameter `ctx`, if it was given a plain dict."""
+    given = args[index] if index < len(args) else kwargs.get("ctx")
+    if type(given) is not dict:
+        return args, kwargs
+    identity = run.identity
+    key = f"{identity.run_id}@{identity.epoch}"
+    context = WorkflowContext(given, run_id=identity.run_id, attempt=run.attempt, idempotency_key=key)
+    if index < len(args):
+        return (*args[:index], context, *args[index + 1 :]), kwargs
+    return args, {**kwargs, "ctx": context}
 
 
 @overload
@@ -191,8 +242,8 @@ def workflow(fn: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
 
 @overload
 def workflow(
-    *,
     name: str | None = None,
+    *,
     version: int = 1,
     timeout: Seconds | None = None,
     retries: int = 0,
@@ -202,10 +253,8 @@ def workflow(
 
 
 def workflow(
-    fn: Callable[..., Any] | None = None,
-    /,
+    name: Any = None,
     *,
-    name: str | None = None,
     version: int = 1,
     timeout: Seconds | None = None,
     retries: int = 0,
@@ -214,13 +263,16 @@ def workflow(
 ) -> Any:
     """Make a durable workflow of an `async def`. Bare or with options; a misspelt option is a TypeError.
 
+    A parameter called `ctx` is given its dict as a `WorkflowContext`, which also knows the run.
+
     `timeout` (seconds or timedelta) limits the whole life of a run, from its start: then it is `timed_out`, and no code
     of it runs any more. `retries` workflow-level retries follow a failure after `retry_delay`; they keep what was done
     before the failed activity. `version` must be raised when a change breaks open runs: a worker never drives
     a run of a version it does not have. `task_queue` names where its runs wait for workers.
     """
+    fn = name if callable(name) else None
     decorator = _Decorator(
-        name=name,
+        name=None if fn is not None else name,
         version=version,
         timeout=timeout,
         retries=retries,
@@ -228,6 +280,48 @@ def workflow(
         task_queue=task_queue,
     )
     return decorator if fn is None else decorator(fn)
+
+
+def make_workflow(
+    fn: Callable[..., Coroutine[Any, Any, Any]],
+    *,
+    name: str,
+    kind: str,
+    origin: str,
+    version: int = 1,
+    timeout: Seconds | None = None,
+    task_queue: str = DEFAULT_TASK_QUEUE,
+    signature: Callable[..., Any] | None = None,
+    result: object = Any,
+) -> Workflow[..., Any]:
+    """Make a workflow at run time, of a coroutine function. For builders of patterns.
+
+    `kind` is what `Run.kind` says, e.g. "pipeline". `origin` tells two definitions of one name apart: equal ones are the same
+    thing, defined again; others are refused where they meet. `signature` is what the input must fit, if it is not `fn`
+    itself; `result` the type hint of what it returns. An object that has a method `__durable_workflows__` which returns
+    `Workflow`s is served by every worker that is given the module in which it is a variable.
+    """
+    _check_integer("version", version, 1)
+    return Workflow(
+        WorkflowDefinition(
+            name=check_name(name, f"a {kind}"),
+            version=version,
+            fn=fn,
+            arguments=Arguments.of(fn if signature is None else signature),
+            result=ValueType.of(result),
+            timeout_us=None if timeout is None else round(seconds(timeout, what="timeout") * 1_000_000),
+            retries=0,
+            retry_delay_us=0,
+            task_queue=check_name(task_queue, "a task queue"),
+            kind=kind,
+            origin=origin,
+        )
+    )
+
+
+def _check_integer(what: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise DefinitionError(f"{what} must be an integer >= {least}, not {value!r}")
 
 
 class Signal(Generic[T]):

@@ -23,15 +23,17 @@ VALUE_BYTES_MAX: Final = 4096  # of a payload shown to people; JSON output and `
 GLYPHS: Final = {
     "pending": "○", "running": "●", "waiting": "◷", "parked": "⏸",
     "completed": "✓", "failed": "✗", "cancelled": "⊘", "terminated": "⊘", "timed_out": "✗", "continued": "→",
+    "compensating": "↺", "compensated": "↺", "skipped": "⊘",
     "scheduled": "○", "retrying": "●", "fired": "✓", "received": "✓",
 }  # fmt: skip
 COLOURS: Final = {
     "running": "cyan", "retrying": "yellow", "waiting": "blue", "parked": "magenta",
     "completed": "green", "fired": "green", "received": "green",
+    "compensating": "yellow", "compensated": "yellow",
     "failed": "red", "timed_out": "red", "terminated": "red", "cancelled": "yellow",
 }  # fmt: skip
 _ASCII: Final = str.maketrans(
-    {"○": "o", "●": "*", "◷": "~", "⏸": "=", "✓": "+", "✗": "x", "⊘": "-", "→": ">", "·": "-", "…": "...",
+    {"○": "o", "●": "*", "◷": "~", "⏸": "=", "✓": "+", "✗": "x", "⊘": "-", "→": ">", "↺": "<", "·": "-", "…": "...",
      "–": "-", "█": "#", "░": ".", "│": "|"}
 )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
 from durable import Entry, Run
 from durable_cli.durations import ago_text, duration_text
@@ -84,8 +84,6 @@ def next_steps(run: Run) -> list[str]:
 def step_name(entry: Entry) -> str:
     """Return `charge("bad")`, `sleep 2s`, `signal approved`."""
     match entry.kind:
-        case "activity":
-            return f"{escaped(entry.name)}({_call(entry.input)})"
         case "timer":
             return f"sleep {entry.name}"
         case "signal":
@@ -96,8 +94,14 @@ def step_name(entry: Entry) -> str:
             return "cancel requested"
         case "patch":
             return f"patch {escaped(entry.name)}"
-        case _ as kind:
-            assert_never(kind)
+        case _ if entry.status == "skipped":
+            return escaped(entry.name)
+        case "compensation":
+            return f"undo {escaped(entry.name.removesuffix('/compensation'))}"
+        case "predicate":
+            return f"{escaped(entry.name)}?"
+        case _:
+            return f"{escaped(entry.name)}({_call(entry.input)})"
 
 
 def _call(given: Any) -> str:
@@ -133,7 +137,7 @@ def entry_result(entry: Entry, now: datetime) -> str:
         return escaped(str(entry.result or ""))
     if entry.status == "waiting" and entry.due_at is not None:
         return f"until {iso(entry.due_at)}"
-    if entry.status == "received" or (entry.status == "completed" and entry.kind == "activity"):
+    if entry.status == "received" or (entry.status == "completed" and entry.is_activity):
         return value_text(entry.result)
     return "" if entry.status in ("completed", "fired") else str(entry.status)
 
@@ -145,6 +149,8 @@ def facts(run: Run, now: datetime) -> Iterator[Sequence[str]]:
     """Yield the run as rows of cells: `key, value` lines, then `step` lines."""
     yield "run", run.run_id
     yield "workflow", run.workflow
+    if run.kind != "workflow":
+        yield "kind", run.kind
     yield "status", str(run.status)
     yield "generation", str(run.generation)
     yield "version", str(run.version)
@@ -200,7 +206,8 @@ def picture(run: Run, terminal: Terminal, now: datetime) -> Iterator[str]:
     width = terminal.width
     status = terminal.paint(f"{glyph(run.status)} {run.status}", COLOURS.get(run.status), bold=True)
     about = f"generation {run.generation}  worker {escaped(run.worker or DASH)}  version {run.version}"
-    yield f"{terminal.paint(run.workflow, bold=True)}  {terminal.paint(run.run_id, bold=True)}  {status}    {about}"
+    kind = "" if run.kind == "workflow" else f"{run.kind} "
+    yield f"{kind}{terminal.paint(run.workflow, bold=True)}  {terminal.paint(run.run_id, bold=True)}  {status}    {about}"
     begin = run.started_at or run.created_at
     verb = "started" if run.started_at else "created"
     ago = ago_text((now - begin).total_seconds())
@@ -255,7 +262,7 @@ def _bar(entry: Entry, begin: datetime, end: datetime) -> str:
     right = int(((entry.finished_at or end) - begin).total_seconds() / span * BAR_WIDTH)
     left = max(0, min(left, BAR_WIDTH - 1))
     length = max(1, min(right, BAR_WIDTH) - left)
-    return " " * left + ("█" if entry.kind == "activity" else "░") * length
+    return " " * left + ("█" if entry.is_activity else "░") * length
 
 
 def _ending(run: Run, terminal: Terminal) -> Iterator[str]:

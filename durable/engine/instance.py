@@ -29,7 +29,15 @@ from durable.engine.awaiting import perform
 from durable.engine.handlers import Conditions, Signals
 from durable.engine.loop import DeterministicLoop, DetTask
 from durable.engine.operations import Asked, Call, Closing, Marker, Operations
-from durable.engine.runtime import ActivityCall, Evicted, RunIdentity
+from durable.engine.runtime import (
+    UNDONE,
+    WRAPS,
+    ActivityCall,
+    Evicted,
+    OnEnd,
+    RunIdentity,
+    Unwind,
+)
 from durable.engine.sources import find_source, source_text
 from durable.errors import InternalError, PlatformFault, UndecodableError
 from durable.failures import Failure
@@ -42,6 +50,7 @@ from durable.journal.events import (
     Completed,
     Event,
     Failed,
+    Noted,
     OpenWait,
     Patched,
     Retried,
@@ -51,6 +60,7 @@ from durable.journal.events import (
     WorkflowEnd,
 )
 from durable.journal.matching import Mismatch, describe, label, match, non_determinism
+from durable.journal.reopening import COMPENSATION
 from durable.journal.turns import Activated
 from durable.limits import DEFAULT_LIMITS, Limits
 from durable.payloads import ValueType
@@ -84,6 +94,9 @@ class Instance:
         self.events = 0
         self.warnings: list[str] = []
         self._limits = limits
+        self.unwind: Unwind | None = None
+        self.outermost: object | None = None
+        self._has_compensated = False
         self._definition = definition
         self._input = input
         self._operations = operations = Operations(f"{identity.run_id}@{identity.epoch}/")
@@ -184,7 +197,7 @@ class Instance:
         if is_clean:
             # Instance, loop and tasks refer to one another. Let go of the others here, or a worker that drives thousands of
             # runs a second leaves all of them to the garbage collector.
-            self._signals = self._conditions = self._main = None
+            self._signals = self._conditions = self._main = self.unwind = self.outermost = None
             del self._loop
 
     # ─ events ────────────────────────────────────────────────────────────────
@@ -200,10 +213,12 @@ class Instance:
                     loop.advance(event.at)
                 call = self._operations.activities.pop(event.op, None)
                 if call.__class__ is Call and not call.future.done():
-                    if call.closing is not None:
+                    if call.closing is not None and call.on_end is None:
                         value = None  # nobody will look at it
                     elif value is UNSET:
                         value = call.definition.result.decode(memoryview(event.result))
+                    if call.on_end is not None:
+                        call.on_end(value, None)
                     call.future.set_result(value)
             else:
                 self._deliver(event, turn, index)
@@ -255,6 +270,8 @@ class Instance:
         self.started_at_us = event.at
         self._loop.start_clock(event.at)
         args, kwargs = self._definition.arguments.decode(self._input)
+        if self._definition.prepare is not None:
+            args, kwargs = self._definition.prepare(self, args, kwargs)
         self._main = self._loop.create_main_task(self._run(args, kwargs))
 
     def _fail_activity(self, event: ActivityFailed, turn: int, index: int) -> None:
@@ -263,6 +280,8 @@ class Instance:
             return
         error = call.error = failures.rebuild(event.failure)
         self._failures[id(error)] = (error, turn, index, event.failure)
+        if call.on_end is not None:
+            call.on_end(None, error)
         call.future.set_result(None)  # `perform` raises it: a future refuses StopIteration
 
     def _request_cancel(self, event: CancelRequested) -> None:
@@ -275,10 +294,15 @@ class Instance:
 
     async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
-            result = await self._definition.fn(*args, **kwargs)
-            data = self._definition.result.encode(result)
-            if len(data) > self._limits.payload_bytes_warn and not self.is_replaying:
-                self._judge(data, "the result")
+            try:
+                result = await self._definition.fn(*args, **kwargs)
+                data = self._definition.result.encode(result)
+                if len(data) > self._limits.payload_bytes_warn and not self.is_replaying:
+                    self._judge(data, "the result")
+            except BaseException as error:
+                if self.unwind is not None and self._is_final(error):
+                    await self.unwind(error)
+                raise
         except asyncio.CancelledError as error:
             if self.is_evicting:
                 return
@@ -300,7 +324,8 @@ class Instance:
         if isinstance(error, PlatformFault) and id(error) not in self._failures:
             self._park(error)
             return
-        self.failed_at = self._origin(error)
+        # What was undone must not be kept: the retry begins with an empty journal (P7).
+        self.failed_at = None if self._has_compensated else self._origin(error)
         failure = failures.record(error)
         known = self._failures.get(id(error))
         if known is not None:  # an activity's own: whose, and after how many attempts
@@ -308,7 +333,17 @@ class Instance:
             failure = msgspec.structs.replace(
                 failure, activity=whose.activity, run_id=whose.run_id, attempts=whose.attempts
             )
-        self._finish(Failed(at=self._event_at, failure=failure, origin=self.failed_at))
+        is_undone = self._definition.kind == "saga" and bool(getattr(type(error), UNDONE, False))
+        self._finish(Failed(at=self._event_at, failure=failure, origin=self.failed_at, compensated=is_undone))
+
+    def _is_final(self, error: BaseException) -> bool:
+        """Whether this error ends the run for good, so that what was done is to be undone."""
+        if self.is_evicting or isinstance(error, Evicted | GeneratorExit):
+            return False
+        if isinstance(error, PlatformFault) and id(error) not in self._failures:
+            return False
+        is_cancelled = isinstance(error, asyncio.CancelledError) and self._is_cancel_requested
+        return is_cancelled or self.attempt > self._definition.retries
 
     def _origin(self, error: BaseException) -> tuple[int, int] | None:
         """Return the event whose failure this is; of a group, the earliest, if every leaf is an activity's."""
@@ -316,6 +351,8 @@ class Instance:
             origins = [self._origin(leaf) for leaf in error.exceptions]
             known = [origin for origin in origins if origin is not None]
             return min(known) if len(known) == len(origins) else None
+        if getattr(type(error), WRAPS, False) and error.__cause__ is not None:
+            return self._origin(error.__cause__)
         recorded = self._failures.get(id(error))
         return None if recorded is None else (recorded[1], recorded[2])
 
@@ -387,13 +424,20 @@ class Instance:
         return self._random
 
     def call_activity(
-        self, definition: ActivityDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        definition: ActivityDefinition,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        on_end: OnEnd | None = None,
     ) -> Coroutine[Any, Any, Any]:
+        if definition.kind == COMPENSATION:
+            self._has_compensated = True
         source = find_source(sys._getframe(2)) or self._loop.task_source()
         data = definition.arguments.encode(args, kwargs)
         if len(data) > self._limits.payload_bytes_warn and not self.is_replaying:
             self._judge(data, f"the arguments of activity {definition.name!r}")
         call = Call(definition, data, source)
+        call.on_end = on_end
         coroutine = perform(call, self._loop, self._operations)
         coroutine.__qualname__ = definition.name  # type: ignore[attr-defined]  # "coroutine ... was never awaited"
         return coroutine
@@ -423,8 +467,15 @@ class Instance:
         )
         self._patches[id] = is_new
         if is_new:
-            self._operations.mark(Marker(id, self._loop.source(sys._getframe(2)), is_deprecated))
+            src = self._loop.source(sys._getframe(2))
+            self._operations.mark(Marker(Patched(id=id, src=src, deprecated=is_deprecated)))
         return is_new
+
+    def note(self, name: str, status: str, kind: str) -> None:
+        """Add a line to the run's story."""
+        if not self.is_evicting:
+            src = self._loop.source(sys._getframe(1))
+            self._operations.mark(Marker(Noted(name=name, status=status, kind=kind, src=src)))
 
     async def wait_signal(self, name: str, value_type: ValueType) -> Any:
         return await self._signals_here().wait(name, value_type, self._loop.source(sys._getframe(1)))

@@ -15,15 +15,15 @@ import msgspec
 
 from durable.definitions import ActivityDefinition
 from durable.engine.loop import Timer
-from durable.engine.runtime import ActivityCall
-from durable.journal.events import CloseOp, Command, OpenWait, Patched, ScheduleActivity, StartTimer
+from durable.engine.runtime import ActivityCall, OnEnd
+from durable.journal.events import CloseOp, Command, Noted, OpenWait, Patched, ScheduleActivity, StartTimer
 from durable.journal.matching import label
 
 
 class Call(ActivityCall):
     """An activity call as the engine sees it. `future` is set when the outcome is there; `error` if it failed."""
 
-    __slots__ = ("dead", "error", "future")
+    __slots__ = ("dead", "error", "future", "on_end")
 
     kind: Final = "activity"
     how: Final = ""
@@ -40,6 +40,7 @@ class Call(ActivityCall):
         self.dead = False
         self.error: BaseException | None = None
         self.future: asyncio.Future[Any]
+        self.on_end: OnEnd | None = None
 
     @property
     def name(self) -> str:
@@ -93,18 +94,20 @@ class Closing:
 
 
 class Marker:
-    """A patch that takes effect here. It waits for nothing and takes no number."""
+    """A patch that takes effect here, or a line of the story. It waits for nothing and takes no number."""
 
-    __slots__ = ("is_deprecated", "name", "src")
+    __slots__ = ("command", "detail", "kind", "name", "src")
 
-    kind: Final = "patch"
-    detail: Final = None
     how: Final = ""
 
-    def __init__(self, name: str, src: str, is_deprecated: bool) -> None:
-        self.name = name
-        self.src = src
-        self.is_deprecated = is_deprecated
+    def __init__(self, command: Patched | Noted) -> None:
+        self.command = command
+        self.src = command.src
+        self.detail: str | None
+        if isinstance(command, Patched):
+            self.kind, self.name, self.detail = "patch", command.id, None
+        else:
+            self.kind, self.name, self.detail = "note", command.name, command.status
 
 
 Operation = Call | Timer | Wait
@@ -161,7 +164,7 @@ class Operations:
             self.waits.pop(wait.op, None)
 
     def mark(self, marker: Marker) -> None:
-        """A patch takes effect: told in any case, even if the run ends in this activation."""
+        """A patch or a note: told in any case, even if the run ends in this activation."""
         self.pending.append(marker)
 
     def take_call(self, op: int) -> Call | None:
@@ -182,7 +185,7 @@ class Operations:
     def asked(self, *, ended: bool) -> list[Asked]:
         """Return what the activation asked for and take it off the books.
 
-        A run that has ended opens nothing: nobody would wait for it. What it closed still counts, and patches do.
+        A run that has ended opens nothing: nobody would wait for it. What it closed still counts, and so do markers.
         """
         asked = [one for one in self.pending if isinstance(one, Closing | Marker) or not (ended or one.dead)]
         self.pending.clear()
@@ -195,7 +198,7 @@ class Operations:
             if isinstance(one, Closing):
                 commands.append(CloseOp(op=one.operation.op, how=one.how))
             elif isinstance(one, Marker):
-                commands.append(Patched(id=one.name, src=one.src, deprecated=one.is_deprecated))
+                commands.append(one.command)
             elif ended or one.dead:
                 continue
             elif isinstance(one, Call):
@@ -213,7 +216,13 @@ class Operations:
         call.key = f"{self._key_prefix}{name}#{n}"
         self.activities[op] = call
         return ScheduleActivity(
-            op=op, name=name, n=n, args=msgspec.Raw(call.args), src=call.src, started=started
+            op=op,
+            name=name,
+            n=n,
+            args=msgspec.Raw(call.args),
+            src=call.src,
+            started=started,
+            kind=call.definition.kind,
         )
 
     def _number_other(self, one: Timer | Wait) -> Command:
@@ -228,7 +237,7 @@ class Operations:
     def adopt(self, recorded: Sequence[Command], asked: Sequence[Asked | None]) -> None:
         """Number what the activation asked for as the journal did; `asked` is aligned with `recorded`."""
         for command, one in zip(recorded, asked, strict=True):
-            if isinstance(command, Patched) or isinstance(one, Marker) or one is None:
+            if isinstance(command, Patched | Noted) or isinstance(one, Marker) or one is None:
                 continue
             op = command.op
             if isinstance(one, Closing):

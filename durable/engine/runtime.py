@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from random import Random as RandomSource
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from durable.definitions import ActivityDefinition, CancellationType
 from durable.payloads import ValueType
+
+UNDONE: Final = "__durable_compensated__"  # an error class that has it closes its run as compensated
+WRAPS: Final = (
+    "__durable_wraps__"  # an error class that has it stands for its cause when a workflow is retried (P7)
+)
+OnEnd = Callable[[Any, BaseException | None], None]
+Unwind = Callable[[BaseException], Coroutine[Any, Any, None]]
+# What the names of activities that are called here get in front, in the journal: "" or "notify/". Each task of a run has its own.
+name_prefix: Final[ContextVar[str]] = ContextVar("durable_name_prefix", default="")
 
 
 class Evicted(BaseException):
@@ -59,6 +69,9 @@ class Runtime(Protocol):
     started_at_us: int
     is_replaying: bool
     is_evicting: bool
+    # Awaited when the body has failed for good or was cancelled, before the end is recorded; it may raise another error.
+    unwind: Unwind | None
+    outermost: object | None  # the saga scope of the run's body, once there is one
 
     @property
     def random(self) -> RandomSource:
@@ -70,9 +83,17 @@ class Runtime(Protocol):
         ...
 
     def call_activity(
-        self, definition: ActivityDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        definition: ActivityDefinition,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        on_end: OnEnd | None = None,
     ) -> Coroutine[Any, Any, Any]:
-        """Journal a call once awaited, and return its result or raise its failure. Arguments are encoded at once."""
+        """Journal a call once awaited, and return its result or raise its failure. Arguments are encoded at once.
+
+        `on_end(value, error)` is called when the outcome is fed: in the order of recording, and also if the caller was
+        cancelled meanwhile and, with cancellation type "wait", only awaits the end.
+        """
         ...
 
     async def wait_signal(self, name: str, value_type: ValueType) -> Any:
@@ -89,6 +110,10 @@ class Runtime(Protocol):
 
     def deprecate_patch(self, id: str) -> None:
         """Declare that no run is left on the old side of a change."""
+        ...
+
+    def note(self, name: str, status: str, kind: str) -> None:
+        """Add a line to the run's story, which stands for no operation."""
         ...
 
 

@@ -23,7 +23,10 @@ class Entry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field
 
 
 class Started(Entry, frozen=True, tag="started", kw_only=True):
-    """First event of a generation. `seed` feeds random and uuid4; the rest is named by replay errors (P25)."""
+    """First event of a generation. `seed` feeds random and uuid4; `kind` says what is run: "" is a plain workflow.
+
+    The rest is named by replay errors (P25).
+    """
 
     at: int
     seed: int
@@ -31,6 +34,7 @@ class Started(Entry, frozen=True, tag="started", kw_only=True):
     engine: int = 1
     python: str = ""
     hash_seed: str = ""
+    kind: str = ""
 
 
 class Retried(Entry, frozen=True, tag="retried", kw_only=True):
@@ -81,7 +85,8 @@ class CancelRequested(Entry, frozen=True, tag="cancel_requested", kw_only=True):
 class ScheduleActivity(Entry, frozen=True, tag="activity_scheduled", kw_only=True):
     """`n` counts the calls of this name in the run, from 1, and is part of the idempotency key (P6).
 
-    `started` charges attempt 1 in the very commit that schedules it (P22). `src` is `file.py:line`.
+    `started` charges attempt 1 in the very commit that schedules it (P22). `src` is `file.py:line`. `kind` says what it is
+    in the words of a pattern, e.g. "compensation"; "" is an ordinary activity.
     """
 
     op: int
@@ -90,6 +95,7 @@ class ScheduleActivity(Entry, frozen=True, tag="activity_scheduled", kw_only=Tru
     args: msgspec.Raw
     src: str = ""
     started: bool = False
+    kind: str = ""
 
 
 class StartTimer(Entry, frozen=True, tag="timer_started", kw_only=True):
@@ -132,6 +138,15 @@ class Patched(Entry, frozen=True, tag="patch", kw_only=True):
     deprecated: bool = False
 
 
+class Noted(Entry, frozen=True, tag="noted", kw_only=True):
+    """A line of the run's story that stands for no operation, e.g. a step that was skipped. No `op`, nothing to wait for."""
+
+    name: str
+    status: str
+    kind: str = ""
+    src: str = ""
+
+
 # ─ ends ──────────────────────────────────────────────────────────────────────
 
 
@@ -141,11 +156,15 @@ class Completed(Entry, frozen=True, tag="completed", kw_only=True):
 
 
 class Failed(Entry, frozen=True, tag="failed", kw_only=True):
-    """`origin`: the turn, and the place among its entries, of the event whose failure escaped; None if it was none's (P7)."""
+    """`origin`: the turn, and the place among its entries, of the event whose failure escaped; None if it was none's (P7).
+
+    `compensated`: a saga that failed, and undid all it had done.
+    """
 
     at: int
     failure: Failure
     origin: tuple[int, int] | None = None
+    compensated: bool = False
 
 
 class Cancelled(Entry, frozen=True, tag="cancelled", kw_only=True):
@@ -167,7 +186,7 @@ class TimedOut(Entry, frozen=True, tag="timed_out", kw_only=True):
 
 
 Event = Started | Retried | ActivityCompleted | ActivityFailed | TimerFired | SignalReceived | CancelRequested
-Command = ScheduleActivity | StartTimer | OpenWait | CloseOp | Patched
+Command = ScheduleActivity | StartTimer | OpenWait | CloseOp | Patched | Noted
 WorkflowEnd = Completed | Failed | Cancelled
 End = WorkflowEnd | Terminated | TimedOut
 AnyEntry = (
@@ -183,6 +202,7 @@ AnyEntry = (
     | OpenWait
     | CloseOp
     | Patched
+    | Noted
     | Completed
     | Failed
     | Cancelled
@@ -198,5 +218,5 @@ EVENT_TYPES = (
     SignalReceived,
     CancelRequested,
 )
-COMMAND_TYPES = (ScheduleActivity, StartTimer, OpenWait, CloseOp, Patched)
+COMMAND_TYPES = (ScheduleActivity, StartTimer, OpenWait, CloseOp, Patched, Noted)
 END_TYPES = (Completed, Failed, Cancelled, Terminated, TimedOut)

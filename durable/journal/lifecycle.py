@@ -8,17 +8,19 @@ from typing import Final
 
 
 class RunStatus(StrEnum):
-    """What a person sees. Sagas add compensating and compensated when they land."""
+    """What a person sees."""
 
     PENDING = "pending"  # nobody has driven it yet
     RUNNING = "running"  # a worker drives it, or will as soon as one is free
     WAITING = "waiting"  # for a timer, a signal or a condition; no worker holds it
+    COMPENSATING = "compensating"  # running, to undo what it has done: only ever shown
     PARKED = "parked"  # stopped by a platform fault; good code resumes it
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
     TERMINATED = "terminated"
     TIMED_OUT = "timed_out"
+    COMPENSATED = "compensated"  # a saga that failed, and undid all it had done
     CONTINUED = "continued"  # a closed generation that a workflow-level retry or continue-as-new followed
 
     @property
@@ -35,6 +37,7 @@ _NEXT: Final = MappingProxyType(
                 RunStatus.PARKED,
                 RunStatus.COMPLETED,
                 RunStatus.FAILED,
+                RunStatus.COMPENSATED,
                 RunStatus.CANCELLED,
                 RunStatus.TERMINATED,
                 RunStatus.TIMED_OUT,
@@ -42,9 +45,11 @@ _NEXT: Final = MappingProxyType(
             }
         ),
         RunStatus.WAITING: frozenset({RunStatus.RUNNING, RunStatus.TERMINATED, RunStatus.TIMED_OUT}),
+        RunStatus.COMPENSATING: frozenset({RunStatus.RUNNING}),
         RunStatus.PARKED: frozenset({RunStatus.RUNNING, RunStatus.TERMINATED, RunStatus.TIMED_OUT}),
         RunStatus.COMPLETED: frozenset(),
         RunStatus.FAILED: frozenset(),
+        RunStatus.COMPENSATED: frozenset(),
         RunStatus.CANCELLED: frozenset(),
         RunStatus.TERMINATED: frozenset(),
         RunStatus.TIMED_OUT: frozenset(),

@@ -19,6 +19,7 @@ from durable.journal.events import (
     CloseOp,
     Command,
     Event,
+    Noted,
     OpenWait,
     Patched,
     ScheduleActivity,
@@ -29,7 +30,7 @@ from durable.journal.turns import ENGINE_VERSION
 
 
 class Asked(Protocol):
-    """What today's code asked for. `kind` is "activity", "timer", "signal", "condition", "closed" or "patch"."""
+    """What today's code asked for. `kind` is "activity", "timer", "signal", "condition", "closed", "patch" or "note"."""
 
     @property
     def kind(self) -> str: ...
@@ -88,6 +89,8 @@ def _is_same(command: Command, asked: Asked) -> bool:
         return kind == command.wait and asked.name == command.name
     if isinstance(command, Patched):
         return kind == "patch" and asked.name == command.id
+    if isinstance(command, Noted):
+        return kind == "note" and asked.name == command.name and asked.detail == command.status
     if kind != "closed" or command.op != asked.detail:
         return False
     if asked.how == "wait" and command.how != "wait":
@@ -109,6 +112,8 @@ def _group(command: Command) -> tuple[str, str]:
             return "closed", str(command.op)
         case Patched():
             return "patch", command.id
+        case Noted():
+            return "note", command.name
 
 
 def _match_slowly(
@@ -184,6 +189,8 @@ def label(kind: str, name: str) -> str:
             return f"wait for signal {name!r}"
         case "patch":
             return f"patch {name!r}"
+        case "note":
+            return f"note on {name!r}"
         case _:
             return kind
 
@@ -259,6 +266,9 @@ def _recorded(command: Command | None, closed: Callable[[int], str]) -> tuple[st
         case Patched():
             name = label("patch", command.id)
             return name, f"{name}, asked for at {_place(command.src)}"
+        case Noted():
+            name = label("note", command.name)
+            return name, f"{name} ({command.status}), asked for at {_place(command.src)}"
 
 
 def _asked(asked: Asked | None, source_text: Callable[[str], str]) -> tuple[str | None, str]:

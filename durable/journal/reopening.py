@@ -2,12 +2,14 @@
 
 What is kept is all that stood before what went wrong (P7): before the event whose failure escaped from the workflow, or
 before the request to cancel, or, if the store itself ended the run, everything. If what escaped was no activity's
-failure, nothing is kept, since the same journal would lead to the same error.
+failure, nothing is kept, since the same journal would lead to the same error. Nor is anything if the run has undone what it had
+done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -27,6 +29,7 @@ from durable.journal.events import (
 
 Turns = Sequence[tuple[int, Sequence[AnyEntry]]]  # (number, entries), in order
 _START = (1, 0)
+COMPENSATION: Final = "compensation"  # the kind of an activity that undoes another
 
 
 class Reopening(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +46,9 @@ class Reopening(msgspec.Struct, frozen=True, kw_only=True):
     forgotten: tuple[str, ...]
     completed: tuple[str, ...]
     kept_events: int
+    is_undone: bool = (
+        False  # it was compensated: what was undone must not count as done, nor its idempotency keys
+    )
 
 
 def reopening(turns: Turns, *, now_us: int, attempt: int) -> Reopening | None:
@@ -50,7 +56,8 @@ def reopening(turns: Turns, *, now_us: int, attempt: int) -> Reopening | None:
     cut = _cut(turns)
     if cut is None:
         return None
-    turn, index = cut
+    is_undone = _is_undone(turns)
+    turn, index = _START if is_undone else cut
     entries: list[AnyEntry] = []
     dropped: list[AnyEntry] = []
     kept_events = 0
@@ -74,6 +81,18 @@ def reopening(turns: Turns, *, now_us: int, attempt: int) -> Reopening | None:
         forgotten=tuple(names[e.op] for e in dropped if isinstance(e, ActivityCompleted)),
         completed=tuple(names[e.op] for e in everything if isinstance(e, ActivityCompleted)),
         kept_events=kept_events,
+        is_undone=is_undone,
+    )
+
+
+def _is_undone(turns: Turns) -> bool:
+    """Whether the run ended after it had begun to undo what it had done. One that was stopped in the middle of that goes on with it."""
+    if isinstance(turns[-1][1][-1], Terminated | TimedOut):
+        return False
+    return any(
+        isinstance(entry, ScheduleActivity) and entry.kind == COMPENSATION
+        for _, recorded in turns
+        for entry in recorded
     )
 
 

@@ -19,16 +19,30 @@ from durable.payloads.codec import sealed_label
 from durable.seams import EPOCH
 
 EntryStatus = Literal[
-    "scheduled", "running", "retrying", "waiting", "completed", "failed", "cancelled", "fired", "received"
+    "scheduled",
+    "running",
+    "retrying",
+    "waiting",
+    "completed",
+    "failed",
+    "cancelled",
+    "skipped",
+    "fired",
+    "received",
 ]
+OPERATIONS: Final = ("timer", "signal", "condition", "cancel", "patch")
 
 
 class Entry(msgspec.Struct, kw_only=True):
-    """One operation of a run, in the order asked. `error` is one line; `number` its place in the raw journal."""
+    """One operation of a run, in the order asked. `error` is one line; `number` its place in the raw journal.
+
+    `kind` is "activity", "timer", "signal", "condition", "cancel" or "patch"; of an activity that a pattern called also the pattern's
+    word for it, e.g. "predicate" or "compensation".
+    """
 
     number: int
     name: str
-    kind: Literal["activity", "timer", "signal", "condition", "cancel", "patch"]
+    kind: str
     status: EntryStatus
     attempts: int = 0
     started_at: datetime | None = None
@@ -40,6 +54,11 @@ class Entry(msgspec.Struct, kw_only=True):
     due_at: datetime | None = None  # a timer's instant, the next attempt's, or when an open attempt expires
     failure: Failure | None = None
     is_open: bool = False  # an activity whose function has ended and which somebody outside completes
+
+    @property
+    def is_activity(self) -> bool:
+        """Whether this is an activity, under whatever name of a pattern."""
+        return self.kind not in OPERATIONS
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,7 +125,7 @@ def tell(entries: Iterable[AnyEntry], attempts: dict[int, AttemptView] | None = 
                 line = Entry(
                     number=number,
                     name=entry.name,
-                    kind="activity",
+                    kind=entry.kind or "activity",
                     status="running" if entry.started else "scheduled",
                     attempts=1 if entry.started else 0,
                     started_at=now,
@@ -185,8 +204,20 @@ def tell(entries: Iterable[AnyEntry], attempts: dict[int, AttemptView] | None = 
                 )
             case events.Retried():
                 for line in by_op.values():
-                    if line.finished_at is None and line.kind == "activity":
+                    if line.finished_at is None and line.is_activity:
                         line.status, line.attempts = "scheduled", 0
+            case events.Noted():
+                story.append(
+                    Entry(
+                        number=number,
+                        name=entry.name,
+                        kind=entry.kind or "activity",
+                        status=entry.status,  # type: ignore[arg-type]  # as the pattern calls it
+                        started_at=now,
+                        finished_at=now,
+                        source=entry.src,
+                    )
+                )
             case events.Patched():
                 story.append(
                     Entry(
@@ -247,7 +278,7 @@ def blockers(story: Story, now: datetime) -> list[Blocker]:
     """Say what an open, driven run waits for, most telling first; never empty."""
     found: list[Blocker] = []
     for line in story.open:
-        if line.kind == "activity":
+        if line.is_activity:
             if line.status == "retrying":
                 text = f"{line.name}: attempt {line.attempts + 1} {_in(line.due_at, now)} after {line.error}"
                 found.append(

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Final, assert_never
+from typing import Final
 
 import msgspec
 
+from durable.definitions import LOCAL_TASK_QUEUE
 from durable.journal.lifecycle import RunStatus
 from durable.journal.view import Blocker, Entry, Story, blockers, duration_text
 
@@ -150,7 +151,14 @@ def _unowned(facts: Facts, story: Story | None) -> Why:
     return _why(facts, WhyReason.CLAIM, f"ready: {who} will take it when there is room", story=story)
 
 
+LOCAL_ADVICE: Final = (
+    "it holds what no worker can rebuild, so only the script that started it can go on with it, by its run id"
+)
+
+
 def _nobody(facts: Facts) -> str:
+    if facts.task_queue == LOCAL_TASK_QUEUE:
+        return f"nobody has it: {LOCAL_ADVICE}"
     nearby = f"; {facts.nearby}" if facts.nearby else ""
     return f'no living worker serves {facts.workflow} version {facts.version} on queue "{facts.task_queue}"{nearby}'
 
@@ -183,8 +191,6 @@ def _of_story(facts: Facts, story: Story | None) -> Why:
 def _rank(line: Entry) -> tuple[int, float]:
     due = 0.0 if line.due_at is None else line.due_at.timestamp()
     match line.kind:
-        case "activity":
-            return (3 if line.is_open else _RANKS.get(line.status, 2)), due
         case "signal" | "cancel":
             return 3, 0.0
         case "condition":
@@ -193,24 +199,22 @@ def _rank(line: Entry) -> tuple[int, float]:
             return 5, due
         case "patch":
             return 6, 0.0  # never open
-        case _ as kind:
-            assert_never(kind)
+        case _:  # an activity, in the words of its pattern
+            return (3 if line.is_open else _RANKS.get(line.status, 2)), due
 
 
 def _reason(line: Entry) -> WhyReason:
     match line.kind:
-        case "activity":
-            if line.status == "running":
-                return WhyReason.COMPLETION if line.is_open else WhyReason.ACTIVITY
-            return WhyReason.RETRY if line.status == "retrying" else WhyReason.SLOT
         case "signal" | "cancel":
             return WhyReason.SIGNAL
         case "condition":
             return WhyReason.CONDITION
         case "timer" | "patch":
             return WhyReason.TIMER
-        case _ as kind:
-            assert_never(kind)
+        case _:
+            if line.status == "running":
+                return WhyReason.COMPLETION if line.is_open else WhyReason.ACTIVITY
+            return WhyReason.RETRY if line.status == "retrying" else WhyReason.SLOT
 
 
 def _why(

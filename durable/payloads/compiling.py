@@ -43,6 +43,9 @@ _ABSTRACT_ARRAYS: Final[dict[Any, Any]] = {
 }
 
 
+PLAIN_MAPPING: Final = "__durable_plain_mapping__"
+
+
 def compile_hint(hint: Any, *, what: str, scope: dict[str, Any] | None = None) -> Node:
     """Return the node of a hint; raise `DefinitionError`, which begins with `what`, if its values cannot be stored."""
     return Compiler(scope or {}).compile_root(hint, what=what)
@@ -98,6 +101,8 @@ class Compiler:
             item = self._error(arguments) if (origin or hint) is Err else self.compile(*arguments or (Any,))
             return ResultHalf(hint, origin or hint, item)
         if isinstance(origin or hint, type):
+            if getattr(hint, PLAIN_MAPPING, False):  # a dict with manners: it travels as its dict
+                return self.compile(dict[str, Any])
             return self._class(hint, origin or hint, arguments)
         raise UnsupportedError(not_storable(hint_name(hint)))
 

@@ -599,6 +599,7 @@ class Driver:
             at=now,
             seed=self._random.seed(),
             attempt=run.claim.attempt,
+            kind="" if run.definition.kind == "workflow" else run.definition.kind,
             engine=ENGINE_VERSION,
             python=python,
             hash_seed=hash_seed,
@@ -651,8 +652,8 @@ class Driver:
                     item.status = RunStatus.CONTINUED
                     item.after = self._next_generation(run, instance, item, failure, messages, now)
                 else:
-                    item.status = RunStatus.FAILED
-                    item.after = Close(status=RunStatus.FAILED, failure=failure)
+                    item.status = RunStatus.COMPENSATED if end.compensated else RunStatus.FAILED
+                    item.after = Close(status=item.status, failure=failure)
 
     def _next_generation(
         self,

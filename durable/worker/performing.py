@@ -18,9 +18,10 @@ Stopping. A coroutine is cancelled. A thread cannot be: it is told by `Pulse.can
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Final, assert_never
@@ -291,7 +292,8 @@ class Performer:
             attempt.failure = failure
             self._expire(attempt, "schedule_to_close")
         else:
-            self._retry_or_fail(attempt, failure, is_retryable=True)
+            policy = attempt.call.definition.retry
+            self._retry_or_fail(attempt, failure, is_retryable=not isinstance(error, policy.no_retry))
 
     def close(self, run: LiveRun, op: int, how: str, reason: str = UNAWAITED) -> None:
         """The workflow cancelled this activity: its cancellation type `how` is durable now."""
@@ -327,8 +329,9 @@ class Performer:
     def handed_back(self, run: LiveRun) -> list[AttemptRow]:
         """Return the rows that uncharge attempts which this worker gives up, though nothing was wrong with them.
 
-        Also one that succeeded, if its run stops before the result could be recorded. A failure stays charged, and
-        an answer from outside waits in the inbox.
+        Also one that succeeded, if its run stops before the result could be recorded. A failure stays charged, and so does an
+        attempt whose policy forbids another after a lost one: it was interrupted, and nobody knows how far it came. An answer
+        from outside waits in the inbox.
         """
         succeeded = {
             outcome.op
@@ -340,7 +343,8 @@ class Performer:
                 op=op, attempt=attempt.number - 1, state="handed_back", details=attempt.latest_details()
             )
             for op, attempt in run.attempts.items()
-            if (attempt.state is AttemptState.RUNNING and attempt.answer is None) or op in succeeded
+            if ((attempt.state is AttemptState.RUNNING and attempt.answer is None) or op in succeeded)
+            and not issubclass(WorkerLostError, attempt.call.definition.retry.no_retry)
         ]
 
     def _drop(self, attempt: Attempt, reason: str) -> None:
@@ -431,6 +435,8 @@ class Performer:
             _pulse.set(pulse)
             args, kwargs = definition.arguments.decode(call.args)
             value = definition.fn(*args, **kwargs)
+            if inspect.isawaitable(value):  # `lambda: charge(order)`, say: it belongs on the loop
+                value = asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
             data = definition.result.encode(value)
             return None, data, definition.result.decode(data)
         except BaseException as error:
@@ -829,6 +835,10 @@ def _is_loss(failure: bytes | None) -> bool:
         return failure is not None and msgspec.json.decode(failure, type=Failure).type == _LOSS
     except msgspec.DecodeError:
         return False
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
 
 
 def _late_text(definition: ActivityDefinition, number: int, kind: TimeoutKind) -> str:

@@ -6,16 +6,17 @@ As an embedded engine (`own_only`) it drives only runs that its own process star
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from types import ModuleType, TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from durable.client import Client
-from durable.definitions import Registry, WorkflowDefinition
+from durable.definitions import LOCAL_TASK_QUEUE, Registry, WorkflowDefinition
 from durable.errors import DefinitionError, DurableError, LeaseLostError, PlatformFault, StoreError
 from durable.journal.lifecycle import RunStatus
 from durable.limits import Limits
@@ -48,13 +49,23 @@ RETENTION_SECONDS_MIN: Final = 60.0
 HOUSEKEEPING_SECONDS: Final = 1.0
 OWNERSHIP_SECONDS: Final = 0.1  # between looks for runs that were taken away
 UNWIND_SECONDS: Final = 1.0
+SERVES: Final = "__durable_workflows__"
 log = logging.getLogger("durable.worker")
+
+
+class Serving(Protocol):
+    """Something that stands for workflows: a pipeline, say."""
+
+    def __durable_workflows__(self) -> Iterable[Workflow[..., Any]]: ...
+
+
+Served = Workflow[..., Any] | Serving | ModuleType
 
 
 class Worker:
     """Drives runs of the given workflows. Several workers may serve one database.
 
-    `workflows` are `@workflow` functions or modules that hold some. `task_queue` is where it claims runs; `concurrency` how
+    `workflows` are `@workflow` functions, pipelines and other patterns, or modules that hold some. `task_queue` is where it claims runs; `concurrency` how
     many activities it performs at a time. `lease_seconds` (default 10, or `DURABLE_LEASE_TTL`) is how long a worker that
     hangs keeps its runs; one that died on this host loses them at once. Runs closed longer ago than `retention` (seconds or
     timedelta, default 30 days; None: never) are deleted, by one of the workers for all: give all the same. `limits` default to
@@ -66,7 +77,7 @@ class Worker:
     def __init__(
         self,
         client: Client,
-        *workflows: Workflow[..., Any] | ModuleType,
+        *workflows: Served,
         task_queue: str = DEFAULT_TASK_QUEUE,
         concurrency: int = 100,
         lease_seconds: Seconds | None = None,
@@ -81,6 +92,8 @@ class Worker:
             raise DefinitionError(f"concurrency must be an integer >= 1, not {concurrency!r}")
         self.client = client
         self.registry = Registry(definitions_in(workflows))
+        if task_queue == LOCAL_TASK_QUEUE:
+            raise DefinitionError(f"task queue {task_queue!r} is for runs that no worker can drive")
         self.task_queue = task_queue
         self.concurrency = concurrency
         self.lease_seconds = lease_from(lease_seconds)
@@ -666,20 +679,18 @@ def _record(run: LiveRun, item: Item, now_us: int) -> RunRecord:
     )
 
 
-def definitions_in(sources: Iterable[Workflow[..., Any] | ModuleType]) -> list[WorkflowDefinition]:
-    """Return the definitions of workflows, and of all workflows found in modules."""
+def definitions_in(sources: Iterable[Served]) -> list[WorkflowDefinition]:
+    """Return the definitions of workflows and patterns, and of all that are found in modules."""
     found: dict[int, WorkflowDefinition] = {}
     for source in sources:
-        if isinstance(source, Workflow):
-            found[id(source.definition)] = source.definition
-        elif isinstance(source, ModuleType):
-            for value in list(vars(source).values()):
-                if isinstance(value, Workflow):
-                    found[id(value.definition)] = value.definition
-        else:
+        inside = list(vars(source).values()) if isinstance(source, ModuleType) else [source]
+        workflows = [one for value in inside for one in _workflows_of(value)]
+        if not workflows and not isinstance(source, ModuleType):
             raise DefinitionError(
-                f"a worker serves @workflow functions or modules that hold some, not {source!r}"
+                f"a worker serves @workflow functions, patterns, or modules that hold some, not {source!r}"
             )
+        for one in workflows:
+            found[id(one.definition)] = one.definition
     return list(found.values())
 
 
@@ -693,6 +704,19 @@ def retention_us_of(value: Seconds | None) -> int | None:
             f"a retention below {RETENTION_SECONDS_MIN:g} s would delete results before anybody sees them: {kept:g} s"
         )
     return round(kept * 1_000_000)
+
+
+def _workflows_of(value: object) -> Iterable[Workflow[..., Any]]:
+    """Return the workflow that a value is, or those that it stands for: a pipeline, a class of sagas, a manager of some."""
+    if isinstance(value, Workflow):
+        return (value,)
+    # Asked of the classes' own names: a variable of a user's module may be a proxy that answers to anything.
+    cls: Any = value if issubclass(type(value), type) else type(value)
+    if not any(SERVES in vars(base) for base in cls.__mro__):
+        return ()
+    method = getattr(value, SERVES)
+    # Not the plain function that it is on the pattern's own class.
+    return list(method()) if inspect.ismethod(method) else ()
 
 
 def lease_from(value: Seconds | None) -> float:

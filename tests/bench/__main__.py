@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.bench import crowds, in_process, machine, processes, sleepers
+from tests.bench import crowds, in_process, machine, patterns, processes, sleepers
 from tests.bench.place import Settings
 from tests.bench.rows import Row, as_json, merged, table
 
@@ -19,6 +19,8 @@ SCENARIOS: Final[dict[str, Callable[[Settings], list[Row]]]] = {
     "sequential": in_process.sequential,
     "throughput": in_process.throughput,
     "latency": in_process.latency,
+    "pipeline": patterns.pipelines,
+    "saga": patterns.sagas,
     "resume": processes.resume,
     "restart": processes.restart,
     "workers": processes.workers,
@@ -32,6 +34,8 @@ SCENARIOS: Final[dict[str, Callable[[Settings], list[Row]]]] = {
 ROUNDS: Final = {
     "sequential": 5,
     "throughput": 5,
+    "pipeline": 3,
+    "saga": 3,
     "resume": 3,
     "restart": 3,
     "workers": 3,

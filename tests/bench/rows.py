@@ -15,6 +15,11 @@ RATIO_FLOORS: Final = {
     "throughput/10": 55.0,
     "throughput/100": 40.0,
     "throughput/1000": 25.0,
+    # A step of a pattern costs at most 1.5 times a bare activity.
+    "pipeline": 66.0,
+    "saga/scope": 66.0,
+    "saga/steps": 66.0,
+    "saga/manager": 66.0,
 }
 CEILINGS_MS: Final = {"import/durable": 150.0, "import/help": 150.0}
 LOOP_CPU_US_MAX: Final = 30.0

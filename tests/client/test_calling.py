@@ -13,6 +13,7 @@ from durable import (
     DefinitionError,
     PayloadError,
     RunStatus,
+    WorkflowContext,
     WorkflowFailedError,
     activity,
     activity_info,
@@ -217,3 +218,27 @@ def test_a_parameter_called_run_id_is_refused() -> None:
 
     with pytest.raises(DefinitionError, match="run_id"):
         workflow(takes)
+
+
+@workflow("named", version=3)
+async def by_name(ctx: WorkflowContext) -> list[Any]:
+    return [dict(ctx), ctx["a"], ctx.run_id, ctx.attempt, ctx.idempotency_key, await same_dict(ctx)]
+
+
+@activity
+async def same_dict(given: dict[str, Any]) -> str:
+    return type(given).__name__
+
+
+async def test_a_parameter_called_ctx_knows_the_run(embedded: str) -> None:
+    """A dict over the input, with run id, attempt and idempotency key; to an activity it travels as its dict."""
+
+    @workflow
+    async def plain(more: int, ctx: Any) -> Any:
+        return ctx.run_id if isinstance(ctx, WorkflowContext) else ctx
+
+    assert await by_name({"a": 1}, run_id="r") == [{"a": 1}, 1, "r", 1, "r@1", "dict"]
+    assert (by_name.name, by_name.version) == ("named", 3)
+    assert await plain(1, ctx={}, run_id="k") == "k"
+    assert await plain(1, 5) == 5
+    assert (await durable.get_run("r")).input == {"ctx": {"a": 1}}

@@ -32,6 +32,7 @@ from durable.journal.turns import decode_turn
 from durable.store.sqlite.codes import shown_status
 from tests.support.crash_ledger import Line
 
+PATTERN_ATTEMPTS_MAX: Final = 4  # of steps that a pattern made
 VOLATILE: Final = "noted"  # the part of a result that chance decides
 Key = tuple[str, int, int, int]  # run id, generation, turn, part
 Journal = Mapping[Key, bytes]
@@ -259,8 +260,9 @@ class Checks:
             owed = {line.pid for line in starts} & self.shaken
             if len(starts) > self.undisturbed_starts.get(name, 1) + len(owed):
                 yield f"{key} started {len(starts)} times, though only {owed or 'nobody'} died in it: {starts}"
-            if len(starts) > self.attempts_max[name] * lives + len(owed & self.drained):
-                yield f"{key} started {len(starts)} times, more than {self.attempts_max[name]} in {lives} lives"
+            most = self.attempts_max.get(name, PATTERN_ATTEMPTS_MAX)
+            if len(starts) > most * lives + len(owed & self.drained):
+                yield f"{key} started {len(starts)} times, more than {most} in {lives} lives"
             yield from self._rising(key, starts, lives)
 
     def _rising(self, key: str, starts: Sequence[Line], lives: int) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The types of the public API, as mypy sees them: `check_calls.py` must pass under strict, unused ignores included."""
+"""The types of the public API, as mypy sees them: `check_*.py` must pass under strict, unused ignores included."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ ROOT: Final = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_calls_starts_results_and_signals_have_exact_types(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", sorted(path.name for path in Path(__file__).parent.glob("check_*.py")))
+def test_calls_starts_results_and_signals_have_exact_types(name: str, tmp_path: Path) -> None:
     """A wrong argument is found by the type checker, and every result has its own type."""
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path), "tests/typing/check_calls.py"],
+        [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path), f"tests/typing/{name}"],
         cwd=ROOT,
         capture_output=True,
         text=True,

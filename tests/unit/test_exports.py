@@ -28,6 +28,7 @@ EXPORTED: Final = {
     "WhyReason",
     "Signal",
     "Workflow",
+    "WorkflowContext",
     "activity",
     "step",
     "workflow",
@@ -68,6 +69,52 @@ EXPORTED: Final = {
     "get_run",
     "list_runs",
     "recover",
+    # building patterns
+    "derived_run_id",
+    "Seconds",
+    "make_activity",
+    "make_workflow",
+    "note",
+    "scope",
+    # pipelines
+    "ConditionalStep",
+    "FunctionStep",
+    "ParallelStep",
+    "Pipeline",
+    "PipelineStepError",
+    "StepAnswerError",
+    "StepContext",
+    "StepTimeoutError",
+    "conditional",
+    "parallel",
+    "SagaScope",
+    "saga",
+    "SagaError",
+    "WorkflowCompensationError",
+    "SagaVersionMismatchError",
+    "saga_step",
+    "SagaStepResult",
+    "SagaStepError",
+    "SagaStepActivity",
+    "AbstractSaga",
+    "SagaStep",
+    "SagaState",
+    "LostStateWarning",
+    "using",
+    "delete_run",
+    "get_handle",
+    "SagaBase",
+    "SagaManager",
+    "SagaOrchestrator",
+    "OrchestratedStep",
+    "SagaContext",
+    "SagaConfig",
+    "SagaStore",
+    "InMemorySagaStore",
+    "SqlSagaStore",
+    "SagaRecord",
+    "SagaStepRecord",
+    "SagaStoreProtocol",
     # results as values
     "Err",
     "Ok",
@@ -148,7 +195,9 @@ def test_every_public_error_derives_from_one_base() -> None:
     errors = [
         value
         for name in durable.__all__
-        if isinstance(value := getattr(durable, name), type) and issubclass(value, BaseException)
+        if isinstance(value := getattr(durable, name), type)
+        and issubclass(value, BaseException)
+        and not issubclass(value, Warning)
     ]
 
     assert all(issubclass(error, durable.DurableError) for error in errors)

@@ -18,6 +18,7 @@ CANCELLED: Final = 12
 TERMINATED: Final = 13
 TIMED_OUT: Final = 14
 CONTINUED: Final = 15
+COMPENSATED: Final = 16
 
 CODES: Final = MappingProxyType(
     {
@@ -29,6 +30,7 @@ CODES: Final = MappingProxyType(
         RunStatus.TERMINATED: TERMINATED,
         RunStatus.TIMED_OUT: TIMED_OUT,
         RunStatus.CONTINUED: CONTINUED,
+        RunStatus.COMPENSATED: COMPENSATED,
     }
 )
 _SHOWN: Final = MappingProxyType({code: status for status, code in CODES.items()})

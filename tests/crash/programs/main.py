@@ -16,7 +16,7 @@ import durable
 from durable import Client, RunHandle, Worker, Workflow, WorkflowStateError
 from durable.default import engine_here
 from durable.store.opening import Durability
-from tests.crash.programs import demands, workflows
+from tests.crash.programs import demands, patterns_used, workflows
 from tests.support import crash_ledger, crash_points
 from tests.support.crash_points import Plan
 
@@ -26,7 +26,17 @@ GRACE_SECONDS: Final = 0.1
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What one process is to do."""
 
-    program: Literal["embedded", "embedded_one", "worker", "client", "starter", "asker"]
+    program: Literal[
+        "embedded",
+        "embedded_one",
+        "worker",
+        "client",
+        "starter",
+        "asker",
+        "patterns",
+        "pattern_worker",
+        "fragile",
+    ]
     directory: str
     plan: Plan = Plan()
     warm_us: int | None = None
@@ -153,6 +163,29 @@ async def signal_and_cancel(opened: Client, options: Options) -> None:
         except WorkflowStateError:
             return
         acknowledge(options, "cancelled")
+
+
+async def patterns(options: Options) -> None:
+    """A plain script that executes every pattern."""
+    durable.configure(url(options), durability=options.durability)
+    await patterns_used.execute_all()
+
+
+async def fragile(options: Options) -> None:
+    """A plain script with a saga whose compensations kill the process at first."""
+    durable.configure(url(options), durability=options.durability)
+    result = await patterns_used.Fragile().execute(run_id="fragile")
+    error = result.unwrap_err()
+    acknowledge(options, type(error).__name__, error.compensated, error.failed_compensations)
+
+
+async def pattern_worker(options: Options) -> None:
+    """A worker that only imports the module with the patterns; it first stores their runs, and ends when all are closed."""
+    async with durable.connect(url(options), durability=options.durability) as client:
+        await patterns_used.store_all(client)
+        async with Worker(client, patterns_used, lease_seconds=options.lease_seconds):
+            for run_id in patterns_used.OUTCOMES:
+                await demands.closed(client, run_id)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,104 @@
+"""Notices state that an action keeps where a replay will not find it: on the saga object, or in a closure.
+
+A warning, not an error: the live run is right; but after a crash the action is not called again, its result is read from the journal, and what it
+kept beside is gone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+
+from durable.patterns.calling import as_context
+
+log: Final = logging.getLogger("durable.saga")
+_MISSING: Final = object()
+
+
+class LostStateWarning(UserWarning):
+    """An action of a saga changed something that a replay will not have."""
+
+
+def noticed(
+    saga: object, fn: Callable[..., Any], step: str, settle: Callable[[Any], Any]
+) -> Callable[..., Any]:
+    """Return a function that does what `fn` does, settles its answer, and warns if attributes of `saga`, or variables of the closure, changed.
+
+    It hands a plain dict on as a `StepContext`.
+    """
+    if inspect.iscoroutinefunction(fn):
+
+        async def call_and_wait(*args: Any, **kwargs: Any) -> Any:
+            before = _state(saga, fn)
+            value = await fn(*map(as_context, args), **kwargs)
+            _compare(before, _state(saga, fn), saga, step)
+            return settle(value)
+
+        return call_and_wait
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        before = _state(saga, fn)
+        value = fn(*map(as_context, args), **kwargs)
+        if inspect.isawaitable(value):
+            return _later(value, before, saga, fn, step, settle)
+        _compare(before, _state(saga, fn), saga, step)
+        return settle(value)
+
+    return call
+
+
+async def _later(
+    value: Awaitable[Any],
+    before: dict[str, object],
+    saga: object,
+    fn: Callable[..., Any],
+    step: str,
+    settle: Callable[[Any], Any],
+) -> Any:
+    awaited = await value
+    _compare(before, _state(saga, fn), saga, step)
+    return settle(awaited)
+
+
+def _state(saga: object, fn: Callable[..., Any]) -> dict[str, object]:
+    """Return what can be compared: plain data by its content, variables of a closure by their identity."""
+    state = {f"self.{name}": _content(value) for name, value in vars(saga).items() if name != "_saga"}
+    code = getattr(fn, "__code__", None)
+    for name, cell in zip(
+        getattr(code, "co_freevars", ()), getattr(fn, "__closure__", None) or (), strict=False
+    ):
+        try:
+            value = cell.cell_contents
+        except ValueError:
+            continue
+        if isinstance(value, str | int | float | bool | None):
+            state[f"the variable {name!r} of its closure"] = value
+    return state
+
+
+def _content(value: object) -> object:
+    try:
+        return msgspec.json.encode(value)
+    except Exception:  # not data: a client, a lock; whatever it holds is not ours to compare
+        return None
+
+
+def _compare(before: dict[str, object], after: dict[str, object], saga: object, step: str) -> None:
+    changed = [name for name, value in after.items() if before.get(name, _MISSING) != value]
+    if not changed:
+        return
+    text = (
+        f"the action of step {step!r} of {type(saga).__name__} changed {', '.join(changed)}: after a crash a recorded action is not "
+        "called again, and what it kept there is lost; return it as the step's result, and read it from the context"
+    )
+    try:
+        warnings.warn(text, LostStateWarning, stacklevel=3)
+    except (
+        LostStateWarning
+    ):  # warnings are errors here; but the step has had its effect, and must be recorded
+        log.warning("%s", text)

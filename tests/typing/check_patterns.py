@@ -1,0 +1,92 @@
+"""Never run: mypy reads it. The types of pipelines and sagas that authors and callers see."""
+
+from __future__ import annotations
+
+from typing import Any, assert_type
+
+from durable import (
+    AbstractSaga,
+    ConditionalStep,
+    Err,
+    Ok,
+    Pipeline,
+    Result,
+    RunHandle,
+    SagaBase,
+    SagaContext,
+    SagaError,
+    SagaManager,
+    SagaOrchestrator,
+    SagaRecord,
+    SagaScope,
+    SagaState,
+    SagaStep,
+    Workflow,
+    conditional,
+    saga,
+    saga_step,
+    workflow,
+)
+
+
+async def undo(order: str, cents: int) -> None: ...
+
+
+@saga_step(compensation=undo, max_retries=5)
+async def charge(order: str, cents: int) -> str:
+    return order
+
+
+@saga_step
+def reserve(order: str) -> int:
+    return 1
+
+
+@workflow("order", version=2)
+async def order(id: str) -> str:
+    assert_type(await reserve(id), int)
+    async with saga() as scope:
+        assert_type(scope, SagaScope)
+        assert_type(await charge(id, 5), str)
+        await charge(id)  # type: ignore[call-arg]
+    return id
+
+
+done: Workflow[[str], str] = order
+
+
+class Order(AbstractSaga):
+    def __init__(self, order_id: str) -> None:
+        super().__init__()
+        self.add_step(SagaStep("reserve", self.reserve))
+
+    async def reserve(self) -> str:
+        return "r"
+
+
+class Checkout(SagaBase):
+    @saga_step("reserve")
+    async def reserve(self, ctx: SagaContext) -> str:
+        return str(ctx["order"])
+
+
+@conditional("gift", lambda ctx: True)
+async def gift(ctx: dict[str, Any]) -> str:
+    return "gift"
+
+
+async def use(pipeline: Pipeline, manager: SagaManager, orchestrator: SagaOrchestrator) -> None:
+    assert_type(gift, ConditionalStep)
+    assert_type(await pipeline.start({"a": 1}, run_id="p"), RunHandle[Any])
+    saga = Order("o")
+    result: Result[dict[str, Any], SagaError] = await saga.execute()
+    match result:
+        case Ok(value):
+            assert_type(value, dict[str, Any])
+        case Err(error):
+            assert_type(error.compensated, list[str])
+    assert_type(saga.state, SagaState)
+    assert_type(manager.register(Checkout), type[Checkout])
+    assert_type(await manager.start("Checkout", {"order": "o"}), str)
+    assert_type(await orchestrator.wait("id", timeout=5), SagaRecord)
+    await manager.start("Checkout", saga="o")  # type: ignore[call-arg]
