@@ -69,6 +69,7 @@ from durable.in_workflow import (
     sleep,
     unguarded,
     uuid4,
+    wait_answer,
     wait_condition,
     wait_signal,
 )
@@ -86,15 +87,18 @@ if TYPE_CHECKING:
     from durable.client import Pruned as Pruned
     from durable.client import Reopened as Reopened
     from durable.client import connect as connect
+    from durable.default import answer as answer
     from durable.default import cancel as cancel
     from durable.default import configure as configure
     from durable.default import delete_run as delete_run
     from durable.default import get_handle as get_handle
     from durable.default import get_run as get_run
+    from durable.default import inbox as inbox
     from durable.default import list_runs as list_runs
     from durable.default import recover as recover
     from durable.default import signal as signal
     from durable.default import using as using
+    from durable.journal.view import Ask as Ask
     from durable.journal.view import Blocker as Blocker
     from durable.journal.view import Entry as Entry
     from durable.journal.why import Why as Why
@@ -142,6 +146,7 @@ __version__: Final = "0.1.0"
 # Everything that needs the client or a worker is resolved at first use: `import durable` stays quick.
 _LAZY: Final = {
     "AbstractSaga": "durable.patterns.saga.abstract",
+    "Ask": "durable.journal.view",
     "Backup": "durable.client",
     "Blocker": "durable.journal.view",
     "Client": "durable.client",
@@ -182,6 +187,7 @@ _LAZY: Final = {
     "Why": "durable.journal.why",
     "WhyReason": "durable.journal.why",
     "Worker": "durable.worker.worker",
+    "answer": "durable.default",
     "cancel": "durable.default",
     "conditional": "durable.patterns.pipeline_steps",
     "configure": "durable.default",
@@ -189,6 +195,7 @@ _LAZY: Final = {
     "delete_run": "durable.default",
     "get_handle": "durable.default",
     "get_run": "durable.default",
+    "inbox": "durable.default",
     "list_runs": "durable.default",
     "parallel": "durable.patterns.pipeline_steps",
     "recover": "durable.default",
@@ -219,6 +226,7 @@ __all__ = [
     "ActivityInfo",
     "ActivityTimeoutError",
     "ArgumentsError",
+    "Ask",
     "Backup",
     "BlockedLoopError",
     "Blocker",
@@ -306,6 +314,7 @@ __all__ = [
     "WorkflowVersionMismatchError",
     "activity",
     "activity_info",
+    "answer",
     "as_completed",
     "cancel",
     "conditional",
@@ -317,6 +326,7 @@ __all__ = [
     "get_handle",
     "get_run",
     "heartbeat",
+    "inbox",
     "info",
     "is_evicting",
     "is_replaying",
@@ -338,6 +348,7 @@ __all__ = [
     "unguarded",
     "using",
     "uuid4",
+    "wait_answer",
     "wait_condition",
     "wait_signal",
     "workflow",

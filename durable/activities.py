@@ -244,6 +244,18 @@ class Activity(Generic[P, R]):
             return loop.runtime.call_activity(definition, args, kwargs)
         return self._run_plainly(args, kwargs)
 
+    async def counted(self, *args: P.args, **kwargs: P.kwargs) -> tuple[R, int]:
+        """Inside a run: call it, and return its result with the number of attempts that took. For builders of patterns."""
+        run = current()
+        if run is None:
+            raise DefinitionError(f"attempts of activity {self.name!r} are counted only inside a run")
+        definition = self.definition.renamed(name_prefix.get() + self.name)
+        told: list[int] = []
+        value = await run.call_activity(
+            definition, args, kwargs, lambda value, error, attempts: told.append(attempts)
+        )
+        return value, told[0]
+
     async def _run_plainly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         outcome = self.definition.fn(*args, **kwargs)
         if self.definition.is_async or inspect.isawaitable(outcome):

@@ -45,6 +45,7 @@ EXPORTED: Final = {
     "sleep",
     "unguarded",
     "uuid4",
+    "wait_answer",
     "wait_condition",
     "wait_signal",
     # inside an activity
@@ -52,6 +53,9 @@ EXPORTED: Final = {
     "activity_info",
     "raise_complete_async",
     # outside
+    "Ask",
+    "answer",
+    "inbox",
     "Blocker",
     "Client",
     "Entry",
