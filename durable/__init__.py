@@ -105,6 +105,30 @@ if TYPE_CHECKING:
     from durable.journal.why import WhyReason as WhyReason
     from durable.patterns.calling import StepAnswerError as StepAnswerError
     from durable.patterns.calling import StepContext as StepContext
+    from durable.patterns.graph.builder import WorkflowBuilder as WorkflowBuilder
+    from durable.patterns.graph.config import GraphConfig as GraphConfig
+    from durable.patterns.graph.definition import WorkflowGraph as WorkflowGraph
+    from durable.patterns.graph.engine import WorkflowEngine as WorkflowEngine
+    from durable.patterns.graph.engine import WorkflowRunner as WorkflowRunner
+    from durable.patterns.graph.errors import CycleDetectedError as CycleDetectedError
+    from durable.patterns.graph.errors import GraphExecutionError as GraphExecutionError
+    from durable.patterns.graph.errors import GraphTimeoutError as GraphTimeoutError
+    from durable.patterns.graph.errors import GraphValidationError as GraphValidationError
+    from durable.patterns.graph.errors import HumanInputRequiredError as HumanInputRequiredError
+    from durable.patterns.graph.errors import NodeExecutionError as NodeExecutionError
+    from durable.patterns.graph.errors import NoRouteError as NoRouteError
+    from durable.patterns.graph.errors import StateConflictError as StateConflictError
+    from durable.patterns.graph.nodes import AbstractWorkflowNode as AbstractWorkflowNode
+    from durable.patterns.graph.nodes import FunctionNode as FunctionNode
+    from durable.patterns.graph.nodes import GateNode as GateNode
+    from durable.patterns.graph.nodes import HumanNode as HumanNode
+    from durable.patterns.graph.nodes import NodeType as NodeType
+    from durable.patterns.graph.results import GraphResult as GraphResult
+    from durable.patterns.graph.results import NodeResult as NodeResult
+    from durable.patterns.graph.services import AgentNode as AgentNode
+    from durable.patterns.graph.services import LLMNode as LLMNode
+    from durable.patterns.graph.services import ToolNode as ToolNode
+    from durable.patterns.graph.subgraph import SubworkflowNode as SubworkflowNode
     from durable.patterns.pipeline import Pipeline as Pipeline
     from durable.patterns.pipeline_steps import ConditionalStep as ConditionalStep
     from durable.patterns.pipeline_steps import FunctionStep as FunctionStep
@@ -146,15 +170,32 @@ __version__: Final = "0.1.0"
 # Everything that needs the client or a worker is resolved at first use: `import durable` stays quick.
 _LAZY: Final = {
     "AbstractSaga": "durable.patterns.saga.abstract",
+    "AbstractWorkflowNode": "durable.patterns.graph.nodes",
+    "AgentNode": "durable.patterns.graph.services",
     "Ask": "durable.journal.view",
     "Backup": "durable.client",
     "Blocker": "durable.journal.view",
     "Client": "durable.client",
     "ConditionalStep": "durable.patterns.pipeline_steps",
+    "CycleDetectedError": "durable.patterns.graph.errors",
     "Entry": "durable.journal.view",
+    "FunctionNode": "durable.patterns.graph.nodes",
     "FunctionStep": "durable.patterns.pipeline_steps",
+    "GateNode": "durable.patterns.graph.nodes",
+    "GraphConfig": "durable.patterns.graph.config",
+    "GraphExecutionError": "durable.patterns.graph.errors",
+    "GraphResult": "durable.patterns.graph.results",
+    "GraphTimeoutError": "durable.patterns.graph.errors",
+    "GraphValidationError": "durable.patterns.graph.errors",
+    "HumanInputRequiredError": "durable.patterns.graph.errors",
+    "HumanNode": "durable.patterns.graph.nodes",
     "InMemorySagaStore": "durable.patterns.saga.stores",
+    "LLMNode": "durable.patterns.graph.services",
     "LostStateWarning": "durable.patterns.saga.noticing",
+    "NoRouteError": "durable.patterns.graph.errors",
+    "NodeExecutionError": "durable.patterns.graph.errors",
+    "NodeResult": "durable.patterns.graph.results",
+    "NodeType": "durable.patterns.graph.nodes",
     "OrchestratedStep": "durable.patterns.saga.orchestrator",
     "ParallelStep": "durable.patterns.pipeline_steps",
     "Pipeline": "durable.patterns.pipeline",
@@ -182,11 +223,18 @@ _LAZY: Final = {
     "Stack": "durable.stacks",
     "StackFrame": "durable.stacks",
     "Standpoint": "durable.stacks",
+    "StateConflictError": "durable.patterns.graph.errors",
     "StepAnswerError": "durable.patterns.calling",
     "StepContext": "durable.patterns.calling",
+    "SubworkflowNode": "durable.patterns.graph.subgraph",
+    "ToolNode": "durable.patterns.graph.services",
     "Why": "durable.journal.why",
     "WhyReason": "durable.journal.why",
     "Worker": "durable.worker.worker",
+    "WorkflowBuilder": "durable.patterns.graph.builder",
+    "WorkflowEngine": "durable.patterns.graph.engine",
+    "WorkflowGraph": "durable.patterns.graph.definition",
+    "WorkflowRunner": "durable.patterns.graph.engine",
     "answer": "durable.default",
     "cancel": "durable.default",
     "conditional": "durable.patterns.pipeline_steps",
@@ -220,11 +268,13 @@ StepTimeoutError = ActivityTimeoutError  # the word of pipelines for it
 # Names that shadow the standard library (random, signal) are importable, but not part of `*`.
 __all__ = [
     "AbstractSaga",
+    "AbstractWorkflowNode",
     "Activity",
     "ActivityClosedError",
     "ActivityError",
     "ActivityInfo",
     "ActivityTimeoutError",
+    "AgentNode",
     "ArgumentsError",
     "Ask",
     "Backup",
@@ -232,16 +282,31 @@ __all__ = [
     "Blocker",
     "Client",
     "ConditionalStep",
+    "CycleDetectedError",
     "DefinitionError",
     "DurableError",
     "Entry",
     "Err",
+    "FunctionNode",
     "FunctionStep",
+    "GateNode",
+    "GraphConfig",
+    "GraphExecutionError",
+    "GraphResult",
+    "GraphTimeoutError",
+    "GraphValidationError",
+    "HumanInputRequiredError",
+    "HumanNode",
     "InMemorySagaStore",
     "InternalError",
+    "LLMNode",
     "LeaseLostError",
     "LivelockError",
     "LostStateWarning",
+    "NoRouteError",
+    "NodeExecutionError",
+    "NodeResult",
+    "NodeType",
     "NonDeterminismError",
     "NonRetryableError",
     "NotADatabaseError",
@@ -291,12 +356,15 @@ __all__ = [
     "Stack",
     "StackFrame",
     "Standpoint",
+    "StateConflictError",
     "StepAnswerError",
     "StepContext",
     "StepTimeoutError",
     "StoreBusyError",
     "StoreError",
     "StuckWorkflowError",
+    "SubworkflowNode",
+    "ToolNode",
     "UndecodableError",
     "UnknownWorkflowError",
     "UnwrapError",
@@ -305,10 +373,14 @@ __all__ = [
     "Worker",
     "WorkerLostError",
     "Workflow",
+    "WorkflowBuilder",
     "WorkflowCompensationError",
     "WorkflowContext",
+    "WorkflowEngine",
     "WorkflowFailedError",
+    "WorkflowGraph",
     "WorkflowGuardError",
+    "WorkflowRunner",
     "WorkflowStateError",
     "WorkflowTimeoutError",
     "WorkflowVersionMismatchError",

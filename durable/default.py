@@ -347,9 +347,11 @@ async def signal(run_id: str, signal: Signal[Any] | str, value: object = None) -
     await (await engine_here()).client.signal(run_id, signal, value)
 
 
-async def answer(run_id: str, value: object = None, *, name: str | None = None) -> None:
+async def answer(
+    run_id: str, value: object = None, *, name: str | None = None, ask: str | None = None
+) -> None:
     """Answer the question that an open run of the default database asks a person; see `Client.answer`."""
-    await (await engine_here()).client.answer(run_id, value, name=name)
+    await (await engine_here()).client.answer(run_id, value, name=name, ask=ask)
 
 
 async def inbox(*, workflow: str | None = None, limit: int = 100) -> list[Ask]:

@@ -29,15 +29,3 @@ def question_of(message_id: str | None, key_prefix: str, name: str) -> int:
     prefix = f"{_ANSWER}{key_prefix}{name}#"
     number = message_id.removeprefix(prefix)
     return int(number) if message_id.startswith(prefix) and number.isdigit() else -1
-
-
-def run_of(ask: str) -> str:
-    """Return the id of the run that asks; "" if the text addresses no question."""
-    before, at, after = ask.rpartition("@")
-    while at:
-        epoch, slash, path = after.partition("/")
-        if slash and path and epoch.isdigit():
-            return before
-        before, at, rest = before.rpartition("@")
-        after = f"{rest}@{after}"
-    return ""
