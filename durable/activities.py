@@ -244,6 +244,16 @@ class Activity(Generic[P, R]):
             return loop.runtime.call_activity(definition, args, kwargs)
         return self._run_plainly(args, kwargs)
 
+    def grouped(self, group: object) -> Activity[P, R]:
+        """Return a copy whose outcomes are recorded together with those of other calls under the same `group` object.
+
+        One commit for them all, if they end soon one after the other; after a crash some may run again that had ended. For builders
+        of patterns.
+        """
+        definition = self.definition.renamed(self.name)
+        definition.group = group
+        return Activity(definition)
+
     async def counted(self, *args: P.args, **kwargs: P.kwargs) -> tuple[R, int]:
         """Inside a run: call it, and return its result with the number of attempts that took. For builders of patterns."""
         run = current()
