@@ -16,8 +16,8 @@ class GraphConfig(msgspec.Struct, frozen=True, kw_only=True):
     `node_timeout` limits each attempt of a node that has no timeout of its own, `total_timeout` a whole run, the time it waits for
     people included; in seconds or timedelta, 0: no limit. Nodes of a wave run side by side, at most `max_parallel_branches` at a time
     (0: all); with `parallel_branches=False` one after the other, on the same state. `on_conflict="last"`: of nodes that write one
-    key side by side the last declared wins. `checkpoint_enabled=False`: what the nodes of a wave return is recorded together,
-    when the last of them is done, which costs fewer commits; a crash then repeats nodes of that wave. True: each for itself.
+    key side by side the last declared wins. `checkpoint_enabled=False`: what nodes of a wave return is recorded together if they
+    end soon one after the other, which costs fewer commits; a crash meanwhile repeats those nodes. True: each at once.
     """
 
     enabled: bool = True

@@ -48,8 +48,9 @@ class Unit(NamedTuple):
     call: Activity[..., Any]
     takes_state: bool
 
-    def __call__(self, state: State) -> Coroutine[Any, Any, tuple[Any, int]]:
-        return self.call.counted(state) if self.takes_state else self.call.counted()
+    def __call__(self, state: State, group: object | None) -> Coroutine[Any, Any, tuple[Any, int]]:
+        call = self.call if group is None else self.call.grouped(group)
+        return call.counted(state) if self.takes_state else call.counted()
 
 
 class Plan:
@@ -59,7 +60,7 @@ class Plan:
         self.graph = graph
         self.config = config
         self.units: dict[str, Unit] = {}
-        self.routes: dict[str, Activity[..., Any]] = {}
+        self.routes: dict[str, Unit] = {}
         self.subgraphs: dict[str, Plan] = {}
         for name, node in graph.nodes.items():
             if isinstance(node, SubworkflowNode):
@@ -69,7 +70,9 @@ class Plan:
             elif not (isinstance(node, HumanNode) and node.asks):
                 self.units[name] = self._unit(name, node)
             if not isinstance(node, GateNode) and (asked := self._conditions(name)):
-                self.routes[name] = unit(asked, name=f"{name}/edges", kind="predicate", retry=ONCE)
+                self.routes[name] = Unit(
+                    unit(asked, name=f"{name}/edges", kind="predicate", retry=ONCE), takes_state=True
+                )
 
     @property
     def asks(self) -> bool:
@@ -97,12 +100,13 @@ class Plan:
         # What follows a failed wave meets no code of it that still runs.
         return Unit(call.options(cancellation="wait"), takes_context(plain))
 
-    def _gate(self, name: str, gate: GateNode) -> Activity[..., Any]:
+    def _gate(self, name: str, gate: GateNode) -> Unit:
         routes: dict[str, Predicate | None] = {
             edge.target: edge.condition or gate.routes.get(edge.target) for edge in self.graph.outgoing(name)
         }
         timeout = self.config.node_seconds if gate.timeout is None else gate.timeout
-        return unit(chooser(routes), name=name, kind="gate", retry=gate.retry(), timeout=timeout or None)
+        call = unit(chooser(routes), name=name, kind="gate", retry=gate.retry(), timeout=timeout or None)
+        return Unit(call.options(cancellation="wait"), takes_state=True)
 
     def _conditions(self, name: str) -> Callable[..., Any] | None:
         """Return what asks all conditions of a node's edges, if there are any."""
@@ -129,6 +133,7 @@ class Traversal:
         self._config = plan.config
         self._state = dict(state)
         self._ran: list[NodeResult] = []
+        self._group: object | None = None
         self._slots = asyncio.Semaphore(plan.config.branches_max or len(plan.graph.nodes))
 
     async def run(self, entry: str | None) -> GraphResult:
@@ -165,6 +170,7 @@ class Traversal:
 
     async def _side_by_side(self, do: Callable[[str], Coroutine[Any, Any, T]], names: list[str]) -> list[T]:
         """Do it for all; after the first failure cancel the others, await their ends, and raise it."""
+        self._group = self._group_for(names)
         if len(names) == 1:
             return [await do(names[0])]
         failed: list[GraphExecutionError] = []
@@ -186,6 +192,15 @@ class Traversal:
             raise failed[0] from failed[0].__cause__
         return [task.result() for task in tasks]  # type: ignore[misc]  # None only of those that failed
 
+    def _group_for(self, names: list[str]) -> object | None:
+        """Return what activities side by side have in common, if their outcomes are to be recorded together.
+
+        Not if some wait for others to end, and so for their record.
+        """
+        branches_max = self._config.branches_max
+        is_limited = 0 < branches_max < len(names)
+        return None if self._config.checkpoint_enabled or is_limited or len(names) < 2 else object()
+
     async def _run_node(self, name: str) -> _Ran:
         node = self._graph.nodes[name]
         began = durable.now()
@@ -201,9 +216,9 @@ class Traversal:
                     if isinstance(node, SubworkflowNode):
                         output = await self._run_subgraph(name, node)
                     elif isinstance(node, GateNode):
-                        targets, attempts = await self._plan.routes[name].counted(self._state)
+                        targets, attempts = await self._plan.routes[name](self._state, self._group)
                     else:
-                        output, attempts = await self._plan.units[name](self._state)
+                        output, attempts = await self._plan.units[name](self._state, self._group)
         if targets is not None and not targets:
             raise NoRouteError(name)
         result = NodeResult(node_name=name, output=output, attempts=attempts, duration_ms=_ms_since(began))
@@ -265,8 +280,8 @@ class Traversal:
 
     async def _route(self, name: str) -> list[str]:
         with failing_as(name):
-            targets: list[str] = await self._plan.routes[name](self._state)
-            return targets
+            targets, _ = await self._plan.routes[name](self._state, self._group)
+            return list(targets)
 
 
 class failing_as:  # reads as a statement: `with failing_as(name)`
