@@ -108,6 +108,8 @@ if TYPE_CHECKING:
     from durable.patterns.graph.builder import WorkflowBuilder as WorkflowBuilder
     from durable.patterns.graph.config import GraphConfig as GraphConfig
     from durable.patterns.graph.definition import WorkflowGraph as WorkflowGraph
+    from durable.patterns.graph.drawing import GraphView as GraphView
+    from durable.patterns.graph.drawing import NodeView as NodeView
     from durable.patterns.graph.engine import WorkflowEngine as WorkflowEngine
     from durable.patterns.graph.engine import WorkflowRunner as WorkflowRunner
     from durable.patterns.graph.errors import CycleDetectedError as CycleDetectedError
@@ -187,6 +189,7 @@ _LAZY: Final = {
     "GraphResult": "durable.patterns.graph.results",
     "GraphTimeoutError": "durable.patterns.graph.errors",
     "GraphValidationError": "durable.patterns.graph.errors",
+    "GraphView": "durable.patterns.graph.drawing",
     "HumanInputRequiredError": "durable.patterns.graph.errors",
     "HumanNode": "durable.patterns.graph.nodes",
     "InMemorySagaStore": "durable.patterns.saga.stores",
@@ -196,6 +199,7 @@ _LAZY: Final = {
     "NodeExecutionError": "durable.patterns.graph.errors",
     "NodeResult": "durable.patterns.graph.results",
     "NodeType": "durable.patterns.graph.nodes",
+    "NodeView": "durable.patterns.graph.drawing",
     "OrchestratedStep": "durable.patterns.saga.orchestrator",
     "ParallelStep": "durable.patterns.pipeline_steps",
     "Pipeline": "durable.patterns.pipeline",
@@ -295,6 +299,7 @@ __all__ = [
     "GraphResult",
     "GraphTimeoutError",
     "GraphValidationError",
+    "GraphView",
     "HumanInputRequiredError",
     "HumanNode",
     "InMemorySagaStore",
@@ -307,6 +312,7 @@ __all__ = [
     "NodeExecutionError",
     "NodeResult",
     "NodeType",
+    "NodeView",
     "NonDeterminismError",
     "NonRetryableError",
     "NotADatabaseError",

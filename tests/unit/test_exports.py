@@ -121,6 +121,8 @@ EXPORTED: Final = {
     "GateNode",
     "HumanNode",
     "NodeType",
+    "NodeView",
+    "GraphView",
     "LLMNode",
     "AgentNode",
     "ToolNode",

@@ -12,6 +12,7 @@ from durable import (
     Err,
     Ok,
     Result,
+    Run,
     RunHandle,
     RunStatus,
     Workflow,
@@ -21,6 +22,7 @@ from durable import (
 )
 from durable.patterns.graph.config import GraphConfig
 from durable.patterns.graph.definition import WorkflowGraph
+from durable.patterns.graph.drawing import GraphView, view_of
 from durable.patterns.graph.errors import GraphExecutionError, GraphTimeoutError, HumanInputRequiredError
 from durable.patterns.graph.nodes import State
 from durable.patterns.graph.results import GraphResult
@@ -120,6 +122,10 @@ class WorkflowEngine:
     ) -> RunHandle[GraphResult]:
         """Store a run for a worker that serves the module of this engine, and return its handle."""
         return await self._workflow.options(run_id=run_id).enqueue(*self._input(entry, initial_state, None))
+
+    def view(self, run: Run | None = None) -> GraphView:
+        """Return the graph to be drawn, with what a run did in it, if given (see `durable.get_run`): `view().mermaid()`, `.dot()`."""
+        return view_of(self.graph, run)
 
     def __durable_workflows__(self) -> list[Workflow[..., Any]]:
         return [self._workflow]
