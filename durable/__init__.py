@@ -73,6 +73,7 @@ from durable.in_workflow import (
     sleep,
     unguarded,
     uuid4,
+    wait_answer,
     wait_condition,
     wait_signal,
 )
@@ -91,21 +92,50 @@ if TYPE_CHECKING:
     from durable.client import Pruned as Pruned
     from durable.client import Reopened as Reopened
     from durable.client import connect as connect
+    from durable.default import answer as answer
     from durable.default import cancel as cancel
     from durable.default import configure as configure
     from durable.default import delete_run as delete_run
     from durable.default import get_handle as get_handle
     from durable.default import get_run as get_run
+    from durable.default import inbox as inbox
     from durable.default import list_runs as list_runs
     from durable.default import recover as recover
     from durable.default import signal as signal
     from durable.default import using as using
+    from durable.journal.view import Ask as Ask
     from durable.journal.view import Blocker as Blocker
     from durable.journal.view import Entry as Entry
     from durable.journal.why import Why as Why
     from durable.journal.why import WhyReason as WhyReason
     from durable.patterns.calling import StepAnswerError as StepAnswerError
     from durable.patterns.calling import StepContext as StepContext
+    from durable.patterns.graph.builder import WorkflowBuilder as WorkflowBuilder
+    from durable.patterns.graph.config import GraphConfig as GraphConfig
+    from durable.patterns.graph.definition import WorkflowGraph as WorkflowGraph
+    from durable.patterns.graph.drawing import GraphView as GraphView
+    from durable.patterns.graph.drawing import NodeView as NodeView
+    from durable.patterns.graph.engine import WorkflowEngine as WorkflowEngine
+    from durable.patterns.graph.engine import WorkflowRunner as WorkflowRunner
+    from durable.patterns.graph.errors import CycleDetectedError as CycleDetectedError
+    from durable.patterns.graph.errors import GraphExecutionError as GraphExecutionError
+    from durable.patterns.graph.errors import GraphTimeoutError as GraphTimeoutError
+    from durable.patterns.graph.errors import GraphValidationError as GraphValidationError
+    from durable.patterns.graph.errors import HumanInputRequiredError as HumanInputRequiredError
+    from durable.patterns.graph.errors import NodeExecutionError as NodeExecutionError
+    from durable.patterns.graph.errors import NoRouteError as NoRouteError
+    from durable.patterns.graph.errors import StateConflictError as StateConflictError
+    from durable.patterns.graph.nodes import AbstractWorkflowNode as AbstractWorkflowNode
+    from durable.patterns.graph.nodes import FunctionNode as FunctionNode
+    from durable.patterns.graph.nodes import GateNode as GateNode
+    from durable.patterns.graph.nodes import HumanNode as HumanNode
+    from durable.patterns.graph.nodes import NodeType as NodeType
+    from durable.patterns.graph.results import GraphResult as GraphResult
+    from durable.patterns.graph.results import NodeResult as NodeResult
+    from durable.patterns.graph.services import AgentNode as AgentNode
+    from durable.patterns.graph.services import LLMNode as LLMNode
+    from durable.patterns.graph.services import ToolNode as ToolNode
+    from durable.patterns.graph.subgraph import SubworkflowNode as SubworkflowNode
     from durable.patterns.pipeline import Pipeline as Pipeline
     from durable.patterns.pipeline_steps import ConditionalStep as ConditionalStep
     from durable.patterns.pipeline_steps import FunctionStep as FunctionStep
@@ -149,15 +179,35 @@ __version__: Final = "0.1.0"
 # Everything that needs the client or a worker is resolved at first use: `import durable` stays quick.
 _LAZY: Final = {
     "AbstractSaga": "durable.patterns.saga.abstract",
+    "AbstractWorkflowNode": "durable.patterns.graph.nodes",
+    "AgentNode": "durable.patterns.graph.services",
+    "Ask": "durable.journal.view",
     "Backup": "durable.client",
     "Blocker": "durable.journal.view",
     "Client": "durable.client",
     "ConditionalStep": "durable.patterns.pipeline_steps",
+    "CycleDetectedError": "durable.patterns.graph.errors",
     "Encryption": "durable.payloads.encryption",
     "Entry": "durable.journal.view",
+    "FunctionNode": "durable.patterns.graph.nodes",
     "FunctionStep": "durable.patterns.pipeline_steps",
+    "GateNode": "durable.patterns.graph.nodes",
+    "GraphConfig": "durable.patterns.graph.config",
+    "GraphExecutionError": "durable.patterns.graph.errors",
+    "GraphResult": "durable.patterns.graph.results",
+    "GraphTimeoutError": "durable.patterns.graph.errors",
+    "GraphValidationError": "durable.patterns.graph.errors",
+    "GraphView": "durable.patterns.graph.drawing",
+    "HumanInputRequiredError": "durable.patterns.graph.errors",
+    "HumanNode": "durable.patterns.graph.nodes",
     "InMemorySagaStore": "durable.patterns.saga.stores",
+    "LLMNode": "durable.patterns.graph.services",
     "LostStateWarning": "durable.patterns.saga.noticing",
+    "NoRouteError": "durable.patterns.graph.errors",
+    "NodeExecutionError": "durable.patterns.graph.errors",
+    "NodeResult": "durable.patterns.graph.results",
+    "NodeType": "durable.patterns.graph.nodes",
+    "NodeView": "durable.patterns.graph.drawing",
     "OrchestratedStep": "durable.patterns.saga.orchestrator",
     "ParallelStep": "durable.patterns.pipeline_steps",
     "PayloadCodec": "durable.payloads.codec",
@@ -186,11 +236,19 @@ _LAZY: Final = {
     "Stack": "durable.stacks",
     "StackFrame": "durable.stacks",
     "Standpoint": "durable.stacks",
+    "StateConflictError": "durable.patterns.graph.errors",
     "StepAnswerError": "durable.patterns.calling",
     "StepContext": "durable.patterns.calling",
+    "SubworkflowNode": "durable.patterns.graph.subgraph",
+    "ToolNode": "durable.patterns.graph.services",
     "Why": "durable.journal.why",
     "WhyReason": "durable.journal.why",
     "Worker": "durable.worker.worker",
+    "WorkflowBuilder": "durable.patterns.graph.builder",
+    "WorkflowEngine": "durable.patterns.graph.engine",
+    "WorkflowGraph": "durable.patterns.graph.definition",
+    "WorkflowRunner": "durable.patterns.graph.engine",
+    "answer": "durable.default",
     "cancel": "durable.default",
     "conditional": "durable.patterns.pipeline_steps",
     "configure": "durable.default",
@@ -198,6 +256,7 @@ _LAZY: Final = {
     "delete_run": "durable.default",
     "get_handle": "durable.default",
     "get_run": "durable.default",
+    "inbox": "durable.default",
     "list_runs": "durable.default",
     "parallel": "durable.patterns.pipeline_steps",
     "recover": "durable.default",
@@ -222,32 +281,52 @@ StepTimeoutError = ActivityTimeoutError  # the word of pipelines for it
 # Names that shadow the standard library (random, signal) are importable, but not part of `*`.
 __all__ = [
     "AbstractSaga",
+    "AbstractWorkflowNode",
     "Activity",
     "ActivityClosedError",
     "ActivityError",
     "ActivityInfo",
     "ActivityTimeoutError",
+    "AgentNode",
     "ArgumentsError",
+    "Ask",
     "Backup",
     "BlockedLoopError",
     "Blocker",
     "Client",
     "CodecError",
     "ConditionalStep",
+    "CycleDetectedError",
     "DefinitionError",
     "DurableError",
     "Encryption",
     "Entry",
     "Err",
+    "FunctionNode",
     "FunctionStep",
+    "GateNode",
+    "GraphConfig",
+    "GraphExecutionError",
+    "GraphResult",
+    "GraphTimeoutError",
+    "GraphValidationError",
+    "GraphView",
+    "HumanInputRequiredError",
+    "HumanNode",
     "InMemorySagaStore",
     "InboxFullError",
     "InternalError",
     "JournalLimitError",
+    "LLMNode",
     "LeaseLostError",
     "Limits",
     "LivelockError",
     "LostStateWarning",
+    "NoRouteError",
+    "NodeExecutionError",
+    "NodeResult",
+    "NodeType",
+    "NodeView",
     "NonDeterminismError",
     "NonRetryableError",
     "NotADatabaseError",
@@ -299,12 +378,15 @@ __all__ = [
     "Stack",
     "StackFrame",
     "Standpoint",
+    "StateConflictError",
     "StepAnswerError",
     "StepContext",
     "StepTimeoutError",
     "StoreBusyError",
     "StoreError",
     "StuckWorkflowError",
+    "SubworkflowNode",
+    "ToolNode",
     "UndecodableError",
     "UnknownWorkflowError",
     "UnwrapError",
@@ -313,15 +395,20 @@ __all__ = [
     "Worker",
     "WorkerLostError",
     "Workflow",
+    "WorkflowBuilder",
     "WorkflowCompensationError",
     "WorkflowContext",
+    "WorkflowEngine",
     "WorkflowFailedError",
+    "WorkflowGraph",
     "WorkflowGuardError",
+    "WorkflowRunner",
     "WorkflowStateError",
     "WorkflowTimeoutError",
     "WorkflowVersionMismatchError",
     "activity",
     "activity_info",
+    "answer",
     "as_completed",
     "cancel",
     "conditional",
@@ -333,6 +420,7 @@ __all__ = [
     "get_handle",
     "get_run",
     "heartbeat",
+    "inbox",
     "info",
     "is_evicting",
     "is_replaying",
@@ -354,6 +442,7 @@ __all__ = [
     "unguarded",
     "using",
     "uuid4",
+    "wait_answer",
     "wait_condition",
     "wait_signal",
     "workflow",

@@ -251,6 +251,28 @@ class Activity(Generic[P, R]):
             return loop.runtime.call_activity(definition, args, kwargs)
         return self._run_plainly(args, kwargs)
 
+    def grouped(self, group: object) -> Activity[P, R]:
+        """Return a copy whose outcomes are recorded together with those of other calls under the same `group` object.
+
+        One commit for them all, if they end soon one after the other; after a crash some may run again that had ended. For builders
+        of patterns.
+        """
+        definition = self.definition.renamed(self.name)
+        definition.group = group
+        return Activity(definition)
+
+    async def counted(self, *args: P.args, **kwargs: P.kwargs) -> tuple[R, int]:
+        """Inside a run: call it, and return its result with the number of attempts that took. For builders of patterns."""
+        run = current()
+        if run is None:
+            raise DefinitionError(f"attempts of activity {self.name!r} are counted only inside a run")
+        definition = self.definition.renamed(name_prefix.get() + self.name)
+        told: list[int] = []
+        value = await run.call_activity(
+            definition, args, kwargs, lambda value, error, attempts: told.append(attempts)
+        )
+        return value, told[0]
+
     async def _run_plainly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         outcome = self.definition.fn(*args, **kwargs)
         if self.definition.is_async or inspect.isawaitable(outcome):

@@ -27,11 +27,13 @@ from durable.errors import (
 )
 from durable.holding import hold_of
 from durable.journal import view
+from durable.journal.answering import answered_already, choose_ask
+from durable.journal.asks import answer_id
 from durable.journal.events import AnyEntry, Retried, Started
 from durable.journal.lifecycle import RunStatus
 from durable.journal.reopening import COMPENSATION, Reopening, reopening
 from durable.journal.turns import encode_turn, joined
-from durable.journal.view import AttemptView, Blocker
+from durable.journal.view import Ask, AttemptView, Blocker
 from durable.journal.why import LOCAL_ADVICE, Facts, Why, explain
 from durable.limits import DEFAULT_LIMITS, NAME_LENGTH_MAX, REASON_LENGTH_MAX, Limits
 from durable.outcomes import OutcomeWatch
@@ -505,6 +507,56 @@ class Client:
             unread_max=self.limits.unread_messages,
         )
 
+    async def answer(
+        self, run_id: str, value: object = None, *, name: str | None = None, ask: str | None = None
+    ) -> None:
+        """Answer the question that an open run asks a person. Returned means stored; each question takes one answer.
+
+        `name` (or the end of its path) says which, if there are several; `ask` is the very question, by its address. Raises
+        `WorkflowStateError` if nothing (of that name) is asked, or was answered already, `ArgumentsError` if it is not clear
+        which question is meant, `RunNotFoundError`, `PayloadError`.
+        """
+        data = _any.encode(value)
+        record = await self.store.get_run(check_run_id(run_id))
+        _, story, fault = await self._read_story(record)
+        if story is None:
+            raise UndecodableError(f"the journal of run {run_id!r} cannot be read: {fault}")
+        is_open = not record.status.is_closed
+        asks = [line for line in story.open if line.ask and is_open]
+        chosen = choose_ask(run_id, record.status, asks, name=name, ask=ask)
+        outcome = await self.store.send_message(
+            run_id,
+            kind="signal",
+            name=chosen.name,
+            data=data,
+            message_id=answer_id(chosen.ask),
+            now_us=self.clock.now_us(),
+        )
+        if outcome.duplicate:
+            raise answered_already(run_id, record.status, chosen.name)
+
+    async def asks(self, *, workflow: str | None = None, limit: int = 100) -> builtins.list[Ask]:
+        """Return the questions that runs wait to have answered by people, those of the newest runs first."""
+        found: builtins.list[Ask] = []
+        for run in await self.list(
+            status=(RunStatus.WAITING, RunStatus.RUNNING), workflow=workflow, limit=limit, journals=True
+        ):
+            since = {line.ask: line.started_at for line in run.journal if line.ask}
+            found.extend(
+                Ask(
+                    run_id=run.run_id,
+                    workflow=run.workflow,
+                    name=one.name,
+                    prompt=one.prompt,
+                    id=one.ask,
+                    since=since[one.ask],
+                    due_at=one.due_at,
+                )
+                for one in run.waiting_on
+                if one.ask
+            )
+        return found
+
     async def cancel(self, run_id: str, reason: str | None = None) -> None:
         """Ask an open run to cancel; see `RunHandle.cancel`."""
         await self.store.send_message(
@@ -747,6 +799,7 @@ class Client:
                     )
                     for row in attempts
                 },
+                key_prefix=f"{record.run_id}@{record.epoch}/",
             )
         except UndecodableError as error:
             return [], None, str(error)

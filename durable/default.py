@@ -29,6 +29,7 @@ from durable.errors import (
     WorkflowVersionMismatchError,
 )
 from durable.journal.lifecycle import RunStatus
+from durable.journal.view import Ask
 from durable.limits import DEFAULT_LIMITS, Limits
 from durable.payloads.codec import PayloadCodec, check_codec
 from durable.retry import Seconds
@@ -362,6 +363,18 @@ async def get_handle(run_id: str) -> RunHandle[Any]:
 async def signal(run_id: str, signal: Signal[Any] | str, value: object = None) -> None:
     """Send a signal to an open run of the default database; see `RunHandle.signal`."""
     await (await engine_here()).client.signal(run_id, signal, value)
+
+
+async def answer(
+    run_id: str, value: object = None, *, name: str | None = None, ask: str | None = None
+) -> None:
+    """Answer the question that an open run of the default database asks a person; see `Client.answer`."""
+    await (await engine_here()).client.answer(run_id, value, name=name, ask=ask)
+
+
+async def inbox(*, workflow: str | None = None, limit: int = 100) -> list[Ask]:
+    """Return the questions that runs of the default database wait to have answered by people."""
+    return await (await engine_here()).client.asks(workflow=workflow, limit=limit)
 
 
 async def cancel(run_id: str, reason: str | None = None) -> None:

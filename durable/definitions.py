@@ -23,13 +23,15 @@ class ActivityDefinition:
     """One activity with the options of one call site; `fn.options(...)` makes changed copies.
 
     `timeout_us` limits one attempt from its start to its end; `is_limited` says whether any of the four limits is set.
-    `kind` is what its entries are in the run's story; "" is an ordinary activity.
+    `kind` is what its entries are in the run's story; "" is an ordinary activity. Outcomes of calls with the same `group` object are
+    recorded together, if they come soon one after the other.
     """
 
     __slots__ = (
         "arguments",
         "cancellation",
         "fn",
+        "group",
         "heartbeat_us",
         "is_async",
         "is_limited",
@@ -61,6 +63,7 @@ class ActivityDefinition:
     ) -> None:
         self.name = name
         self.kind = kind
+        self.group: object | None = None
         self.fn = fn
         self.is_async = is_async
         self.arguments = arguments

@@ -37,6 +37,7 @@ __all__ = [
     "sleep",
     "unguarded",
     "uuid4",
+    "wait_answer",
     "wait_condition",
     "wait_signal",
 ]
@@ -188,6 +189,20 @@ async def wait_signal(name: str, timeout: Seconds | None = None, *, default: obj
     `timeout` raise TimeoutError, or return `default` if given.
     """
     return await signal_value(name, _any, timeout, default)
+
+
+async def wait_answer(
+    name: str, prompt: str, timeout: Seconds | None = None, *, default: object = MISSING
+) -> Any:
+    """Ask a person, and return the answer, as plain JSON data. The run waits, and holds no memory meanwhile.
+
+    The question is seen by `durable inbox`, `durable show` and `Run.prompt`, and answered by `durable answer`, `durable.answer(...)`, or
+    any signal of that name. It takes one answer. In a `scope` its name is the whole path. After `timeout` (seconds or timedelta)
+    raise TimeoutError, or return `default` if given; a later answer is refused.
+    """
+    run = _run(f"asking {name!r}")
+    path = name_prefix.get() + check_name(name, "a question")
+    return await _limited(run.wait_signal(path, _any, prompt), timeout, default)
 
 
 async def signal_value(name: str, value_type: ValueType, timeout: Seconds | None, default: object) -> Any:

@@ -72,6 +72,11 @@ class Run(msgspec.Struct, kw_only=True):
     paused_at: datetime | None = None
     pause_reason: str | None = None
 
+    @property
+    def prompt(self) -> str | None:
+        """What a person is asked, if the run waits for an answer: the first question that is open."""
+        return next((one.prompt for one in self.waiting_on if one.ask), None)
+
 
 class RunHandle(Generic[R]):
     """The address of one run, and what may be done to it. Made by a client; cheap, holds no connection."""
@@ -152,6 +157,10 @@ class RunHandle(Generic[R]):
         `WorkflowStateError` if the run is closed, `PayloadError`.
         """
         await self._client.signal(self._run_id, signal, value, id=id)
+
+    async def answer(self, value: object = None, *, name: str | None = None) -> None:
+        """Answer the question that the run asks a person; see `Client.answer`."""
+        await self._client.answer(self._run_id, value, name=name)
 
     async def cancel(self, reason: str | None = None) -> None:
         """Ask the run to cancel: `CancelledError` is raised in it where it waits. Closed: `WorkflowStateError`."""

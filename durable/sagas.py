@@ -85,7 +85,7 @@ class SagaScope:
         key = object()
         prefix = name_prefix.get()
 
-        def on_end(value: Any, error: BaseException | None) -> None:
+        def on_end(value: Any, error: BaseException | None, attempts: int) -> None:
             if error is None:
                 make = undo
             else:

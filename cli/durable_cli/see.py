@@ -263,7 +263,7 @@ def changes(run: Run, told: dict[int, tuple[str, int]]) -> list[str]:
         state = (str(entry.status), entry.attempts)
         if told.get(number) != state:
             told[number] = state
-            lines.append(step_line(number, entry, now()))
+            lines.append(step_line(number, entry, now(), run.kind))
     return lines
 
 

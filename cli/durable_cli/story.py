@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from durable import Entry, Run
+from durable import Blocker, Entry, Run
 from durable_cli.durations import ago_text, duration_text
 from durable_cli.output import COLOURS, Terminal, columns, count, cut, escaped, glyph, iso, value_text
 
@@ -63,8 +63,7 @@ def needs_a_worker(run: Run) -> bool:
 
 def next_steps(run: Run) -> list[str]:
     """Return the commands a person is likely to want now."""
-    signals = [one.name for one in run.waiting_on if one.kind == "signal"]
-    steps = [f"durable signal {run.run_id} {name} VALUE" for name in signals[:1]]
+    steps = [next_step(run.run_id, one) for one in run.waiting_on if one.kind == "signal"][:1]
     if run.status == "parked" or (run.paused_at is not None and not run.status.is_closed):
         steps.append(f"durable resume {run.run_id}")
     if needs_a_worker(run):
@@ -78,14 +77,23 @@ def next_steps(run: Run) -> list[str]:
     return [*steps, f"durable show {run.run_id} --events"]
 
 
+def next_step(run_id: str, waiting: Blocker) -> str:
+    """Return the command that gives a run what it waits for."""
+    return (
+        f"durable answer {run_id} VALUE" if waiting.ask else f"durable signal {run_id} {waiting.name} VALUE"
+    )
+
+
 # ─ words about an entry ──────────────────────────────────────────────────────
 
 
-def step_name(entry: Entry) -> str:
-    """Return `charge("bad")`, `sleep 2s`, `signal approved`."""
+def step_name(entry: Entry, kind: str = "workflow") -> str:
+    """Return `charge("bad")`, `sleep 2s`, `signal approved`, `ask approve`; in a run of kind graph `charge`: all get the state."""
     match entry.kind:
         case "timer":
             return f"sleep {entry.name}"
+        case "signal" if entry.ask:
+            return f"ask {escaped(entry.name)}"
         case "signal":
             return f"signal {escaped(entry.name)}"
         case "condition":
@@ -94,12 +102,12 @@ def step_name(entry: Entry) -> str:
             return "cancel requested"
         case "patch":
             return f"patch {escaped(entry.name)}"
-        case _ if entry.status == "skipped":
+        case "predicate":
+            return f"{escaped(entry.name.removesuffix('/edges'))}?"
+        case _ if entry.status == "skipped" or kind == "graph":
             return escaped(entry.name)
         case "compensation":
             return f"undo {escaped(entry.name.removesuffix('/compensation'))}"
-        case "predicate":
-            return f"{escaped(entry.name)}?"
         case _:
             return f"{escaped(entry.name)}({_call(entry.input)})"
 
@@ -137,6 +145,10 @@ def entry_result(entry: Entry, now: datetime) -> str:
         return escaped(str(entry.result or ""))
     if entry.status == "waiting" and entry.due_at is not None:
         return f"until {iso(entry.due_at)}"
+    if entry.status == "waiting" and entry.ask:
+        return escaped(entry.prompt)
+    if entry.kind in ("gate", "predicate") and entry.status == "completed" and isinstance(entry.result, list):
+        return "→ " + (", ".join(escaped(str(one)) for one in entry.result) or "nothing")
     if entry.status == "received" or (entry.status == "completed" and entry.is_activity):
         return value_text(entry.result)
     return "" if entry.status in ("completed", "fired") else str(entry.status)
@@ -165,7 +177,7 @@ def facts(run: Run, now: datetime) -> Iterator[Sequence[str]]:
     yield "took", took(run, now)
     yield "input", value_text(run.input)
     for number, entry in enumerate(run.journal, 1):
-        yield _step_row(number, entry, now)
+        yield _step_row(number, entry, now, run.kind)
     for one in run.waiting_on if not run.status.is_closed else ():
         yield "waiting on", escaped(one.text), one.source
     if run.status == "completed":
@@ -179,21 +191,21 @@ def facts(run: Run, now: datetime) -> Iterator[Sequence[str]]:
         yield "reason", escaped(run.reason)
 
 
-def _step_row(number: int, entry: Entry, now: datetime) -> Sequence[str]:
+def _step_row(number: int, entry: Entry, now: datetime, kind: str) -> Sequence[str]:
     return (
         "step",
         str(number),
         str(entry.status),
-        step_name(entry),
+        step_name(entry, kind),
         entry_took(entry, now),
         attempts_text(entry),
         entry_result(entry, now),
     )
 
 
-def step_line(number: int, entry: Entry, now: datetime) -> str:
+def step_line(number: int, entry: Entry, now: datetime, kind: str = "workflow") -> str:
     """Return one line of progress: `✓ charge("bad")  0.21s  "ch_bad"`."""
-    cells = (step_name(entry), entry_took(entry, now), attempts_text(entry) if entry.attempts > 1 else "",
+    cells = (step_name(entry, kind), entry_took(entry, now), attempts_text(entry) if entry.attempts > 1 else "",
              entry_result(entry, now))  # fmt: skip
     return f"{glyph(entry.status)} {number:>2}  " + "  ".join(cell for cell in cells if cell)
 
@@ -228,7 +240,7 @@ def _table(run: Run, terminal: Terminal, now: datetime) -> Iterator[str]:
     rows += [
         [
             str(number),
-            cut(f"{glyph(entry.status)} {step_name(entry)}", NAME_WIDTH_MAX),
+            cut(f"{glyph(entry.status)} {step_name(entry, run.kind)}", NAME_WIDTH_MAX),
             _bar(entry, begin, end),
             entry_took(entry, now),
             attempts_text(entry),

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from durable import Activity, Workflow
 from durable_cli.options import Settings
 from durable_cli.problems import NOT_FOUND, Problem, did_you_mean, quoted
 
 AnyWorkflow = Workflow[Any, Any]
+SERVES: Final = "__durable_workflows__"  # what patterns have: it says what they run as
 
 
 class Target(NamedTuple):
@@ -113,15 +115,28 @@ def objects_of(text: str, settings: Settings) -> list[Any]:
 
 def attribute_of(text: str, settings: Settings) -> Any:
     """Return what `module:attr` or `file.py:attr` names."""
-    target = parse_target(text)
-    if target.attr is None:
+    if parse_target(text).attr is None:
         raise Problem(f"{quoted(text)} names a module, not something in it", hint=f"{text}:NAME")
-    value: Any = _import(target, settings)
+    (value,) = named_in(text, settings)
+    return value
+
+
+def named_in(text: str, settings: Settings) -> list[Any]:
+    """Return what a target names: one object, or all that its module holds."""
+    target = parse_target(text)
+    module = _import(target, settings)
+    if target.attr is None:
+        return list(vars(module).values())
+    value: Any = module
     for part in target.attr.split("."):
         value = getattr(value, part, None)
     if value is None:
-        raise Problem(f"no {quoted(target.attr)} in {target.module}", code=NOT_FOUND)
-    return value
+        raise Problem(
+            f"no {quoted(target.attr)} in {target.module}",
+            code=NOT_FOUND,
+            hint=did_you_mean(target.attr, list(vars(module))),
+        )
+    return [value]
 
 
 def _newest(workflows: Sequence[AnyWorkflow]) -> AnyWorkflow:
@@ -129,8 +144,19 @@ def _newest(workflows: Sequence[AnyWorkflow]) -> AnyWorkflow:
 
 
 def _workflows_of(values: Iterable[Any]) -> list[AnyWorkflow]:
-    found: dict[int, AnyWorkflow] = {id(one): one for one in values if isinstance(one, Workflow)}
-    return list(found.values())
+    found = [one for value in values for one in workflows_in(value)]
+    return list({id(one.definition): one for one in found}.values())
+
+
+def workflows_in(value: Any) -> list[AnyWorkflow]:
+    """Return the workflow that a value is, or those that a pattern stands for."""
+    if isinstance(value, Workflow):
+        return [value]
+    # Asked of the type: a variable of a user's module may be a proxy that answers to any name.
+    is_pattern = isinstance(value, type) or hasattr(type(value), SERVES)
+    method = getattr(value, SERVES, None) if is_pattern else None
+    # Not the plain function that it is on the pattern's own class.
+    return list(method()) if inspect.ismethod(method) else []
 
 
 def _pick(module: ModuleType, target: Target, everything: list[AnyWorkflow]) -> list[AnyWorkflow]:
@@ -138,12 +164,11 @@ def _pick(module: ModuleType, target: Target, everything: list[AnyWorkflow]) -> 
     value: Any = module
     for part in target.attr.split("."):
         value = getattr(value, part, None)
-    if isinstance(value, Workflow):
-        return [value]
     if isinstance(value, ModuleType):
         return _workflows_of(vars(value).values())
-    if isinstance(value, (list, tuple)) and value and all(isinstance(one, Workflow) for one in value):
-        return list(value)
+    inside = _workflows_of(value if isinstance(value, (list, tuple)) else [value])
+    if inside:
+        return inside
     by_name = [one for one in everything if one.name == target.attr]
     if by_name:
         return by_name

@@ -41,6 +41,7 @@ from durable.engine.runtime import (
 from durable.engine.sources import find_source, source_text
 from durable.errors import InternalError, PlatformFault, UndecodableError
 from durable.failures import Failure
+from durable.journal.asks import question_of
 from durable.journal.events import (
     ActivityCompleted,
     ActivityFailed,
@@ -218,7 +219,7 @@ class Instance:
                     elif value is UNSET:
                         value = call.definition.result.decode(memoryview(event.result))
                     if call.on_end is not None:
-                        call.on_end(value, None)
+                        call.on_end(value, None, event.attempts)
                     call.future.set_result(value)
             else:
                 self._deliver(event, turn, index)
@@ -252,7 +253,10 @@ class Instance:
         self._loop.advance(event.at)
         match event:
             case SignalReceived():
-                self._signals_here().receive(event.name, event.value)
+                ask = (
+                    0 if event.id is None else question_of(event.id, self._operations.key_prefix, event.name)
+                )
+                self._signals_here().receive(event.name, event.value, ask)
             case ActivityFailed():
                 self._fail_activity(event, turn, index)
             case CancelRequested():
@@ -281,7 +285,7 @@ class Instance:
         error = call.error = failures.rebuild(event.failure)
         self._failures[id(error)] = (error, turn, index, event.failure)
         if call.on_end is not None:
-            call.on_end(None, error)
+            call.on_end(None, error, event.attempts)
         call.future.set_result(None)  # `perform` raises it: a future refuses StopIteration
 
     def _request_cancel(self, event: CancelRequested) -> None:
@@ -477,8 +481,11 @@ class Instance:
             src = self._loop.source(sys._getframe(1))
             self._operations.mark(Marker(Noted(name=name, status=status, kind=kind, src=src)))
 
-    async def wait_signal(self, name: str, value_type: ValueType) -> Any:
-        return await self._signals_here().wait(name, value_type, self._loop.source(sys._getframe(1)))
+    async def wait_signal(self, name: str, value_type: ValueType, prompt: str | None = None) -> Any:
+        source = self._loop.source(sys._getframe(1))
+        if prompt is not None:
+            return await self._signals_here().ask(name, value_type, source, prompt)
+        return await self._signals_here().wait(name, value_type, source)
 
     def _signals_here(self) -> Signals:
         if self._signals is None:

@@ -54,13 +54,15 @@ class Call(ActivityCall):
 class Wait:
     """A wait for a signal or a condition. `future` is set to the value, or to None with `error`."""
 
-    __slots__ = ("dead", "error", "future", "kind", "name", "op", "src")
+    __slots__ = ("dead", "error", "future", "kind", "n", "name", "op", "prompt", "src")
 
     detail: Final = None
     how: Final = ""
 
     def __init__(self, kind: str, name: str, src: str, future: asyncio.Future[Any]) -> None:
         self.op = 0
+        self.n = 0  # of questions to people: which one of this name
+        self.prompt = ""
         self.kind = kind
         self.name = name
         self.src = src
@@ -124,7 +126,7 @@ class Operations:
         self._handles: dict[int, Timer] = {}
         self.pending: list[Asked] = []  # what the current activation has asked for so far
         self.open: Callable[[Call | Wait | Timer], None] = self.pending.append
-        self._key_prefix = key_prefix
+        self.key_prefix = key_prefix
         self._last_op = 0
         self._counts: dict[str, int] = {}
 
@@ -213,7 +215,7 @@ class Operations:
         name = call.definition.name
         call.n = n = self._counts.get(name, 0) + 1
         self._counts[name] = n
-        call.key = f"{self._key_prefix}{name}#{n}"
+        call.key = f"{self.key_prefix}{name}#{n}"
         self.activities[op] = call
         return ScheduleActivity(
             op=op,
@@ -231,7 +233,9 @@ class Operations:
             self.timers[op] = one.due
             self._handles[op] = one
             return StartTimer(op=op, due=one.due, duration=one.duration, src=one.src)
-        wait = self.waits[op] = OpenWait(op=op, wait=one.kind, name=one.name, src=one.src)
+        wait = self.waits[op] = OpenWait(
+            op=op, wait=one.kind, name=one.name, src=one.src, prompt=one.prompt, n=one.n
+        )
         return wait
 
     def adopt(self, recorded: Sequence[Command], asked: Sequence[Asked | None]) -> None:
@@ -253,7 +257,7 @@ class Operations:
             if isinstance(command, ScheduleActivity) and isinstance(one, Call):
                 name, n = command.name, command.n
                 one.n = n
-                one.key = f"{self._key_prefix}{name}#{n}"
+                one.key = f"{self.key_prefix}{name}#{n}"
                 if n > self._counts.get(name, 0):
                     self._counts[name] = n
                 self.activities[op] = one

@@ -20,7 +20,7 @@ UNDONE: Final = "__durable_compensated__"  # an error class that has it closes i
 WRAPS: Final = (
     "__durable_wraps__"  # an error class that has it stands for its cause when a workflow is retried (P7)
 )
-OnEnd = Callable[[Any, BaseException | None], None]
+OnEnd = Callable[[Any, BaseException | None, int], None]
 Unwind = Callable[[BaseException], Coroutine[Any, Any, None]]
 # What the names of activities that are called here get in front, in the journal: "" or "notify/". Each task of a run has its own.
 name_prefix: Final[ContextVar[str]] = ContextVar("durable_name_prefix", default="")
@@ -91,13 +91,16 @@ class Runtime(Protocol):
     ) -> Coroutine[Any, Any, Any]:
         """Journal a call once awaited, and return its result or raise its failure. Arguments are encoded at once.
 
-        `on_end(value, error)` is called when the outcome is fed: in the order of recording, and also if the caller was
+        `on_end(value, error, attempts)` is called when the outcome is fed: in the order of recording, and also if the caller was
         cancelled meanwhile and, with cancellation type "wait", only awaits the end.
         """
         ...
 
-    async def wait_signal(self, name: str, value_type: ValueType) -> Any:
-        """Return the next signal of that name: in order of sending, each once, buffered before anyone waits."""
+    async def wait_signal(self, name: str, value_type: ValueType, prompt: str | None = None) -> Any:
+        """Return the next signal of that name: in order of sending, each once, buffered before anyone waits.
+
+        With a `prompt` a person is asked, who may also answer this very question (`journal/asks.py`).
+        """
         ...
 
     async def wait_condition(self, condition: Callable[[], bool]) -> None:

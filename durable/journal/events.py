@@ -108,12 +108,17 @@ class StartTimer(Entry, frozen=True, tag="timer_started", kw_only=True):
 
 
 class OpenWait(Entry, frozen=True, tag="wait_opened", kw_only=True):
-    """The workflow waits for a signal of this name, or for a condition (then `name` is "")."""
+    """The workflow waits for a signal of this name, or for a condition (then `name` is "").
+
+    `n` is set if a person is asked: which question of this name it is, from 1; `prompt` is what the person reads.
+    """
 
     op: int
     wait: str  # "signal" | "condition"
     name: str = ""
     src: str = ""
+    prompt: str = ""
+    n: int = 0
 
 
 class CloseOp(Entry, frozen=True, tag="closed", kw_only=True):

@@ -14,6 +14,7 @@ import msgspec
 from durable.errors import UndecodableError
 from durable.failures import Failure, describe
 from durable.journal import events
+from durable.journal.asks import ask_id, question_of
 from durable.journal.events import AnyEntry
 from durable.payloads.codec import sealed_label
 from durable.seams import EPOCH
@@ -54,6 +55,8 @@ class Entry(msgspec.Struct, kw_only=True):
     due_at: datetime | None = None  # a timer's instant, the next attempt's, or when an open attempt expires
     failure: Failure | None = None
     is_open: bool = False  # an activity whose function has ended and which somebody outside completes
+    prompt: str = ""  # of a question to a person
+    ask: str = ""  # that question's address; "" for anything else
 
     @property
     def is_activity(self) -> bool:
@@ -78,6 +81,23 @@ class Blocker(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     due_at: datetime | None = None
     source: str = ""
+    prompt: str = ""
+    ask: str = ""
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """A question that a run waits to have answered by a person. `id` addresses it: `run_id@epoch/name#n`.
+
+    `due_at` is when a timer of the run is due next, which may be when the question expires.
+    """
+
+    run_id: str
+    workflow: str
+    name: str
+    prompt: str
+    id: str
+    since: datetime | None
+    due_at: datetime | None
 
 
 class Story(msgspec.Struct, kw_only=True):
@@ -110,8 +130,13 @@ def plain(data: bytes | msgspec.Raw | None) -> Any:
         return f"<{sealed_label(bytes(data)) or 'unreadable'}>"
 
 
-def tell(entries: Iterable[AnyEntry], attempts: dict[int, AttemptView] | None = None) -> Story:
-    """Fold a generation's entries into its story."""
+def tell(
+    entries: Iterable[AnyEntry],
+    attempts: dict[int, AttemptView] | None = None,
+    *,
+    key_prefix: str = "",
+) -> Story:
+    """Fold a generation's entries into its story. `key_prefix` is what addresses of its questions begin with."""
     story: list[Entry] = []
     by_op: dict[int, Entry] = {}
     now: datetime | None = None
@@ -154,14 +179,17 @@ def tell(entries: Iterable[AnyEntry], attempts: dict[int, AttemptView] | None = 
                     status="waiting",
                     started_at=now,
                     source=entry.src,
+                    prompt=entry.prompt,
+                    ask=ask_id(key_prefix, entry.name, entry.n) if entry.n else "",
                 )
                 by_op[entry.op] = line
                 story.append(line)
             case events.CloseOp():
                 closed = by_op.get(entry.op)
                 if closed is not None and closed.finished_at is None and entry.how != "wait":
+                    is_met = closed.kind in ("signal", "condition") and not closed.ask
                     closed.finished_at = now
-                    closed.status = "completed" if closed.kind in ("signal", "condition") else "cancelled"
+                    closed.status = "completed" if is_met else "cancelled"
             case events.ActivityCompleted():
                 line = _line(by_op, entry.op, number)
                 line.status, line.finished_at = "completed", now
@@ -175,14 +203,8 @@ def tell(entries: Iterable[AnyEntry], attempts: dict[int, AttemptView] | None = 
                 line.status, line.finished_at = "fired", now
             case events.SignalReceived():
                 deliveries += 1
-                waiting = next(
-                    (
-                        e
-                        for e in story
-                        if e.kind == "signal" and e.name == entry.name and e.status == "waiting"
-                    ),
-                    None,
-                )
+                n = question_of(entry.id, key_prefix, entry.name)
+                waiting = _waiting_for(story, entry.name, ask_id(key_prefix, entry.name, n) if n else None)
                 if waiting is None:
                     waiting = Entry(
                         number=number, name=entry.name, kind="signal", status="received", started_at=now
@@ -265,6 +287,15 @@ def tell(entries: Iterable[AnyEntry], attempts: dict[int, AttemptView] | None = 
     )
 
 
+def _waiting_for(story: Iterable[Entry], name: str, ask: str | None) -> Entry | None:
+    """Return who is given a signal: the question that it answers, if it names one, else who has waited longest."""
+    for line in story:
+        is_open = line.kind == "signal" and line.name == name and line.status == "waiting"
+        if is_open and ask in (None, line.ask):
+            return line
+    return None
+
+
 def _line(by_op: dict[int, Entry], op: int, number: int) -> Entry:
     line = by_op.get(op)
     if line is None:
@@ -294,11 +325,7 @@ def blockers(story: Story, now: datetime) -> list[Blocker]:
     next_timer = min((line.due_at for line in timers if line.due_at is not None), default=None)
     for line in story.open:
         if line.kind == "signal":
-            limit = f" (times out {_in(next_timer, now)})" if next_timer is not None else ""
-            text = f'signal "{line.name}"{limit}'
-            found.append(
-                Blocker(kind="signal", name=line.name, text=text, due_at=next_timer, source=line.source)
-            )
+            found.append(_signal_blocker(line, next_timer, now))
         elif line.kind == "condition":
             found.append(
                 Blocker(
@@ -331,6 +358,22 @@ def _doing(line: Entry, now: datetime) -> str:
         limit = f" (times out {_in(line.due_at, now)})" if line.due_at is not None else ""
         return f"attempt {line.attempts} waits to be completed from outside{limit}"
     return f"attempt {line.attempts} running" if line.attempts else "waiting for a free slot"
+
+
+def _signal_blocker(line: Entry, next_timer: datetime | None, now: datetime) -> Blocker:
+    limit = f" (times out {_in(next_timer, now)})" if next_timer is not None else ""
+    what = (
+        f'answer to "{line.name}": {" ".join(line.prompt.split())}' if line.ask else f'signal "{line.name}"'
+    )
+    return Blocker(
+        kind="signal",
+        name=line.name,
+        text=f"{what}{limit}",
+        due_at=next_timer,
+        source=line.source,
+        prompt=line.prompt,
+        ask=line.ask,
+    )
 
 
 def _in(due: datetime | None, now: datetime) -> str:

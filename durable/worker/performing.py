@@ -51,6 +51,7 @@ from durable.worker.probation import Probation
 from durable.worker.runners import Runners, StaleError
 from durable.worker.watchdog import Interrupted, blocked
 
+GROUP_SECONDS: Final = 0.1  # how long an outcome waits for others that it may share a commit with
 LATE_SECONDS: Final = 5.0  # how long a timed-out coroutine may take to unwind before it is given up
 HELD_UP_SECONDS: Final = 0.05  # a timer that rings so late was held up with the loop, and so were heartbeats
 DETAILS_SHARE: Final = 0.8  # of the heartbeat timeout: how often details are written
@@ -738,7 +739,10 @@ class Performer:
         run = attempt.run
         if run.phase is not _GONE and run.attempts.get(outcome.op) is attempt:
             run.outcomes.append(outcome)
-            self._on_outcome(run)
+            if attempt.call.definition.group is None:
+                self._on_outcome(run)
+            else:
+                self._report_grouped(attempt)
         if self.is_draining and not running:
             self.on_idle()
 
@@ -749,6 +753,23 @@ class Performer:
         run = attempt.run
         if run.phase is not _GONE and run.attempts.get(outcome.op) is attempt:
             run.outcomes.append(outcome)
+            self._on_outcome(run)
+
+    def _report_grouped(self, attempt: Attempt) -> None:
+        """Let the outcome wait a moment for those that are to be recorded together with it, if some have not ended yet."""
+        run, group = attempt.run, attempt.call.definition.group
+        are_open = any(
+            other.call.definition.group is group and other.state not in (_DONE, _DROPPED)
+            for other in run.attempts.values()
+        )
+        if are_open and not self.is_draining:
+            asyncio.get_running_loop().call_later(GROUP_SECONDS, self._report_held, run)
+        else:
+            self._on_outcome(run)
+
+    def _report_held(self, run: LiveRun) -> None:
+        """The others take their time: record what is there."""
+        if run.outcomes and run.phase is not _GONE:
             self._on_outcome(run)
 
     def _cancelled(self, attempt: Attempt) -> None:

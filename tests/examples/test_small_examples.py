@@ -83,6 +83,25 @@ def test_fan_out_counts_every_page_once(tmp_path: Path) -> None:
     assert "anyio, four at a time: 13100 words" in lines
 
 
+def test_a_graph_asks_and_goes_on_where_it_asked(tmp_path: Path) -> None:
+    """The answer comes from the command line, between two runs of the script."""
+    assert run_example("graph_approval.py", tmp_path) == (
+        "Ship lamp? The risk is 0.4.  durable answer order-7 true\n"
+    )
+
+    durable = [sys.executable, "-m", "durable"]
+    subprocess.run([*durable, "answer", "order-7", "true"], cwd=tmp_path, env=environment(), check=True)
+
+    assert run_example("graph_approval.py", tmp_path) == "shipped lamp in shelf 3\n"
+
+
+def test_a_graph_goes_round_until_it_is_good(tmp_path: Path) -> None:
+    """Three rounds of three nodes."""
+    assert run_example("graph_writing.py", tmp_path) == (
+        "3 drafts, 9 nodes ran, the last draft: ON DURABILITY\n"
+    )
+
+
 def test_fan_out_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     """What was recorded before the kill is not counted again; what was not recorded may be."""
     process = subprocess.Popen(

@@ -306,7 +306,7 @@ class AbstractSaga:
         if not takes_plain_context(plain):
             template = durable.make_activity(adapted(plain), name="typed", cancellation="wait", result=Any)
         return template.with_fn(
-            noticed(self, plain, step.name, answered),
+            noticed(self, plain, f"the action of step {step.name!r} of {type(self).__name__}", answered),
             name=f"{step.name}/compensation" if is_compensation else step.name,
             kind="compensation" if is_compensation else "",
             retry=step.undo_retry if is_compensation else step.retry,

@@ -6,6 +6,7 @@ kept beside is gone.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import warnings
@@ -18,6 +19,7 @@ from durable.patterns.calling import as_context
 
 log: Final = logging.getLogger("durable.saga")
 _MISSING: Final = object()
+ADVICE: Final = "return it as the step's result, and read it from the context"
 
 
 class LostStateWarning(UserWarning):
@@ -25,44 +27,37 @@ class LostStateWarning(UserWarning):
 
 
 def noticed(
-    saga: object, fn: Callable[..., Any], step: str, settle: Callable[[Any], Any]
+    saga: object, fn: Callable[..., Any], what: str, settle: Callable[[Any], Any], *, advice: str = ADVICE
 ) -> Callable[..., Any]:
     """Return a function that does what `fn` does, settles its answer, and warns if attributes of `saga`, or variables of the closure, changed.
 
-    It hands a plain dict on as a `StepContext`.
+    It hands a plain dict on as a `StepContext`. `what` says whose action this is, `advice` what to do instead.
     """
+    compare = functools.partial(_compare, what=what, advice=advice)
     if inspect.iscoroutinefunction(fn):
 
         async def call_and_wait(*args: Any, **kwargs: Any) -> Any:
             before = _state(saga, fn)
             value = await fn(*map(as_context, args), **kwargs)
-            _compare(before, _state(saga, fn), saga, step)
+            compare(before, _state(saga, fn))
             return settle(value)
 
         return call_and_wait
+
+    async def later(value: Awaitable[Any], before: dict[str, object]) -> Any:
+        awaited = await value
+        compare(before, _state(saga, fn))
+        return settle(awaited)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         before = _state(saga, fn)
         value = fn(*map(as_context, args), **kwargs)
         if inspect.isawaitable(value):
-            return _later(value, before, saga, fn, step, settle)
-        _compare(before, _state(saga, fn), saga, step)
+            return later(value, before)
+        compare(before, _state(saga, fn))
         return settle(value)
 
     return call
-
-
-async def _later(
-    value: Awaitable[Any],
-    before: dict[str, object],
-    saga: object,
-    fn: Callable[..., Any],
-    step: str,
-    settle: Callable[[Any], Any],
-) -> Any:
-    awaited = await value
-    _compare(before, _state(saga, fn), saga, step)
-    return settle(awaited)
 
 
 def _state(saga: object, fn: Callable[..., Any]) -> dict[str, object]:
@@ -88,13 +83,13 @@ def _content(value: object) -> object:
         return None
 
 
-def _compare(before: dict[str, object], after: dict[str, object], saga: object, step: str) -> None:
+def _compare(before: dict[str, object], after: dict[str, object], *, what: str, advice: str) -> None:
     changed = [name for name, value in after.items() if before.get(name, _MISSING) != value]
     if not changed:
         return
     text = (
-        f"the action of step {step!r} of {type(saga).__name__} changed {', '.join(changed)}: after a crash a recorded action is not "
-        "called again, and what it kept there is lost; return it as the step's result, and read it from the context"
+        f"{what} changed {', '.join(changed)}: after a crash a recorded action is not called again, and what it kept there is lost; "
+        f"{advice}"
     )
     try:
         warnings.warn(text, LostStateWarning, stacklevel=3)
