@@ -85,9 +85,11 @@ if TYPE_CHECKING:
     from durable.client import Client as Client
     from durable.client import Pruned as Pruned
     from durable.client import Reopened as Reopened
+    from durable.client import check_table_name as check_table_name
     from durable.client import connect as connect
     from durable.default import cancel as cancel
     from durable.default import configure as configure
+    from durable.default import default_client as default_client
     from durable.default import delete_run as delete_run
     from durable.default import get_handle as get_handle
     from durable.default import get_run as get_run
@@ -128,6 +130,16 @@ if TYPE_CHECKING:
     from durable.patterns.saga.stores import InMemorySagaStore as InMemorySagaStore
     from durable.patterns.saga.stores import SagaStore as SagaStore
     from durable.patterns.saga.stores import SqlSagaStore as SqlSagaStore
+    from durable.patterns.state_machine import GuardRejectedError as GuardRejectedError
+    from durable.patterns.state_machine import StateConcurrencyError as StateConcurrencyError
+    from durable.patterns.state_machine import StateError as StateError
+    from durable.patterns.state_machine import StateMachine as StateMachine
+    from durable.patterns.state_machine import Transition as Transition
+    from durable.patterns.state_records import DatabaseProviderProtocol as DatabaseProviderProtocol
+    from durable.patterns.state_records import DatabaseStatePersistence as DatabaseStatePersistence
+    from durable.patterns.state_records import InMemoryStatePersistence as InMemoryStatePersistence
+    from durable.patterns.state_records import StatePersistenceProtocol as StatePersistenceProtocol
+    from durable.patterns.state_records import StateTransition as StateTransition
     from durable.run_handle import Run as Run
     from durable.run_handle import RunHandle as RunHandle
     from durable.sagas import SagaScope as SagaScope
@@ -146,9 +158,13 @@ _LAZY: Final = {
     "Blocker": "durable.journal.view",
     "Client": "durable.client",
     "ConditionalStep": "durable.patterns.pipeline_steps",
+    "DatabaseProviderProtocol": "durable.patterns.state_records",
+    "DatabaseStatePersistence": "durable.patterns.state_records",
     "Entry": "durable.journal.view",
     "FunctionStep": "durable.patterns.pipeline_steps",
+    "GuardRejectedError": "durable.patterns.state_machine",
     "InMemorySagaStore": "durable.patterns.saga.stores",
+    "InMemoryStatePersistence": "durable.patterns.state_records",
     "LostStateWarning": "durable.patterns.saga.noticing",
     "OrchestratedStep": "durable.patterns.saga.orchestrator",
     "ParallelStep": "durable.patterns.pipeline_steps",
@@ -177,15 +193,23 @@ _LAZY: Final = {
     "Stack": "durable.stacks",
     "StackFrame": "durable.stacks",
     "Standpoint": "durable.stacks",
+    "StateConcurrencyError": "durable.patterns.state_machine",
+    "StateError": "durable.patterns.state_machine",
+    "StateMachine": "durable.patterns.state_machine",
+    "StatePersistenceProtocol": "durable.patterns.state_records",
+    "StateTransition": "durable.patterns.state_records",
     "StepAnswerError": "durable.patterns.calling",
     "StepContext": "durable.patterns.calling",
+    "Transition": "durable.patterns.state_machine",
     "Why": "durable.journal.why",
     "WhyReason": "durable.journal.why",
     "Worker": "durable.worker.worker",
     "cancel": "durable.default",
+    "check_table_name": "durable.client",
     "conditional": "durable.patterns.pipeline_steps",
     "configure": "durable.default",
     "connect": "durable.client",
+    "default_client": "durable.default",
     "delete_run": "durable.default",
     "get_handle": "durable.default",
     "get_run": "durable.default",
@@ -224,12 +248,16 @@ __all__ = [
     "Blocker",
     "Client",
     "ConditionalStep",
+    "DatabaseProviderProtocol",
+    "DatabaseStatePersistence",
     "DefinitionError",
     "DurableError",
     "Entry",
     "Err",
     "FunctionStep",
+    "GuardRejectedError",
     "InMemorySagaStore",
+    "InMemoryStatePersistence",
     "InternalError",
     "LeaseLostError",
     "LivelockError",
@@ -283,12 +311,18 @@ __all__ = [
     "Stack",
     "StackFrame",
     "Standpoint",
+    "StateConcurrencyError",
+    "StateError",
+    "StateMachine",
+    "StatePersistenceProtocol",
+    "StateTransition",
     "StepAnswerError",
     "StepContext",
     "StepTimeoutError",
     "StoreBusyError",
     "StoreError",
     "StuckWorkflowError",
+    "Transition",
     "UndecodableError",
     "UnknownWorkflowError",
     "UnwrapError",
@@ -308,9 +342,11 @@ __all__ = [
     "activity_info",
     "as_completed",
     "cancel",
+    "check_table_name",
     "conditional",
     "configure",
     "connect",
+    "default_client",
     "delete_run",
     "deprecate_patch",
     "derived_run_id",

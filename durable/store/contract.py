@@ -319,6 +319,22 @@ class Store(Protocol):
         """Return a fact about the database: "database_id", "hash_seed" (P28), "created_at_us"."""
         ...
 
+    # ─ rows of patterns ──
+
+    async def append_rows(
+        self, table: str, key: str, *, after: int, rows: Sequence[bytes], now_us: int
+    ) -> bool:
+        """Append rows to those of `key` in an append-only table, made at its first use. One transaction.
+
+        Compare-and-set: nothing is written, and False returned, unless `key` has exactly `after` rows. `table` is a checked
+        identifier; `StoreError` if it is a table of another shape.
+        """
+        ...
+
+    async def read_rows(self, table: str, key: str, *, after: int, limit: int) -> list[bytes]:
+        """Return up to `limit` rows of `key` behind the first `after`, in order; none if there is no such table."""
+        ...
+
     # ─ care ──
 
     async def read_health(self) -> StoreHealth:

@@ -65,6 +65,7 @@ from durable.store.sqlite import (
     reading,
     suspects,
 )
+from durable.store.sqlite import rows as pattern_rows
 from durable.store.sqlite.checkpointer import Checkpointer
 from durable.store.sqlite.committing import TurnWriter, lease_lost, require_alive
 from durable.store.sqlite.connection import Writer, database_uri
@@ -641,6 +642,19 @@ class SqliteStore:
         with self._reading() as reader:
             row = reader.execute(self._sql["read_meta"], {"key": key}).fetchone()
         return None if row is None else str(row[0])
+
+    # ─ rows of patterns ──
+
+    async def append_rows(
+        self, table: str, key: str, *, after: int, rows: Sequence[bytes], now_us: int
+    ) -> bool:
+        return await self._write(
+            lambda db: pattern_rows.append_rows(db, self._sql, table, key, after, rows, now_us)
+        )
+
+    async def read_rows(self, table: str, key: str, *, after: int, limit: int) -> list[bytes]:
+        with self._reading() as reader:
+            return pattern_rows.read_rows(reader, self._sql, table, key, after, limit)
 
     # ─ care ──
 

@@ -1,0 +1,13 @@
+"""What an `Application` configures for the patterns used inside it: context variables, so that several can live in one process."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from durable.patterns.state_records import StatePersistenceProtocol
+
+state_persistence: Final[ContextVar[StatePersistenceProtocol | None]] = ContextVar(
+    "durable_state_persistence", default=None
+)
