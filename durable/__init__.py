@@ -14,6 +14,7 @@ from durable.activities import (
     heartbeat,
     make_activity,
     raise_complete_async,
+    start_part,
     step,
 )
 from durable.errors import (
@@ -101,6 +102,15 @@ if TYPE_CHECKING:
     from durable.journal.view import Entry as Entry
     from durable.journal.why import Why as Why
     from durable.journal.why import WhyReason as WhyReason
+    from durable.patterns.bulk import BulkOperation as BulkOperation
+    from durable.patterns.bulk import BulkStream as BulkStream
+    from durable.patterns.bulk_config import BulkItemError as BulkItemError
+    from durable.patterns.bulk_config import BulkOperationCancelledError as BulkOperationCancelledError
+    from durable.patterns.bulk_config import BulkOperationConfig as BulkOperationConfig
+    from durable.patterns.bulk_config import BulkOperationError as BulkOperationError
+    from durable.patterns.bulk_config import BulkOperationTimeoutError as BulkOperationTimeoutError
+    from durable.patterns.bulk_config import BulkResult as BulkResult
+    from durable.patterns.bulk_config import CircuitBreakerConfig as CircuitBreakerConfig
     from durable.patterns.calling import StepAnswerError as StepAnswerError
     from durable.patterns.calling import StepContext as StepContext
     from durable.patterns.pipeline import Pipeline as Pipeline
@@ -140,6 +150,7 @@ if TYPE_CHECKING:
     from durable.patterns.state_records import InMemoryStatePersistence as InMemoryStatePersistence
     from durable.patterns.state_records import StatePersistenceProtocol as StatePersistenceProtocol
     from durable.patterns.state_records import StateTransition as StateTransition
+    from durable.run_handle import ActivityOutcome as ActivityOutcome
     from durable.run_handle import Run as Run
     from durable.run_handle import RunHandle as RunHandle
     from durable.sagas import SagaScope as SagaScope
@@ -154,8 +165,18 @@ __version__: Final = "0.1.0"
 # Everything that needs the client or a worker is resolved at first use: `import durable` stays quick.
 _LAZY: Final = {
     "AbstractSaga": "durable.patterns.saga.abstract",
+    "ActivityOutcome": "durable.run_handle",
     "Backup": "durable.client",
     "Blocker": "durable.journal.view",
+    "BulkItemError": "durable.patterns.bulk_config",
+    "BulkOperation": "durable.patterns.bulk",
+    "BulkOperationCancelledError": "durable.patterns.bulk_config",
+    "BulkOperationConfig": "durable.patterns.bulk_config",
+    "BulkOperationError": "durable.patterns.bulk_config",
+    "BulkOperationTimeoutError": "durable.patterns.bulk_config",
+    "BulkResult": "durable.patterns.bulk_config",
+    "BulkStream": "durable.patterns.bulk",
+    "CircuitBreakerConfig": "durable.patterns.bulk_config",
     "Client": "durable.client",
     "ConditionalStep": "durable.patterns.pipeline_steps",
     "DatabaseProviderProtocol": "durable.patterns.state_records",
@@ -241,11 +262,21 @@ __all__ = [
     "ActivityClosedError",
     "ActivityError",
     "ActivityInfo",
+    "ActivityOutcome",
     "ActivityTimeoutError",
     "ArgumentsError",
     "Backup",
     "BlockedLoopError",
     "Blocker",
+    "BulkItemError",
+    "BulkOperation",
+    "BulkOperationCancelledError",
+    "BulkOperationConfig",
+    "BulkOperationError",
+    "BulkOperationTimeoutError",
+    "BulkResult",
+    "BulkStream",
+    "CircuitBreakerConfig",
     "Client",
     "ConditionalStep",
     "DatabaseProviderProtocol",
@@ -370,6 +401,7 @@ __all__ = [
     "saga_step",
     "scope",
     "sleep",
+    "start_part",
     "step",
     "unguarded",
     "using",

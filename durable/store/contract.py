@@ -307,6 +307,12 @@ class Store(Protocol):
 
     async def read_journal(self, pk: int, generation: int) -> list[JournalRow]: ...
 
+    async def read_journal_page(
+        self, pk: int, generation: int, *, after: tuple[int, int], limit: int
+    ) -> list[JournalRow]:
+        """Return up to `limit` rows of a journal behind (turn, part) `after`, in order."""
+        ...
+
     async def read_attempts(self, pk: int, generation: int) -> list[AttemptRow]: ...
 
     async def count_backlog(

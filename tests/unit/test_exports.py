@@ -124,6 +124,18 @@ EXPORTED: Final = {
     "default_client",
     "check_table_name",
     "InMemoryStatePersistence",
+    # bulk operations
+    "start_part",
+    "BulkOperation",
+    "BulkStream",
+    "BulkOperationConfig",
+    "CircuitBreakerConfig",
+    "BulkResult",
+    "BulkItemError",
+    "BulkOperationError",
+    "BulkOperationTimeoutError",
+    "BulkOperationCancelledError",
+    "ActivityOutcome",
     # results as values
     "Err",
     "Ok",

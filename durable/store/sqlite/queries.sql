@@ -569,6 +569,12 @@ LIMIT :count;
 -- name: read_journal
 SELECT turn, part, data FROM journal WHERE run = :run AND generation = :generation ORDER BY turn, part;
 
+-- name: read_journal_page
+SELECT turn, part, data FROM journal
+WHERE run = :run AND generation = :generation AND (turn, part) > (:turn, :part)
+ORDER BY turn, part
+LIMIT :count;
+
 -- name: read_attempts
 SELECT op, attempt, state, due_at_us, failure, details, completion, limit_at_us, heartbeat_us
 FROM attempt

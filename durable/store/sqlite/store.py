@@ -621,6 +621,14 @@ class SqliteStore:
             rows = reader.execute(self._sql["read_journal"], {"run": pk, "generation": generation})
             return [JournalRow(*row) for row in rows]
 
+    async def read_journal_page(
+        self, pk: int, generation: int, *, after: tuple[int, int], limit: int
+    ) -> list[JournalRow]:
+        turn, part = after
+        chosen = {"run": pk, "generation": generation, "turn": turn, "part": part, "count": limit}
+        with self._reading() as reader:
+            return [JournalRow(*row) for row in reader.execute(self._sql["read_journal_page"], chosen)]
+
     async def read_attempts(self, pk: int, generation: int) -> list[AttemptRow]:
         with self._reading() as reader:
             rows = reader.execute(self._sql["read_attempts"], {"run": pk, "generation": generation})
