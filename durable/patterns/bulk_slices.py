@@ -78,6 +78,8 @@ class Slices:
         self._hint = hint
         self._store = store
         self._left: dict[tuple[str, str], tuple[asyncio.Task[Any], asyncio.TimerHandle]] = {}
+        self._timers: dict[asyncio.Task[Any], asyncio.TimerHandle] = {}
+        self._late: dict[asyncio.Task[Any], float] = {}  # cancelled by their timers
         self._units: dict[tuple[Orders, int], Activity[..., Any]] = {}
         values: Any = result_hint(fn)
         self._values = list_codec(values)
@@ -145,13 +147,12 @@ class Slices:
             name = f"{mark}#{first + at + 1}"
             left = self._left.pop((place, name), None)
             if left is None:
-                limit = orders.item_timeout
-                tasks.append(durable.start_part(self._attempt, item, limit, name=name, attempt=number))
+                tasks.append(durable.start_part(self._attempt, item, name=name, attempt=number))
             else:
                 left[1].cancel()
                 tasks.append(left[0])
         try:
-            pending = await _wait(tasks)
+            pending = await self._wait(tasks, orders.item_timeout)
         except BaseException:
             await _cancel(tasks)
             raise
@@ -166,27 +167,57 @@ class Slices:
         self._left.pop((place, task.get_name()), None)
         task.cancel()
 
-    async def _attempt(self, item: Any, limit: float) -> Any:
+    async def _wait(self, tasks: list[asyncio.Task[Any]], limit: float) -> list[asyncio.Task[Any]]:
+        """Wait until all have ended, or one has and the others do not soon; return those that have not."""
+        await asyncio.sleep(0)
+        pending = [task for task in tasks if not task.done()]
+        if pending:
+            for task in pending:
+                self._limit(task, limit)
+            if len(pending) == len(tasks):
+                await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                pending = [task for task in tasks if not task.done()]
+        if pending:
+            await asyncio.wait(pending, timeout=PATIENCE_SECONDS)
+            pending = [task for task in tasks if not task.done()]
+        return pending
+
+    def _limit(self, task: asyncio.Task[Any], limit: float) -> None:
+        """Cancel a task that is still at it after `limit` seconds; one that was left has its timer already."""
+        if task in self._timers:
+            return
+        loop = asyncio.get_running_loop()
+        self._timers[task] = loop.call_later(limit, self._ring, task, limit)
+        task.add_done_callback(self._end)
+
+    def _ring(self, task: asyncio.Task[Any], limit: float) -> None:
+        self._late[task] = limit
+        task.cancel()
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        self._timers.pop(task).cancel()
+        self._late.pop(task, None)
+
+    async def _attempt(self, item: Any) -> Any:
         """Return what the processor makes of an item, or how it failed. Raises only if it is cancelled by us."""
         try:
-            async with asyncio.timeout(limit) as scope:
-                if self._is_async:
-                    value = await self._fn(item)
-                else:
-                    value = await anyio.to_thread.run_sync(
-                        self._fn, item, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
-                    )
-                    if inspect.isawaitable(value):
-                        value = await value
+            if self._is_async:
+                value = await self._fn(item)
+            else:
+                value = await anyio.to_thread.run_sync(
+                    self._fn, item, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+                )
+                if inspect.isawaitable(value):
+                    value = await value
             return settled(value)
-        except TimeoutError as error:
-            if not scope.expired():
-                return _Failure(error)
-            text = f"the item ran longer than its timeout of {limit:g} s"
-            return _Failure(ActivityTimeoutError(text, kind="start_to_close"))
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            assert task is not None, "a task runs this"
+            limit = self._late.get(task)
+            if limit is not None:
+                text = f"the item ran longer than its timeout of {limit:g} s"
+                return _Failure(ActivityTimeoutError(text, kind="start_to_close"))
+            if task.cancelling():
                 raise
             return _Failure(error)
         except BaseException as error:  # the boundary of user code: SystemExit must not stop the worker
@@ -268,19 +299,6 @@ def _asked_delay(error: BaseException) -> float | None:
         return None if seconds is None else max(float(seconds), 0.0)
     except Exception:  # an attribute of somebody else's
         return None
-
-
-async def _wait(tasks: list[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
-    """Wait until all have ended, or one has and the others do not soon; return those that have not."""
-    await asyncio.sleep(0)
-    pending = [task for task in tasks if not task.done()]
-    if pending and len(pending) == len(tasks):
-        await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        pending = [task for task in tasks if not task.done()]
-    if pending:
-        await asyncio.wait(pending, timeout=PATIENCE_SECONDS)
-        pending = [task for task in tasks if not task.done()]
-    return pending
 
 
 async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
