@@ -292,12 +292,15 @@ async def test_no_more_items_are_in_work_than_allowed(
 ) -> None:
     """`max_concurrency` counts items, and all slots are used."""
     running, most = 0, 0
+    all_used = asyncio.Event()
 
     async def counted(item: int) -> int:
         nonlocal running, most
         running += 1
         most = max(most, running)
-        await asyncio.sleep(0.002 * (item % 3))
+        if running == max_concurrency:
+            all_used.set()
+        await all_used.wait()
         running -= 1
         return item
 
