@@ -113,6 +113,17 @@ if TYPE_CHECKING:
     from durable.patterns.bulk_config import CircuitBreakerConfig as CircuitBreakerConfig
     from durable.patterns.calling import StepAnswerError as StepAnswerError
     from durable.patterns.calling import StepContext as StepContext
+    from durable.patterns.module import Application as Application
+    from durable.patterns.module import Container as Container
+    from durable.patterns.module import ContainerRegistrarProtocol as ContainerRegistrarProtocol
+    from durable.patterns.module import Module as Module
+    from durable.patterns.module import PipelineProtocol as PipelineProtocol
+    from durable.patterns.module import Provider as Provider
+    from durable.patterns.module import WorkflowModule as WorkflowModule
+    from durable.patterns.module import WorkflowProvider as WorkflowProvider
+    from durable.patterns.module import module as module
+    from durable.patterns.module_events import EventBus as EventBus
+    from durable.patterns.module_events import EventBusProtocol as EventBusProtocol
     from durable.patterns.pipeline import Pipeline as Pipeline
     from durable.patterns.pipeline_steps import ConditionalStep as ConditionalStep
     from durable.patterns.pipeline_steps import FunctionStep as FunctionStep
@@ -166,6 +177,7 @@ __version__: Final = "0.1.0"
 _LAZY: Final = {
     "AbstractSaga": "durable.patterns.saga.abstract",
     "ActivityOutcome": "durable.run_handle",
+    "Application": "durable.patterns.module",
     "Backup": "durable.client",
     "Blocker": "durable.journal.view",
     "BulkItemError": "durable.patterns.bulk_config",
@@ -179,18 +191,25 @@ _LAZY: Final = {
     "CircuitBreakerConfig": "durable.patterns.bulk_config",
     "Client": "durable.client",
     "ConditionalStep": "durable.patterns.pipeline_steps",
+    "Container": "durable.patterns.module",
+    "ContainerRegistrarProtocol": "durable.patterns.module",
     "DatabaseProviderProtocol": "durable.patterns.state_records",
     "DatabaseStatePersistence": "durable.patterns.state_records",
     "Entry": "durable.journal.view",
+    "EventBus": "durable.patterns.module_events",
+    "EventBusProtocol": "durable.patterns.module_events",
     "FunctionStep": "durable.patterns.pipeline_steps",
     "GuardRejectedError": "durable.patterns.state_machine",
     "InMemorySagaStore": "durable.patterns.saga.stores",
     "InMemoryStatePersistence": "durable.patterns.state_records",
     "LostStateWarning": "durable.patterns.saga.noticing",
+    "Module": "durable.patterns.module",
     "OrchestratedStep": "durable.patterns.saga.orchestrator",
     "ParallelStep": "durable.patterns.pipeline_steps",
     "Pipeline": "durable.patterns.pipeline",
+    "PipelineProtocol": "durable.patterns.module",
     "PipelineStepError": "durable.patterns.pipeline_steps",
+    "Provider": "durable.patterns.module",
     "Pruned": "durable.client",
     "Reopened": "durable.client",
     "Run": "durable.run_handle",
@@ -225,6 +244,8 @@ _LAZY: Final = {
     "Why": "durable.journal.why",
     "WhyReason": "durable.journal.why",
     "Worker": "durable.worker.worker",
+    "WorkflowModule": "durable.patterns.module",
+    "WorkflowProvider": "durable.patterns.module",
     "cancel": "durable.default",
     "check_table_name": "durable.client",
     "conditional": "durable.patterns.pipeline_steps",
@@ -235,6 +256,7 @@ _LAZY: Final = {
     "get_handle": "durable.default",
     "get_run": "durable.default",
     "list_runs": "durable.default",
+    "module": "durable.patterns.module",
     "parallel": "durable.patterns.pipeline_steps",
     "recover": "durable.default",
     "saga": "durable.sagas",
@@ -264,6 +286,7 @@ __all__ = [
     "ActivityInfo",
     "ActivityOutcome",
     "ActivityTimeoutError",
+    "Application",
     "ArgumentsError",
     "Backup",
     "BlockedLoopError",
@@ -279,12 +302,16 @@ __all__ = [
     "CircuitBreakerConfig",
     "Client",
     "ConditionalStep",
+    "Container",
+    "ContainerRegistrarProtocol",
     "DatabaseProviderProtocol",
     "DatabaseStatePersistence",
     "DefinitionError",
     "DurableError",
     "Entry",
     "Err",
+    "EventBus",
+    "EventBusProtocol",
     "FunctionStep",
     "GuardRejectedError",
     "InMemorySagaStore",
@@ -293,6 +320,7 @@ __all__ = [
     "LeaseLostError",
     "LivelockError",
     "LostStateWarning",
+    "Module",
     "NonDeterminismError",
     "NonRetryableError",
     "NotADatabaseError",
@@ -301,9 +329,11 @@ __all__ = [
     "ParallelStep",
     "PayloadError",
     "Pipeline",
+    "PipelineProtocol",
     "PipelineStepError",
     "PlatformFault",
     "PoisonError",
+    "Provider",
     "Pruned",
     "Reopened",
     "Result",
@@ -366,6 +396,8 @@ __all__ = [
     "WorkflowContext",
     "WorkflowFailedError",
     "WorkflowGuardError",
+    "WorkflowModule",
+    "WorkflowProvider",
     "WorkflowStateError",
     "WorkflowTimeoutError",
     "WorkflowVersionMismatchError",
@@ -391,6 +423,7 @@ __all__ = [
     "logger",
     "make_activity",
     "make_workflow",
+    "module",
     "note",
     "now",
     "parallel",

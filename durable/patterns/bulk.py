@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import aclosing
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, overload
 from weakref import WeakValueDictionary
 
 import durable
@@ -69,9 +69,33 @@ class BulkOperation(Generic[T, R]):
     # The objects that this process executes, by run id: a run uses its own object while there is one.
     _executed: Final[WeakValueDictionary[str, BulkOperation[Any, Any]]] = WeakValueDictionary()
 
+    @overload
     def __init__(
         self,
-        processor: Callable[[T], Awaitable[R] | R] | Activity[[T], R],
+        processor: Callable[[T], Coroutine[Any, Any, R]],
+        config: BulkOperationConfig | None = None,
+        *,
+        name: str | None = None,
+        on_progress: Hook | None = None,
+        on_complete: Hook | None = None,
+        on_error: Hook | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        processor: Callable[[T], R],
+        config: BulkOperationConfig | None = None,
+        *,
+        name: str | None = None,
+        on_progress: Hook | None = None,
+        on_complete: Hook | None = None,
+        on_error: Hook | None = None,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        processor: Callable[[T], Any],
         config: BulkOperationConfig | None = None,
         *,
         name: str | None = None,

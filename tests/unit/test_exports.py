@@ -136,6 +136,18 @@ EXPORTED: Final = {
     "BulkOperationTimeoutError",
     "BulkOperationCancelledError",
     "ActivityOutcome",
+    # applications
+    "Application",
+    "Container",
+    "ContainerRegistrarProtocol",
+    "Module",
+    "PipelineProtocol",
+    "Provider",
+    "WorkflowModule",
+    "WorkflowProvider",
+    "module",
+    "EventBus",
+    "EventBusProtocol",
     # results as values
     "Err",
     "Ok",
