@@ -14,6 +14,7 @@ from durable.activities import (
     heartbeat,
     make_activity,
     raise_complete_async,
+    start_part,
     step,
 )
 from durable.errors import (
@@ -91,10 +92,12 @@ if TYPE_CHECKING:
     from durable.client import Client as Client
     from durable.client import Pruned as Pruned
     from durable.client import Reopened as Reopened
+    from durable.client import check_table_name as check_table_name
     from durable.client import connect as connect
     from durable.default import answer as answer
     from durable.default import cancel as cancel
     from durable.default import configure as configure
+    from durable.default import default_client as default_client
     from durable.default import delete_run as delete_run
     from durable.default import get_handle as get_handle
     from durable.default import get_run as get_run
@@ -108,6 +111,15 @@ if TYPE_CHECKING:
     from durable.journal.view import Entry as Entry
     from durable.journal.why import Why as Why
     from durable.journal.why import WhyReason as WhyReason
+    from durable.patterns.bulk import BulkOperation as BulkOperation
+    from durable.patterns.bulk import BulkStream as BulkStream
+    from durable.patterns.bulk_config import BulkItemError as BulkItemError
+    from durable.patterns.bulk_config import BulkOperationCancelledError as BulkOperationCancelledError
+    from durable.patterns.bulk_config import BulkOperationConfig as BulkOperationConfig
+    from durable.patterns.bulk_config import BulkOperationError as BulkOperationError
+    from durable.patterns.bulk_config import BulkOperationTimeoutError as BulkOperationTimeoutError
+    from durable.patterns.bulk_config import BulkResult as BulkResult
+    from durable.patterns.bulk_config import CircuitBreakerConfig as CircuitBreakerConfig
     from durable.patterns.calling import StepAnswerError as StepAnswerError
     from durable.patterns.calling import StepContext as StepContext
     from durable.patterns.graph.builder import WorkflowBuilder as WorkflowBuilder
@@ -136,6 +148,17 @@ if TYPE_CHECKING:
     from durable.patterns.graph.services import LLMNode as LLMNode
     from durable.patterns.graph.services import ToolNode as ToolNode
     from durable.patterns.graph.subgraph import SubworkflowNode as SubworkflowNode
+    from durable.patterns.module import Application as Application
+    from durable.patterns.module import Container as Container
+    from durable.patterns.module import ContainerRegistrarProtocol as ContainerRegistrarProtocol
+    from durable.patterns.module import Module as Module
+    from durable.patterns.module import PipelineProtocol as PipelineProtocol
+    from durable.patterns.module import Provider as Provider
+    from durable.patterns.module import WorkflowModule as WorkflowModule
+    from durable.patterns.module import WorkflowProvider as WorkflowProvider
+    from durable.patterns.module import module as module
+    from durable.patterns.module_events import EventBus as EventBus
+    from durable.patterns.module_events import EventBusProtocol as EventBusProtocol
     from durable.patterns.pipeline import Pipeline as Pipeline
     from durable.patterns.pipeline_steps import ConditionalStep as ConditionalStep
     from durable.patterns.pipeline_steps import FunctionStep as FunctionStep
@@ -163,8 +186,19 @@ if TYPE_CHECKING:
     from durable.patterns.saga.stores import InMemorySagaStore as InMemorySagaStore
     from durable.patterns.saga.stores import SagaStore as SagaStore
     from durable.patterns.saga.stores import SqlSagaStore as SqlSagaStore
+    from durable.patterns.state_machine import GuardRejectedError as GuardRejectedError
+    from durable.patterns.state_machine import StateConcurrencyError as StateConcurrencyError
+    from durable.patterns.state_machine import StateError as StateError
+    from durable.patterns.state_machine import StateMachine as StateMachine
+    from durable.patterns.state_machine import Transition as Transition
+    from durable.patterns.state_records import DatabaseProviderProtocol as DatabaseProviderProtocol
+    from durable.patterns.state_records import DatabaseStatePersistence as DatabaseStatePersistence
+    from durable.patterns.state_records import InMemoryStatePersistence as InMemoryStatePersistence
+    from durable.patterns.state_records import StatePersistenceProtocol as StatePersistenceProtocol
+    from durable.patterns.state_records import StateTransition as StateTransition
     from durable.payloads.codec import PayloadCodec as PayloadCodec
     from durable.payloads.encryption import Encryption as Encryption
+    from durable.run_handle import ActivityOutcome as ActivityOutcome
     from durable.run_handle import Run as Run
     from durable.run_handle import RunHandle as RunHandle
     from durable.sagas import SagaScope as SagaScope
@@ -180,15 +214,32 @@ __version__: Final = "0.1.0"
 _LAZY: Final = {
     "AbstractSaga": "durable.patterns.saga.abstract",
     "AbstractWorkflowNode": "durable.patterns.graph.nodes",
+    "ActivityOutcome": "durable.run_handle",
     "AgentNode": "durable.patterns.graph.services",
+    "Application": "durable.patterns.module",
     "Ask": "durable.journal.view",
     "Backup": "durable.client",
     "Blocker": "durable.journal.view",
+    "BulkItemError": "durable.patterns.bulk_config",
+    "BulkOperation": "durable.patterns.bulk",
+    "BulkOperationCancelledError": "durable.patterns.bulk_config",
+    "BulkOperationConfig": "durable.patterns.bulk_config",
+    "BulkOperationError": "durable.patterns.bulk_config",
+    "BulkOperationTimeoutError": "durable.patterns.bulk_config",
+    "BulkResult": "durable.patterns.bulk_config",
+    "BulkStream": "durable.patterns.bulk",
+    "CircuitBreakerConfig": "durable.patterns.bulk_config",
     "Client": "durable.client",
     "ConditionalStep": "durable.patterns.pipeline_steps",
+    "Container": "durable.patterns.module",
+    "ContainerRegistrarProtocol": "durable.patterns.module",
     "CycleDetectedError": "durable.patterns.graph.errors",
+    "DatabaseProviderProtocol": "durable.patterns.state_records",
+    "DatabaseStatePersistence": "durable.patterns.state_records",
     "Encryption": "durable.payloads.encryption",
     "Entry": "durable.journal.view",
+    "EventBus": "durable.patterns.module_events",
+    "EventBusProtocol": "durable.patterns.module_events",
     "FunctionNode": "durable.patterns.graph.nodes",
     "FunctionStep": "durable.patterns.pipeline_steps",
     "GateNode": "durable.patterns.graph.nodes",
@@ -198,11 +249,14 @@ _LAZY: Final = {
     "GraphTimeoutError": "durable.patterns.graph.errors",
     "GraphValidationError": "durable.patterns.graph.errors",
     "GraphView": "durable.patterns.graph.drawing",
+    "GuardRejectedError": "durable.patterns.state_machine",
     "HumanInputRequiredError": "durable.patterns.graph.errors",
     "HumanNode": "durable.patterns.graph.nodes",
     "InMemorySagaStore": "durable.patterns.saga.stores",
+    "InMemoryStatePersistence": "durable.patterns.state_records",
     "LLMNode": "durable.patterns.graph.services",
     "LostStateWarning": "durable.patterns.saga.noticing",
+    "Module": "durable.patterns.module",
     "NoRouteError": "durable.patterns.graph.errors",
     "NodeExecutionError": "durable.patterns.graph.errors",
     "NodeResult": "durable.patterns.graph.results",
@@ -212,7 +266,9 @@ _LAZY: Final = {
     "ParallelStep": "durable.patterns.pipeline_steps",
     "PayloadCodec": "durable.payloads.codec",
     "Pipeline": "durable.patterns.pipeline",
+    "PipelineProtocol": "durable.patterns.module",
     "PipelineStepError": "durable.patterns.pipeline_steps",
+    "Provider": "durable.patterns.module",
     "Pruned": "durable.client",
     "Reopened": "durable.client",
     "Run": "durable.run_handle",
@@ -236,28 +292,39 @@ _LAZY: Final = {
     "Stack": "durable.stacks",
     "StackFrame": "durable.stacks",
     "Standpoint": "durable.stacks",
+    "StateConcurrencyError": "durable.patterns.state_machine",
     "StateConflictError": "durable.patterns.graph.errors",
+    "StateError": "durable.patterns.state_machine",
+    "StateMachine": "durable.patterns.state_machine",
+    "StatePersistenceProtocol": "durable.patterns.state_records",
+    "StateTransition": "durable.patterns.state_records",
     "StepAnswerError": "durable.patterns.calling",
     "StepContext": "durable.patterns.calling",
     "SubworkflowNode": "durable.patterns.graph.subgraph",
     "ToolNode": "durable.patterns.graph.services",
+    "Transition": "durable.patterns.state_machine",
     "Why": "durable.journal.why",
     "WhyReason": "durable.journal.why",
     "Worker": "durable.worker.worker",
     "WorkflowBuilder": "durable.patterns.graph.builder",
     "WorkflowEngine": "durable.patterns.graph.engine",
     "WorkflowGraph": "durable.patterns.graph.definition",
+    "WorkflowModule": "durable.patterns.module",
+    "WorkflowProvider": "durable.patterns.module",
     "WorkflowRunner": "durable.patterns.graph.engine",
     "answer": "durable.default",
     "cancel": "durable.default",
+    "check_table_name": "durable.client",
     "conditional": "durable.patterns.pipeline_steps",
     "configure": "durable.default",
     "connect": "durable.client",
+    "default_client": "durable.default",
     "delete_run": "durable.default",
     "get_handle": "durable.default",
     "get_run": "durable.default",
     "inbox": "durable.default",
     "list_runs": "durable.default",
+    "module": "durable.patterns.module",
     "parallel": "durable.patterns.pipeline_steps",
     "recover": "durable.default",
     "saga": "durable.sagas",
@@ -286,22 +353,39 @@ __all__ = [
     "ActivityClosedError",
     "ActivityError",
     "ActivityInfo",
+    "ActivityOutcome",
     "ActivityTimeoutError",
     "AgentNode",
+    "Application",
     "ArgumentsError",
     "Ask",
     "Backup",
     "BlockedLoopError",
     "Blocker",
+    "BulkItemError",
+    "BulkOperation",
+    "BulkOperationCancelledError",
+    "BulkOperationConfig",
+    "BulkOperationError",
+    "BulkOperationTimeoutError",
+    "BulkResult",
+    "BulkStream",
+    "CircuitBreakerConfig",
     "Client",
     "CodecError",
     "ConditionalStep",
+    "Container",
+    "ContainerRegistrarProtocol",
     "CycleDetectedError",
+    "DatabaseProviderProtocol",
+    "DatabaseStatePersistence",
     "DefinitionError",
     "DurableError",
     "Encryption",
     "Entry",
     "Err",
+    "EventBus",
+    "EventBusProtocol",
     "FunctionNode",
     "FunctionStep",
     "GateNode",
@@ -311,9 +395,11 @@ __all__ = [
     "GraphTimeoutError",
     "GraphValidationError",
     "GraphView",
+    "GuardRejectedError",
     "HumanInputRequiredError",
     "HumanNode",
     "InMemorySagaStore",
+    "InMemoryStatePersistence",
     "InboxFullError",
     "InternalError",
     "JournalLimitError",
@@ -322,6 +408,7 @@ __all__ = [
     "Limits",
     "LivelockError",
     "LostStateWarning",
+    "Module",
     "NoRouteError",
     "NodeExecutionError",
     "NodeResult",
@@ -337,9 +424,11 @@ __all__ = [
     "PayloadError",
     "PayloadTooLargeError",
     "Pipeline",
+    "PipelineProtocol",
     "PipelineStepError",
     "PlatformFault",
     "PoisonError",
+    "Provider",
     "Pruned",
     "Reopened",
     "Result",
@@ -378,7 +467,12 @@ __all__ = [
     "Stack",
     "StackFrame",
     "Standpoint",
+    "StateConcurrencyError",
     "StateConflictError",
+    "StateError",
+    "StateMachine",
+    "StatePersistenceProtocol",
+    "StateTransition",
     "StepAnswerError",
     "StepContext",
     "StepTimeoutError",
@@ -387,6 +481,7 @@ __all__ = [
     "StuckWorkflowError",
     "SubworkflowNode",
     "ToolNode",
+    "Transition",
     "UndecodableError",
     "UnknownWorkflowError",
     "UnwrapError",
@@ -402,6 +497,8 @@ __all__ = [
     "WorkflowFailedError",
     "WorkflowGraph",
     "WorkflowGuardError",
+    "WorkflowModule",
+    "WorkflowProvider",
     "WorkflowRunner",
     "WorkflowStateError",
     "WorkflowTimeoutError",
@@ -411,9 +508,11 @@ __all__ = [
     "answer",
     "as_completed",
     "cancel",
+    "check_table_name",
     "conditional",
     "configure",
     "connect",
+    "default_client",
     "delete_run",
     "deprecate_patch",
     "derived_run_id",
@@ -428,6 +527,7 @@ __all__ = [
     "logger",
     "make_activity",
     "make_workflow",
+    "module",
     "note",
     "now",
     "parallel",
@@ -438,6 +538,7 @@ __all__ = [
     "saga_step",
     "scope",
     "sleep",
+    "start_part",
     "step",
     "unguarded",
     "using",

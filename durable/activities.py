@@ -12,7 +12,7 @@ import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any, Final, Generic, NoReturn, ParamSpec, TypeVar, cast, overload
 
 import msgspec
@@ -23,9 +23,11 @@ from durable.errors import DefinitionError
 from durable.limits import DEFAULT_LIMITS, NAME_LENGTH_MAX, Limits
 from durable.payloads import Arguments, ValueType
 from durable.retry import DEFAULT_RETRY, Retry, Seconds, seconds
+from durable.seams import spawn
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 ExceptionClasses = Sequence[type[BaseException]] | type[BaseException]
 
@@ -178,6 +180,38 @@ def raise_complete_async() -> NoReturn:
     if _pulse.get() is None:
         raise DefinitionError("raise_complete_async() is for activities that a run has called")
     raise CompleteAsync
+
+
+def start_part(
+    fn: Callable[..., Coroutine[Any, Any, T]], *args: object, name: str, attempt: int = 1
+) -> asyncio.Task[T]:
+    """Start a coroutine as a part of the running activity that has an identity of its own. For builders of patterns.
+
+    In it `activity_info()` tells `attempt`, and an idempotency key that stands for the part, not for the activity: that of the activity
+    with `name` in place of its own name and number, so that it is the same in whichever activity of the run the part is tried.
+    The task is the caller's: to await, to cancel, or to hand over to another activity.
+    """
+    pulse = _pulse.get()
+    if pulse is None or pulse.describe is None:
+        raise DefinitionError("start_part() works only inside an activity that a run has called")
+    context = copy_context()
+    context.run(_pulse.set, Pulse((pulse, name), attempt, describe=_describe_part))
+    return spawn(fn(*args), name=name, context=context)
+
+
+def _describe_part(part: Pulse) -> ActivityInfo:
+    whole, name = part.owner
+    info = whole.describe(whole)
+    scope = info.activity.rpartition("/")[0]
+    place = info.idempotency_key.rpartition(info.activity + "#")[0]
+    return ActivityInfo(
+        run_id=info.run_id,
+        workflow=info.workflow,
+        activity=f"{scope}/{name}" if scope else name,
+        attempt=part.number,
+        idempotency_key=f"{place}{scope}/{name}" if scope else f"{place}{name}",
+        _pulse=part,
+    )
 
 
 def heartbeat(*details: object) -> None:

@@ -73,6 +73,7 @@ from durable.workflows import Signal, Workflow
 P = ParamSpec("P")
 R = TypeVar("R")
 
+TABLE_LENGTH_MAX: Final = 63  # what Postgres keeps of a name
 LIST_PAGE_MAX = 1000
 TOKEN_SECONDS: Final = 1.0  # a token may be quicker than the note that it was given out
 TOKEN_LOOK_SECONDS: Final = 0.02
@@ -772,6 +773,24 @@ class Client:
         now_us = self.clock.now_us()
         await self.store.prune_runs([record.pk], ClosedRuns(before_us=now_us + 1, status=()), now_us)
 
+    # ─ rows of patterns ──
+
+    async def append_rows(self, table: str, key: str, rows: Sequence[bytes], *, after: int) -> bool:
+        """Append rows to those of `key` in a table of the caller's naming, made at its first use. For builders of patterns.
+
+        Compare-and-set: nothing is written, and False returned, unless `key` has exactly `after` rows. All rows or none. ValueError:
+        `table` is no identifier.
+        """
+        return await self.store.append_rows(
+            check_table_name(table), key, after=after, rows=rows, now_us=self.clock.now_us()
+        )
+
+    async def read_rows(
+        self, table: str, key: str, *, after: int = 0, limit: int = 1_000_000
+    ) -> builtins.list[bytes]:
+        """Return up to `limit` rows of `key` behind the first `after`, in order; none if there is no such table yet."""
+        return await self.store.read_rows(check_table_name(table), key, after=after, limit=limit)
+
     # ─ the rest is private ──
 
     async def _record(self, run_id: str) -> RunRecord:
@@ -976,6 +995,20 @@ def _reopen(record: RunRecord, kept: Reopening, from_start: bool) -> Reopen:
             for e in kept.signals
         ),
     )
+
+
+def check_table_name(name: str) -> str:
+    """Return the name if it may be a table of a pattern's rows: an identifier. ValueError otherwise."""
+    if (
+        not isinstance(name, str)
+        or not name.isidentifier()
+        or not name.isascii()
+        or len(name) > TABLE_LENGTH_MAX
+    ):
+        raise ValueError(
+            f"a table's name is an identifier of at most {TABLE_LENGTH_MAX} letters, digits and underscores, not {name!r}"
+        )
+    return name
 
 
 def split_run_id(run_id: str) -> tuple[str, int | None]:

@@ -355,6 +355,11 @@ async def delete_run(run_id: str) -> None:
     await (await engine_here()).client.delete(run_id)
 
 
+async def default_client() -> Client:
+    """Return the open client of the default database; it closes with the event loop. In an activity: of its run's database."""
+    return (await engine_here()).client
+
+
 async def get_handle(run_id: str) -> RunHandle[Any]:
     """Return a handle of a run of the default database. Raises `RunNotFoundError`."""
     return await (await engine_here()).client.get(run_id)

@@ -6,7 +6,7 @@ Knows nothing of workers: whoever drives the run, here or elsewhere, the store i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -23,7 +23,7 @@ from durable.errors import (
     WorkflowTimeoutError,
 )
 from durable.failures import Failure
-from durable.journal.events import AnyEntry
+from durable.journal.events import ActivityCompleted, ActivityFailed, AnyEntry, CloseOp, ScheduleActivity
 from durable.journal.lifecycle import RunStatus
 from durable.journal.turns import joined
 from durable.journal.view import Blocker, Entry
@@ -31,6 +31,7 @@ from durable.journal.why import Why
 from durable.payloads import ValueType
 from durable.payloads.codec import sealed_fault, shown_text
 from durable.retry import Seconds, seconds
+from durable.seams import spawn
 from durable.stacks import Stack
 from durable.store.records import JournalRow, RunRecord
 from durable.workflows import Signal, Workflow
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 _ANY: Final = ValueType.of(Any)
+
+FOLLOW_ROWS: Final = 500  # of the journal, read at a time
+FOLLOW_SECONDS_MIN: Final = 0.02  # between two looks at it, while there is news
+FOLLOW_SECONDS_MAX: Final = 0.25
 
 
 class Run(msgspec.Struct, kw_only=True):
@@ -76,6 +81,17 @@ class Run(msgspec.Struct, kw_only=True):
     def prompt(self) -> str | None:
         """What a person is asked, if the run waits for an answer: the first question that is open."""
         return next((one.prompt for one in self.waiting_on if one.ask), None)
+
+
+class ActivityOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How one activity of a run ended, as the journal has it. `input` and `result` are its JSON; one that failed has `failure`."""
+
+    name: str
+    kind: str
+    input: bytes
+    result: bytes | None
+    failure: Failure | None
+    attempts: int
 
 
 class RunHandle(Generic[R]):
@@ -216,6 +232,34 @@ class RunHandle(Generic[R]):
         """Return the raw journal: numbered from 1 by position, without gaps."""
         return await self._client.events(self._run_id)
 
+    async def outcomes(self) -> AsyncGenerator[list[ActivityOutcome], None]:
+        """Yield the outcomes of the run's activities as they become durable, some at a time, until it is closed or parked.
+
+        In bounded memory: what was yielded is not kept. Begins with those that are on record already. Yields an empty list now and
+        then while there is no news.
+        """
+        client = self._client
+        ended = spawn(client.watch.ended(self._pk, self._generation), name="durable outcomes")
+        asked: dict[int, ScheduleActivity] = {}
+        after, wait = (0, 0), FOLLOW_SECONDS_MIN
+        try:
+            while True:
+                is_over = ended.done()
+                rows = await client.store.read_journal_page(
+                    self._pk, self._generation, after=after, limit=FOLLOW_ROWS
+                )
+                yield _outcomes(decode_entries(rows, after=after), asked)
+                if rows:
+                    after = (rows[-1].turn, rows[-1].part)
+                if is_over and len(rows) < FOLLOW_ROWS:
+                    ended.result()
+                    return
+                if len(rows) < FOLLOW_ROWS:
+                    wait = FOLLOW_SECONDS_MIN if rows else min(2 * wait, FOLLOW_SECONDS_MAX)
+                    await asyncio.wait([ended], timeout=wait)
+        finally:
+            ended.cancel()
+
     def on_detach(self, detach: Callable[[int], None]) -> None:
         """Say who drives the run in this process. Internal to this library."""
         self._detach = detach
@@ -224,6 +268,35 @@ class RunHandle(Generic[R]):
         """Stop driving the run in this process and release it to whatever worker has its code."""
         if self._detach is not None:
             self._detach(self._pk)
+
+
+def _outcomes(entries: list[AnyEntry], asked: dict[int, ScheduleActivity]) -> list[ActivityOutcome]:
+    """Return the outcomes among the next entries of a journal; `asked` holds what was asked for and is open."""
+    found: list[ActivityOutcome] = []
+    for entry in entries:
+        match entry:
+            case ScheduleActivity():
+                asked[entry.op] = entry
+            case ActivityCompleted() if entry.op in asked:
+                found.append(_outcome_of(asked.pop(entry.op), entry.attempts, result=bytes(entry.result)))
+            case ActivityFailed() if entry.op in asked:
+                found.append(_outcome_of(asked.pop(entry.op), entry.attempts, failure=entry.failure))
+            case CloseOp() if entry.how != "wait":
+                asked.pop(entry.op, None)
+    return found
+
+
+def _outcome_of(
+    one: ScheduleActivity, attempts: int, *, result: bytes | None = None, failure: Failure | None = None
+) -> ActivityOutcome:
+    return ActivityOutcome(
+        name=one.name,
+        kind=one.kind or "activity",
+        input=bytes(one.args),
+        result=result,
+        failure=failure,
+        attempts=attempts,
+    )
 
 
 def decode_failure(data: bytes | None) -> Failure | None:
@@ -239,6 +312,9 @@ def decode_failure(data: bytes | None) -> Failure | None:
         )
 
 
-def decode_entries(rows: Sequence[JournalRow]) -> list[AnyEntry]:
-    """Return the entries of stored journal rows, in order; raise `UndecodableError`, which names the row."""
-    return [entry for _, entries in joined(rows) for entry in entries]
+def decode_entries(rows: Sequence[JournalRow], *, after: tuple[int, int] = (0, 0)) -> list[AnyEntry]:
+    """Return the entries of stored journal rows, in order; raise `UndecodableError`, which names the row.
+
+    `after` is the (turn, part) before the first of them.
+    """
+    return [entry for _, entries in joined(rows, after=after) for entry in entries]

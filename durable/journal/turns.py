@@ -71,14 +71,16 @@ class Row(Protocol):
     def data(self) -> bytes: ...
 
 
-def joined(rows: Iterable[Row], *, last_turn: int = 0) -> list[tuple[int, list[AnyEntry]]]:
-    """Return (turn, entries) with the parts of each turn put together.
+def joined(
+    rows: Iterable[Row], *, after: tuple[int, int] = (0, 0), last_turn: int = 0
+) -> list[tuple[int, list[AnyEntry]]]:
+    """Return (turn, entries) with the parts of each turn put together; `after` is the (turn, part) before the first row.
 
     Raises `UndecodableError`, which names the row: one that cannot be read, or that does not follow on the one before it;
     or if the journal ends before `last_turn`.
     """
     turns: list[tuple[int, list[AnyEntry]]] = []
-    last, last_part = 0, 0
+    last, last_part = after
     for row in rows:
         turn, part = row.turn, row.part
         if (turn != last or part != last_part + 1) and (turn != last + 1 or part != 1):
@@ -89,7 +91,7 @@ def joined(rows: Iterable[Row], *, last_turn: int = 0) -> list[tuple[int, list[A
             entries = decode_turn(row.data).entries
         except UndecodableError as fault:
             raise UndecodableError(f"turn {turn}, part {part}: {fault}") from None
-        if part == 1:
+        if part == 1 or not turns:
             turns.append((turn, entries))
         else:
             turns[-1][1].extend(entries)

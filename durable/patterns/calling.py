@@ -162,6 +162,17 @@ def result_hint(fn: Callable[..., Any]) -> object:
     return _value_hint(hint)
 
 
+def parameter_hint(fn: Callable[..., Any]) -> object:
+    """Return the type hint of a callable's first argument."""
+    try:
+        given = next(iter(inspect.signature(fn).parameters.values()), None)
+        hints = typing.get_type_hints(inspect.unwrap(_hinted(fn)), include_extras=True)
+    except Exception:  # names that are known nowhere yet: plain data, then
+        return Any
+    hint = Any if given is None else hints.get(given.name, Any)
+    return Any if isinstance(hint, typing.TypeVar) else hint
+
+
 def _hinted(fn: Callable[..., Any]) -> Callable[..., Any]:
     if isinstance(fn, functools.partial):
         return _hinted(fn.func)

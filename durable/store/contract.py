@@ -322,6 +322,12 @@ class Store(Protocol):
 
     async def read_journal(self, pk: int, generation: int) -> list[JournalRow]: ...
 
+    async def read_journal_page(
+        self, pk: int, generation: int, *, after: tuple[int, int], limit: int
+    ) -> list[JournalRow]:
+        """Return up to `limit` rows of a journal behind (turn, part) `after`, in order."""
+        ...
+
     async def read_attempts(self, pk: int, generation: int) -> list[AttemptRow]: ...
 
     async def count_backlog(
@@ -332,6 +338,22 @@ class Store(Protocol):
 
     async def read_meta(self, key: str) -> str | None:
         """Return a fact about the database: "database_id", "hash_seed" (P28), "created_at_us"."""
+        ...
+
+    # ─ rows of patterns ──
+
+    async def append_rows(
+        self, table: str, key: str, *, after: int, rows: Sequence[bytes], now_us: int
+    ) -> bool:
+        """Append rows to those of `key` in an append-only table, made at its first use. One transaction.
+
+        Compare-and-set: nothing is written, and False returned, unless `key` has exactly `after` rows. `table` is a checked
+        identifier; `StoreError` if it is a table of another shape.
+        """
+        ...
+
+    async def read_rows(self, table: str, key: str, *, after: int, limit: int) -> list[bytes]:
+        """Return up to `limit` rows of `key` behind the first `after`, in order; none if there is no such table."""
         ...
 
     # ─ care ──

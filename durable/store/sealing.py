@@ -258,10 +258,28 @@ class SealedStore:
         rows = await self._store.read_journal(pk, generation)
         return self._journal(rows, *self._known.get((pk, generation), ("", (0, 0))))
 
+    async def read_journal_page(
+        self, pk: int, generation: int, *, after: tuple[int, int], limit: int
+    ) -> list[JournalRow]:
+        rows = await self._store.read_journal_page(pk, generation, after=after, limit=limit)
+        return self._journal(rows, *self._known.get((pk, generation), ("", (0, 0))))
+
     async def read_attempts(self, pk: int, generation: int) -> list[AttemptRow]:
         rows = await self._store.read_attempts(pk, generation)
         run_id, origin = self._known.get((pk, generation), ("", (0, 0)))
         return [self._open_attempt(row, run_id, origin) for row in rows]
+
+    # ─ rows of patterns ──
+
+    async def append_rows(
+        self, table: str, key: str, *, after: int, rows: Sequence[bytes], now_us: int
+    ) -> bool:
+        sealed = [self._seal(data, _row(table, key, number)) for number, data in enumerate(rows, after + 1)]
+        return await self._store.append_rows(table, key, after=after, rows=sealed, now_us=now_us)
+
+    async def read_rows(self, table: str, key: str, *, after: int, limit: int) -> list[bytes]:
+        rows = await self._store.read_rows(table, key, after=after, limit=limit)
+        return [self._open(data, _row(table, key, number)) for number, data in enumerate(rows, after + 1)]
 
     # ─ on the way in ──
 
@@ -483,6 +501,10 @@ def _message(run_id: str, kind: str, name: str, message_id: str | None) -> str:
 
 def _details(run_id: str, op: int) -> str:
     return f"attempt details\0{run_id}\0{op}"
+
+
+def _row(table: str, key: str, number: int) -> str:
+    return f"row\0{table}\0{key}\0{number}"
 
 
 def _reason(run_id: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.bench import crowds, in_process, machine, patterns, processes, sleepers
+from tests.bench import bulk, crowds, in_process, machine, patterns, processes, sleepers
 from tests.bench.place import Settings
 from tests.bench.rows import Row, as_json, merged, table
 
@@ -21,6 +21,7 @@ SCENARIOS: Final[dict[str, Callable[[Settings], list[Row]]]] = {
     "latency": in_process.latency,
     "pipeline": patterns.pipelines,
     "saga": patterns.sagas,
+    "bulk": bulk.bulk,
     "resume": processes.resume,
     "restart": processes.restart,
     "workers": processes.workers,
@@ -36,6 +37,7 @@ ROUNDS: Final = {
     "throughput": 5,
     "pipeline": 3,
     "saga": 3,
+    "bulk": 3,
     "resume": 3,
     "restart": 3,
     "workers": 3,

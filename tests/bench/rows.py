@@ -15,6 +15,8 @@ RATIO_FLOORS: Final = {
     "throughput/10": 55.0,
     "throughput/100": 40.0,
     "throughput/1000": 25.0,
+    "bulk/10": 25.0,
+    "bulk/100": 25.0,
     # A step of a pattern costs at most 1.5 times a bare activity.
     "pipeline": 66.0,
     "saga/scope": 66.0,

@@ -181,3 +181,19 @@ async def test_answers_from_outside_and_faults_are_sealed(store: Store) -> None:
     opened, bare = await encrypted.get_run("x"), await store.get_run("x")
     assert (opened.reason, opened.failure) == (park.reason, park.failure)
     assert b"canary" not in (bare.failure or b"") + (bare.reason or "").encode()
+
+
+async def test_rows_of_patterns_are_sealed_in_their_order(store: Store) -> None:
+    """A state machine's moves are payloads, too; one that was moved is not opened."""
+    encrypted = sealed(store, Encryption({"k1": KEY}))
+    assert await encrypted.append_rows("moves", "a", after=0, rows=[b"[1]", b"[2]"], now_us=NOW)
+    assert await encrypted.append_rows("moves", "a", after=2, rows=[b"[3]"], now_us=NOW)
+
+    assert await encrypted.read_rows("moves", "a", after=0, limit=9) == [b"[1]", b"[2]", b"[3]"]
+    assert await encrypted.read_rows("moves", "a", after=1, limit=1) == [b"[2]"]
+    bare = await store.read_rows("moves", "a", after=0, limit=9)
+    assert not {b"[1]", b"[2]", b"[3]"} & set(bare)
+
+    assert await store.append_rows("moves", "b", after=0, rows=bare[1:2], now_us=NOW)
+    (moved,) = await encrypted.read_rows("moves", "b", after=0, limit=9)
+    assert sealed_fault(moved) is not None

@@ -9,6 +9,8 @@ from uuid import UUID
 
 from durable import (
     Activity,
+    BulkOperation,
+    BulkResult,
     Client,
     Retry,
     Run,
@@ -172,3 +174,28 @@ workflow(not_async)  # type: ignore[arg-type]
 activity(retrys=3)  # type: ignore[call-overload]
 workflow(retry=3)  # type: ignore[call-overload]
 step(retry=Retry())  # type: ignore[call-overload]
+
+
+# ─ bulk operations ──
+
+
+async def measured(item: str) -> int:
+    return len(item)
+
+
+def measured_in_a_thread(item: str) -> int:
+    return len(item)
+
+
+async def bulk_operations() -> None:
+    for op in (
+        BulkOperation(measured),
+        BulkOperation(measured_in_a_thread),
+        BulkOperation[str, int](processor=measured),
+    ):
+        assert_type(op, BulkOperation[str, int])
+        found = (await op.execute(["a"])).unwrap()
+        assert_type(found, BulkResult[int])
+        assert_type(found.results, list[int])
+        async for value in op.stream(["a"]):
+            assert_type(value, int)

@@ -45,6 +45,7 @@ ALLOWED: Final[dict[tuple[str, str], str]] = {
     ("durable/__init__.py", "NodeExecutionError"): "the documented name",
     ("durable/patterns/graph/errors.py", "GraphExecutionError"): "the documented name",
     ("durable/patterns/graph/errors.py", "NodeExecutionError"): "the documented name",
+    ("durable/patterns/state_machine.py", "history"): "StateMachine.history, the documented name",
 }
 
 

@@ -604,6 +604,13 @@ LIMIT :count;
 SELECT turn, part, coalesce((SELECT payload.data FROM payload WHERE payload.id = journal.payload), data)
 FROM journal WHERE run = :run AND generation = :generation ORDER BY turn, part;
 
+-- name: read_journal_page
+SELECT turn, part, coalesce((SELECT payload.data FROM payload WHERE payload.id = journal.payload), data)
+FROM journal
+WHERE run = :run AND generation = :generation AND (turn, part) > (:turn, :part)
+ORDER BY turn, part
+LIMIT :count;
+
 -- name: read_attempts
 SELECT op, attempt, state, due_at_us, failure, details, completion, limit_at_us, heartbeat_us
 FROM attempt
@@ -714,3 +721,25 @@ DELETE FROM retention_run WHERE run = :run;
 INSERT INTO meta (key, value) VALUES (:key, CAST(:value AS TEXT))
 ON CONFLICT (key) DO UPDATE SET value = excluded.value
 WHERE CAST(meta.value AS INTEGER) < CAST(excluded.value AS INTEGER);
+
+-- name: make_rows
+-- `rows_table` stands for the table's name, an identifier that was checked: names cannot be bound.
+CREATE TABLE IF NOT EXISTS "rows_table" (
+    key TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    at_us INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (key, number)
+) STRICT;
+
+-- name: count_rows
+SELECT coalesce(max(number), 0) FROM "rows_table" WHERE key = :key;
+
+-- name: append_row
+INSERT INTO "rows_table" (key, number, at_us, data) VALUES (:key, :number, :now_us, :data);
+
+-- name: find_rows_table
+SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = :table;
+
+-- name: read_rows
+SELECT data FROM "rows_table" WHERE key = :key AND number > :after ORDER BY number LIMIT :count;

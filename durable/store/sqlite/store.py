@@ -65,6 +65,7 @@ from durable.store.sqlite import (
     reading,
     suspects,
 )
+from durable.store.sqlite import rows as pattern_rows
 from durable.store.sqlite.checkpointer import Checkpointer
 from durable.store.sqlite.committing import TurnWriter, lease_lost, require_alive
 from durable.store.sqlite.connection import Writer, database_uri
@@ -629,6 +630,14 @@ class SqliteStore:
             rows = reader.execute(self._sql["read_journal"], {"run": pk, "generation": generation})
             return [JournalRow(*row) for row in rows]
 
+    async def read_journal_page(
+        self, pk: int, generation: int, *, after: tuple[int, int], limit: int
+    ) -> list[JournalRow]:
+        turn, part = after
+        chosen = {"run": pk, "generation": generation, "turn": turn, "part": part, "count": limit}
+        with self._reading() as reader:
+            return [JournalRow(*row) for row in reader.execute(self._sql["read_journal_page"], chosen)]
+
     async def read_attempts(self, pk: int, generation: int) -> list[AttemptRow]:
         with self._reading() as reader:
             rows = reader.execute(self._sql["read_attempts"], {"run": pk, "generation": generation})
@@ -650,6 +659,19 @@ class SqliteStore:
         with self._reading() as reader:
             row = reader.execute(self._sql["read_meta"], {"key": key}).fetchone()
         return None if row is None else str(row[0])
+
+    # ─ rows of patterns ──
+
+    async def append_rows(
+        self, table: str, key: str, *, after: int, rows: Sequence[bytes], now_us: int
+    ) -> bool:
+        return await self._write(
+            lambda db: pattern_rows.append_rows(db, self._sql, table, key, after, rows, now_us)
+        )
+
+    async def read_rows(self, table: str, key: str, *, after: int, limit: int) -> list[bytes]:
+        with self._reading() as reader:
+            return pattern_rows.read_rows(reader, self._sql, table, key, after, limit)
 
     # ─ care ──
 

@@ -1,0 +1,134 @@
+"""The items of a bulk operation: where they are kept, and how those of one slice are found.
+
+Few and small items are part of the run's input. Others are drained, chunk by chunk, into rows of the durable database before the run
+starts, so that neither the starter nor a worker ever holds all of them. A chunk's key is the run's id and the digest of its bytes:
+storing the same items again finds them there, and other items make another input, which is a `RunConflictError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from typing import Any, Final
+
+import msgspec
+
+import durable
+from durable import ArgumentsError, DurableError, UndecodableError, make_activity
+
+CHUNK_ITEMS: Final = 1000
+INPUT_BYTES_MAX: Final = 64 * 1024  # of items that are part of the run's input
+TABLE: Final = "durable_bulk_items"
+CACHED: Final = 4  # chunks
+Items = Iterable[Any] | AsyncIterable[Any]
+
+
+class Batch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The input of a run: its items, or how many there are and the digests of their chunks."""
+
+    total: int
+    items: list[Any] | None = None  # as plain data
+    chunks: list[str] = []
+
+
+class ItemStore:
+    """Items of one type, stored and found."""
+
+    def __init__(self, hint: object) -> None:
+        self._codec = list_codec(hint)
+        self._cache: OrderedDict[str, list[Any]] = OrderedDict()
+
+    def encode(self, items: list[Any], first: int) -> bytes:
+        """Return the bytes of a chunk that was checked against the type. `ArgumentsError`: an item is not of that type."""
+        try:
+            data: bytes = self._codec.encode(items)
+            self._codec.decode(data)
+        except DurableError as error:
+            place = f"items {first} to {first + len(items) - 1} of a bulk operation"
+            raise ArgumentsError(f"{place} cannot be stored as what its processor takes: {error}") from error
+        return data
+
+    def restored(self, items: list[Any]) -> list[Any]:
+        """Return items of the type, of plain data."""
+        found: list[Any] = self._codec.decode(msgspec.json.encode(items))
+        return found
+
+    async def store(self, items: Items, run_id: str) -> Batch:
+        """Drain the items and keep them for a run."""
+        digests: list[str] = []
+        total = 0
+        waiting: bytes | None = None  # the first chunk, which may be the only one
+        async for chunk in _chunks(items):
+            if waiting is not None:
+                digests.append(await self._keep(waiting, run_id))
+            data = self.encode(chunk, total)
+            total += len(chunk)
+            if not digests and waiting is None:
+                waiting = data
+                continue
+            waiting = None
+            digests.append(await self._keep(data, run_id))
+        if waiting is not None:
+            if len(waiting) <= INPUT_BYTES_MAX:
+                return Batch(total=total, items=msgspec.json.decode(waiting))
+            digests.append(await self._keep(waiting, run_id))
+        return Batch(total=total, chunks=digests)
+
+    async def _keep(self, data: bytes, run_id: str) -> str:
+        digest = hashlib.sha256(data).hexdigest()[:32]
+        client = await durable.default_client()
+        await client.append_rows(
+            TABLE, _key(run_id, digest), [data], after=0
+        )  # there already: the same bytes
+        return digest
+
+    async def chunk(self, run_id: str, digest: str) -> list[Any]:
+        """Return a chunk's items; the last few are kept at hand."""
+        key = _key(run_id, digest)
+        found = self._cache.get(key)
+        if found is None:
+            client = await durable.default_client()
+            rows = await client.read_rows(TABLE, key, limit=1)
+            if not rows:
+                raise UndecodableError(f"items of run {run_id!r} are missing from table {TABLE}")
+            found = self._cache[key] = self._codec.decode(rows[0])
+            if len(self._cache) > CACHED:
+                self._cache.popitem(last=False)
+        return found
+
+
+def list_codec(hint: Any) -> Any:
+    """Return what encodes and decodes lists of a type, as results of activities are."""
+
+    async def listed() -> None: ...
+
+    return make_activity(listed, name="listed", result=list[hint]).definition.result
+
+
+def _key(run_id: str, digest: str) -> str:
+    return f"{run_id}/{digest}"
+
+
+async def _chunks(items: Items) -> AsyncIterator[list[Any]]:
+    chunk: list[Any] = []
+    async for item in each(items):
+        chunk.append(item)
+        if len(chunk) == CHUNK_ITEMS:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+async def each(items: Items) -> AsyncIterator[Any]:
+    """Yield the items of an iterable of either kind. TypeError: it is none."""
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+        return
+    if isinstance(items, str | bytes) or not isinstance(items, Iterable):
+        raise TypeError(f"a bulk operation takes an iterable of items, not {items!r}")
+    source: Iterator[Any] = iter(items)
+    for item in source:
+        yield item

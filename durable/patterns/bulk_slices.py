@@ -1,0 +1,321 @@
+"""A slice of a bulk operation: some items side by side, as one journaled activity. The part that touches the world.
+
+A slice ends when its items have ended, or soon after the first has: what is ready is then recorded, and items that still run are *left*.
+Their tasks run on, and each is taken over by a slice of its own, which the workflow schedules for it. So a slow item holds up nobody's
+record and nobody's slot but its own. If that slice is performed elsewhere, or after a crash, the item is begun anew: it was in flight. A
+task that nobody takes over is cancelled after `LEFT_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Final, NamedTuple
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+import durable
+from durable import (
+    Activity,
+    ActivityTimeoutError,
+    DurableError,
+    Retry,
+    make_activity,
+)
+from durable.patterns.bulk_config import Orders
+from durable.patterns.bulk_items import CHUNK_ITEMS, ItemStore, list_codec
+from durable.patterns.calling import result_hint, settled
+
+PATIENCE_SECONDS: Final = 0.002  # for the others, after the first item of a slice has ended
+LEFT_SECONDS: Final = 5.0
+LOST_MAX: Final = 2  # times that a slice may be lost with its worker before its items are tried one by one
+NAME: Final = "items"
+
+
+class FailedItem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One failed attempt. `at` is the item's place in its slice; with `delay` (seconds) it is tried again."""
+
+    at: int
+    error: str
+    type: str
+    attempts: int
+    delay: float | None = None
+
+
+class SliceInput(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reader of the journal needs to know of a slice's arguments."""
+
+    first: int
+    count: int
+    attempt: int
+
+
+class SliceOutcome(NamedTuple):
+    """What came of a slice. `done` are the places of `values`, None: all. `left` are those of items that still run."""
+
+    values: list[Any]
+    done: list[int] | None
+    failed: list[FailedItem]
+    left: list[int]
+
+
+class _Failure(NamedTuple):
+    error: BaseException
+
+
+class Slices:
+    """Makes the activities of one operation, and performs them. `fn` is called with one item."""
+
+    def __init__(self, fn: Callable[[Any], Any], hint: object, store: ItemStore) -> None:
+        self._fn = fn
+        self._is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
+            getattr(fn, "__call__", None)  # noqa: B004  # an object whose call is a coroutine
+        )
+        self._hint = hint
+        self._store = store
+        self._left: dict[tuple[str, str], tuple[asyncio.Task[Any], asyncio.TimerHandle]] = {}
+        self._timers: dict[asyncio.Task[Any], asyncio.TimerHandle] = {}
+        self._late: dict[asyncio.Task[Any], float] = {}  # cancelled by their timers
+        self._units: dict[tuple[Orders, int], Activity[..., Any]] = {}
+        values: Any = result_hint(fn)
+        self._values = list_codec(values)
+        self._outcome = tuple[
+            list[values],
+            list[int] | None,
+            list[FailedItem],
+            list[int],
+        ]
+
+    def decode(self, data: bytes) -> SliceOutcome:
+        """Return a recorded outcome."""
+        unit = next(iter(self._units.values()), None) or self._unit(_ANY, 1)
+        return SliceOutcome(*unit.definition.result.decode(data))
+
+    def unit(self, orders: Orders, count: int, attempt: int) -> Activity[..., Any]:
+        """Return the activity for a slice: many items at once, or one in its attempt."""
+        lost_max = LOST_MAX if count > 1 else max(orders.attempts_max - attempt + 1, 1)
+        key = orders, lost_max
+        found = self._units.get(key)
+        if found is None:
+            found = self._units[key] = self._unit(orders, lost_max)
+        return found
+
+    def _unit(self, orders: Orders, lost_max: int) -> Activity[..., Any]:
+        policy = retry_policy(orders)
+
+        async def work(
+            first: int,
+            count: int,
+            attempt: int,
+            items: Any = None,
+            chunk: str | None = None,
+            token: str = "",
+        ) -> Any:
+            found = items
+            if chunk is not None:
+                whole = await self._store.chunk(durable.activity_info().run_id, chunk)
+                found = whole[first % CHUNK_ITEMS : first % CHUNK_ITEMS + count]
+            return await self._perform(found, first, attempt, token, orders, policy)
+
+        hint: Any = self._hint
+        work.__annotations__["items"] = list[hint] | None
+        return make_activity(
+            work,
+            name=NAME,
+            kind="bulk",
+            retry=Retry(
+                lost_max, initial=orders.retry_delay, maximum=max(100.0, orders.retry_delay), retry_on=()
+            ),
+            result=self._outcome,
+        )
+
+    # ─ performing ──
+
+    async def _perform(
+        self, items: list[Any], first: int, attempt: int, token: str, orders: Orders, policy: Retry
+    ) -> SliceOutcome:
+        info = durable.activity_info()
+        place = info.idempotency_key.rpartition(info.activity)[0]
+        number = attempt + info.attempt - 1
+        mark = f"item-{token}" if token else "item"
+        tasks: list[asyncio.Task[Any]] = []
+        for at, item in enumerate(items):
+            name = f"{mark}#{first + at + 1}"
+            left = self._left.pop((place, name), None)
+            if left is None:
+                tasks.append(durable.start_part(self._attempt, item, name=name, attempt=number))
+            else:
+                left[1].cancel()
+                tasks.append(left[0])
+        try:
+            pending = await self._wait(tasks, orders.item_timeout)
+        except BaseException:
+            await _cancel(tasks)
+            raise
+        loop = asyncio.get_running_loop()
+        for task in pending:
+            timer = loop.call_later(LEFT_SECONDS, self._abandon, place, task)
+            self._left[place, task.get_name()] = task, timer
+        return self._collect(tasks, number, policy)
+
+    def _abandon(self, place: str, task: asyncio.Task[Any]) -> None:
+        """Nobody took over what a slice left: its run is gone, or another worker's."""
+        self._left.pop((place, task.get_name()), None)
+        task.cancel()
+
+    async def _wait(self, tasks: list[asyncio.Task[Any]], limit: float) -> list[asyncio.Task[Any]]:
+        """Wait until all have ended, or one has and the others do not soon; return those that have not."""
+        await asyncio.sleep(0)
+        pending = [task for task in tasks if not task.done()]
+        if pending:
+            for task in pending:
+                self._limit(task, limit)
+            if len(pending) == len(tasks):
+                await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                pending = [task for task in tasks if not task.done()]
+        if pending:
+            await asyncio.wait(pending, timeout=PATIENCE_SECONDS)
+            pending = [task for task in tasks if not task.done()]
+        return pending
+
+    def _limit(self, task: asyncio.Task[Any], limit: float) -> None:
+        """Cancel a task that is still at it after `limit` seconds; one that was left has its timer already."""
+        if task in self._timers:
+            return
+        loop = asyncio.get_running_loop()
+        self._timers[task] = loop.call_later(limit, self._ring, task, limit)
+        task.add_done_callback(self._end)
+
+    def _ring(self, task: asyncio.Task[Any], limit: float) -> None:
+        self._late[task] = limit
+        task.cancel()
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        self._timers.pop(task).cancel()
+        self._late.pop(task, None)
+
+    async def _attempt(self, item: Any) -> Any:
+        """Return what the processor makes of an item, or how it failed. Raises only if it is cancelled by us."""
+        try:
+            if self._is_async:
+                value = await self._fn(item)
+            else:
+                value = await anyio.to_thread.run_sync(
+                    self._fn, item, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+                )
+                if inspect.isawaitable(value):
+                    value = await value
+            return settled(value)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            assert task is not None, "a task runs this"
+            limit = self._late.get(task)
+            if limit is not None:
+                text = f"the item ran longer than its timeout of {limit:g} s"
+                return _Failure(ActivityTimeoutError(text, kind="start_to_close"))
+            if task.cancelling():
+                raise
+            return _Failure(error)
+        except BaseException as error:  # the boundary of user code: SystemExit must not stop the worker
+            return _Failure(error)
+
+    def _collect(self, tasks: list[asyncio.Task[Any]], number: int, policy: Retry) -> SliceOutcome:
+        values: list[Any] = []
+        done: list[int] = []
+        failed: list[FailedItem] = []
+        left: list[int] = []
+        for at, task in enumerate(tasks):
+            if not task.done():
+                left.append(at)
+                continue
+            value = _Failure(asyncio.CancelledError()) if task.cancelled() else task.result()
+            if type(value) is _Failure:
+                failed.append(failed_item(at, value.error, number, policy))
+            else:
+                done.append(at)
+                values.append(value)
+        try:
+            self._values.encode(values)
+        except DurableError:
+            values, done = self._sort_out(values, done, failed, number)
+        return SliceOutcome(values, None if len(done) == len(tasks) else done, failed, left)
+
+    def _sort_out(
+        self, values: list[Any], done: list[int], failed: list[FailedItem], number: int
+    ) -> tuple[list[Any], list[int]]:
+        """Some value cannot be stored: that item has failed, the others have not."""
+        kept: list[tuple[int, Any]] = []
+        for at, value in zip(done, values, strict=True):
+            try:
+                self._values.encode([value])
+            except DurableError as error:
+                failed.append(failed_item(at, error, number, None))
+            else:
+                kept.append((at, value))
+        return [value for _, value in kept], [at for at, _ in kept]
+
+
+def retry_policy(orders: Orders) -> Retry:
+    return Retry(
+        orders.attempts_max,
+        initial=orders.retry_delay,
+        maximum=max(100.0, orders.retry_delay),
+        retry_on=BaseException if orders.retries_all else None,
+    )
+
+
+def failed_item(at: int, error: BaseException, number: int, policy: Retry | None) -> FailedItem:
+    """Return how an attempt failed, and whether and when another follows. Without a policy none does."""
+    delay: float | None = None
+    if policy is not None and policy.is_retryable(error) and policy.has_attempt_after(number):
+        delay = _asked_delay(error)
+        if delay is None:
+            delay = policy.delay_us(number) / 1_000_000
+    cause = error.__cause__ if isinstance(error, durable.StepAnswerError) else None
+    return FailedItem(
+        at=at,
+        error=_text(cause or error),
+        type=type(cause or error).__name__,
+        attempts=number,
+        delay=delay,
+    )
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error).encode("utf-8", "backslashreplace").decode()
+    except Exception:  # a hostile __str__ may raise anything
+        return f"<its text is lost: {type(error).__name__}.__str__ raised>"
+
+
+def _asked_delay(error: BaseException) -> float | None:
+    try:
+        asked = getattr(error, "next_retry_delay", None)
+        seconds = asked.total_seconds() if isinstance(asked, timedelta) else asked
+        return None if seconds is None else max(float(seconds), 0.0)
+    except Exception:  # an attribute of somebody else's
+        return None
+
+
+async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
+    """The slice is to stop: its items, too; they have a moment to unwind."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks, timeout=LEFT_SECONDS)
+
+
+_ANY: Final = Orders(
+    batch_size=1,
+    max_concurrency=1,
+    attempts_max=1,
+    retries_all=False,
+    retry_delay=0.0,
+    item_timeout=1.0,
+    stop_on_error=False,
+    threshold=0,
+    reset_timeout=0.0,
+)

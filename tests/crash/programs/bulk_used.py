@@ -1,0 +1,97 @@
+"""The bulk operations and state machines of the crash suite: a script that may be killed, and is run again with the same ids.
+
+`python -m tests.crash.programs.bulk_used DIRECTORY PLAN`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+import durable
+from durable import BulkOperation, BulkOperationConfig, StateMachine, Transition, workflow
+from tests.support import crash_ledger, crash_points
+from tests.support.crash_ledger import effect
+from tests.support.crash_points import Plan
+
+ITEMS: Final = 14
+WIDTH: Final = 3  # items in work at a time
+PADDING: Final = "x" * 6000  # so that the items of one operation do not fit into the run's input
+CONFIG: Final = BulkOperationConfig(batch_size=4, max_concurrency=WIDTH, retry_attempts=2, retry_delay=0.01)
+RESULTS: Final = [item * 10 for item in range(ITEMS) if item != 5]
+STORY: Final = ["open", "lock"]
+
+
+async def process(item: dict[str, Any]) -> int:
+    with effect() as done:
+        number = int(item["number"])
+        if number == 5 or (number == 8 and durable.activity_info().attempt == 1):
+            raise RuntimeError(f"not {number}")
+        if number == 2:
+            await asyncio.sleep(0.02)  # left by its slice
+        done.value = number * 10
+        return number * 10
+
+
+apart: Final = BulkOperation(process, CONFIG, name="apart")
+inside: Final = BulkOperation(process, CONFIG, name="inside")
+
+
+def items(padding: str = "") -> list[dict[str, Any]]:
+    return [{"number": number, "padding": padding} for number in range(ITEMS)]
+
+
+def door(machine_id: str, directory: Path) -> StateMachine:
+    def note(name: str) -> Any:
+        return lambda: crash_ledger.append(directory / "callbacks.jsonl", [machine_id, name])
+
+    return StateMachine(
+        "shut",
+        {
+            "shut": {"open": "open"},
+            "open": [Transition("lock", "locked", on_transition=note("locking"))],
+            "locked": {},
+        },
+        machine_id=machine_id,
+        on_enter={"open": note("opened")},
+    )
+
+
+@workflow
+async def holding(directory: str) -> list[Any]:
+    """A bulk operation and a state machine as parts of one run."""
+    machine = door("inside", Path(directory))
+    states = [await machine.transition("open")]
+    found = (await inside.execute(items())).unwrap()
+    states.append(await machine.transition("lock"))
+    return [states, found.results, [error.index for error in found.errors]]
+
+
+async def main(directory: Path) -> None:
+    durable.configure(f"sqlite:///{directory / 'runs.db'}", durability="process")
+    found = (await apart.execute(items(PADDING), run_id="apart")).unwrap()
+    assert (found.results, [(error.index, error.attempts >= 3) for error in found.errors]) == (
+        RESULTS,
+        [(5, True)],
+    ), found
+    told = await holding(str(directory), run_id="holding")
+    assert told == [["open", "locked"], RESULTS, [5]], told
+    machine = door("plain", directory)
+    for event in STORY[len(await machine.history()) :]:
+        await machine.transition(event)
+    assert await machine.recover() == "locked"
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1])
+    os.environ[crash_ledger.VARIABLE] = str(where / "ledger.jsonl")
+    logging.basicConfig(level=logging.WARNING)
+    crash_points.install(msgspec.json.decode(sys.argv[2], type=Plan), where / "deaths.jsonl")
+    asyncio.run(main(where))
+    print("write transactions:", len(crash_points.points.names))
