@@ -22,15 +22,19 @@ from durable.errors import (
     ActivityTimeoutError,
     ArgumentsError,
     BlockedLoopError,
+    CodecError,
     DefinitionError,
     DurableError,
+    InboxFullError,
     InternalError,
+    JournalLimitError,
     LeaseLostError,
     LivelockError,
     NonDeterminismError,
     NonRetryableError,
     NotADatabaseError,
     PayloadError,
+    PayloadTooLargeError,
     PlatformFault,
     PoisonError,
     RunCancelledError,
@@ -76,6 +80,7 @@ from durable.in_workflow import (
     random as random,
 )
 from durable.journal.lifecycle import RunStatus
+from durable.limits import Limits
 from durable.result import Err, Ok, Result, UnwrapError
 from durable.retry import Retry, RetryAfter, Seconds
 from durable.workflows import Signal, Workflow, WorkflowContext, make_workflow, workflow
@@ -128,6 +133,8 @@ if TYPE_CHECKING:
     from durable.patterns.saga.stores import InMemorySagaStore as InMemorySagaStore
     from durable.patterns.saga.stores import SagaStore as SagaStore
     from durable.patterns.saga.stores import SqlSagaStore as SqlSagaStore
+    from durable.payloads.codec import PayloadCodec as PayloadCodec
+    from durable.payloads.encryption import Encryption as Encryption
     from durable.run_handle import Run as Run
     from durable.run_handle import RunHandle as RunHandle
     from durable.sagas import SagaScope as SagaScope
@@ -146,12 +153,14 @@ _LAZY: Final = {
     "Blocker": "durable.journal.view",
     "Client": "durable.client",
     "ConditionalStep": "durable.patterns.pipeline_steps",
+    "Encryption": "durable.payloads.encryption",
     "Entry": "durable.journal.view",
     "FunctionStep": "durable.patterns.pipeline_steps",
     "InMemorySagaStore": "durable.patterns.saga.stores",
     "LostStateWarning": "durable.patterns.saga.noticing",
     "OrchestratedStep": "durable.patterns.saga.orchestrator",
     "ParallelStep": "durable.patterns.pipeline_steps",
+    "PayloadCodec": "durable.payloads.codec",
     "Pipeline": "durable.patterns.pipeline",
     "PipelineStepError": "durable.patterns.pipeline_steps",
     "Pruned": "durable.client",
@@ -223,15 +232,20 @@ __all__ = [
     "BlockedLoopError",
     "Blocker",
     "Client",
+    "CodecError",
     "ConditionalStep",
     "DefinitionError",
     "DurableError",
+    "Encryption",
     "Entry",
     "Err",
     "FunctionStep",
     "InMemorySagaStore",
+    "InboxFullError",
     "InternalError",
+    "JournalLimitError",
     "LeaseLostError",
+    "Limits",
     "LivelockError",
     "LostStateWarning",
     "NonDeterminismError",
@@ -240,7 +254,9 @@ __all__ = [
     "Ok",
     "OrchestratedStep",
     "ParallelStep",
+    "PayloadCodec",
     "PayloadError",
+    "PayloadTooLargeError",
     "Pipeline",
     "PipelineStepError",
     "PlatformFault",

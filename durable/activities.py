@@ -17,9 +17,10 @@ from typing import Any, Final, Generic, NoReturn, ParamSpec, TypeVar, cast, over
 
 import msgspec
 
-from durable.definitions import NAME_LENGTH_MAX, ActivityDefinition, CancellationType, check_name
+from durable.definitions import ActivityDefinition, CancellationType, check_name
 from durable.engine.runtime import RunLoop, current, name_prefix
 from durable.errors import DefinitionError
+from durable.limits import DEFAULT_LIMITS, NAME_LENGTH_MAX, Limits
 from durable.payloads import Arguments, ValueType
 from durable.retry import DEFAULT_RETRY, Retry, Seconds, seconds
 
@@ -87,6 +88,7 @@ class Pulse(msgspec.Struct, eq=False):
     on_details: Callable[[Pulse], None] | None = None
     details: bytes | None = None
     earlier: tuple[Any, ...] = ()  # the details of the attempts before this one
+    limits: Limits = DEFAULT_LIMITS
     beat_at: float = 0.0
     cancel_reason: str | None = None
     is_noted: bool = False
@@ -194,8 +196,13 @@ def heartbeat(*details: object) -> None:
         raise DefinitionError("heartbeat() is for activities; a workflow is alive as long as its journal is")
     data = _DETAILS.encode(list(details)) if details else None
     pulse = _pulse.get()
-    if pulse is not None:
-        pulse.beat(data)
+    if pulse is None:
+        return
+    if data is not None and len(data) > pulse.limits.payload_bytes_warn and pulse.describe is not None:
+        told = pulse.describe(pulse)
+        what = f"the heartbeat details of activity {told.activity!r}"
+        pulse.limits.judge(len(data), what=what, run_id=told.run_id)
+    pulse.beat(data)
 
 
 def decode_details(data: bytes) -> tuple[Any, ...]:

@@ -9,12 +9,12 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, Final, Literal, NamedTuple, ParamSpec, Protocol, Self, TypeVar
 
 import msgspec
 
 from durable import failures
-from durable.definitions import LOCAL_TASK_QUEUE, WorkflowDefinition
+from durable.definitions import LOCAL_TASK_QUEUE, WorkflowDefinition, shown
 from durable.errors import (
     ActivityClosedError,
     ArgumentsError,
@@ -33,8 +33,10 @@ from durable.journal.reopening import COMPENSATION, Reopening, reopening
 from durable.journal.turns import encode_turn, joined
 from durable.journal.view import AttemptView, Blocker
 from durable.journal.why import LOCAL_ADVICE, Facts, Why, explain
+from durable.limits import DEFAULT_LIMITS, NAME_LENGTH_MAX, REASON_LENGTH_MAX, Limits
 from durable.outcomes import OutcomeWatch
 from durable.payloads import ValueType
+from durable.payloads.codec import PayloadCodec, check_codec, shown_text
 from durable.retry import Seconds, seconds
 from durable.run_handle import Run, RunHandle, decode_entries, decode_failure
 from durable.scheduler.retention import Deleted, delete_closed
@@ -62,21 +64,34 @@ from durable.store.records import (
     StoreHealth,
     WorkerRecord,
 )
+from durable.store.sealing import sealed
 from durable.tokens import parse_token
 from durable.workflows import Signal, Workflow
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-RUN_ID_LENGTH_MAX = 200
 LIST_PAGE_MAX = 1000
 TOKEN_SECONDS: Final = 1.0  # a token may be quicker than the note that it was given out
 TOKEN_LOOK_SECONDS: Final = 0.02
 SILENT_SECONDS: Final = (
     30.0  # a worker whose last beat is older than this counts as lost in what people are told
 )
+
+
+class Address(NamedTuple):
+    """How to reach one database, and to read it."""
+
+    url: str  # with its password
+    codec: PayloadCodec | None = None
+    limits: Limits = DEFAULT_LIMITS
+
+    def __repr__(self) -> str:
+        return f"<address {masked(self.url)}>"
+
+
 # The database of the worker whose activity is running: what the activity starts goes there, not to the default.
-url_here: ContextVar[str | None] = ContextVar("durable_url", default=None)
+address_here: ContextVar[Address | None] = ContextVar("durable_address", default=None)
 _any = ValueType.of(Any)
 
 
@@ -136,10 +151,16 @@ class Client:
         *,
         durability: Durability = "full",
         create: bool = True,
+        codec: PayloadCodec | None = None,
+        limits: Limits = DEFAULT_LIMITS,
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
+        if codec is not None:
+            check_codec(codec)
         self._url = url
+        self._codec = codec
+        self.limits = limits
         self._durability = durability
         self._create = create
         self.clock = clock or SystemClock()
@@ -153,9 +174,10 @@ class Client:
     async def open(self) -> Self:
         """Open (create, migrate) the database. `async with` does this."""
         if self._store is None:
-            self._store = await open_store(
+            store = await open_store(
                 self._url, durability=self._durability, clock=self.clock, create=self._create
             )
+            self._store = sealed(store, self._codec)
             self._watch = OutcomeWatch(self._store, self.clock)
         return self
 
@@ -182,9 +204,9 @@ class Client:
         return masked(self._url)
 
     @property
-    def raw_url(self) -> str:
-        """The address with its password. Internal to this library."""
-        return self._url
+    def address(self) -> Address:
+        """The address with its password, the codec and the limits. Internal to this library."""
+        return Address(self._url, self._codec, self.limits)
 
     @property
     def store(self) -> Store:
@@ -306,16 +328,13 @@ class Client:
                 f"if_closed is 'return', 'fail', 'new' or 'new_if_failed', not {if_closed!r}"
             )
         queue = definition.task_queue if task_queue is None else task_queue
-        if (
-            not isinstance(queue, str)
-            or not queue
-            or len(queue) > RUN_ID_LENGTH_MAX
-            or not queue.isprintable()
-        ):
+        if not isinstance(queue, str) or not queue or len(queue) > NAME_LENGTH_MAX or not queue.isprintable():
             raise ArgumentsError(
-                f"a task queue is printable text of 1 to {RUN_ID_LENGTH_MAX} characters, not {queue!r}"
+                f"a task queue is printable text of 1 to {NAME_LENGTH_MAX} characters, not {shown(queue)}"
             )
         data = definition.arguments.encode(args, kwargs)
+        if len(data) > self.limits.payload_bytes_warn:
+            self.limits.judge(len(data), what=f"the input of workflow {definition.name!r}", run_id=run_id)
         definition.arguments.check_types(data)
         now = self.clock.now_us()
         ready = None if delay is None else now + round(seconds(delay, what="delay") * 1_000_000)
@@ -359,7 +378,7 @@ class Client:
         """Return the raw journal of a run (`id@2`: of one generation)."""
         record = await self._record(run_id)
         rows = await self.store.read_journal(record.pk, record.generation)
-        return decode_entries([row.data for row in rows])
+        return decode_entries(rows)
 
     async def list(
         self,
@@ -372,11 +391,13 @@ class Client:
         until: Seconds | datetime | None = None,
         limit: int = 100,
         journals: bool = False,
+        with_large_payloads: bool = True,
     ) -> builtins.list[Run]:
         """Return runs that fit all filters, newest first. `workflow` and `run_id` may hold `*`.
 
         `since` and `until` are instants, or how long ago in seconds or timedelta. Without `journals` each run's `journal` is
-        left empty: it is read for those open runs only that it takes to say what they wait for.
+        left empty: it is read for those open runs only that it takes to say what they wait for. Without `with_large_payloads`
+        inputs and results of more than some 32 KiB may be left out: a text that tells their size stands in their place.
         """
         wanted = _wanted(status)
         asked = wanted
@@ -468,8 +489,12 @@ class Client:
                 raise ArgumentsError(f"signal {name!r} takes another type: {error}") from error
         else:
             name, data = signal, _any.encode(value)
-        if not isinstance(name, str) or not name or len(name) > RUN_ID_LENGTH_MAX or not name.isprintable():
-            raise ArgumentsError(f"a signal's name is printable text of 1 to {RUN_ID_LENGTH_MAX} characters")
+        if not isinstance(name, str) or not name or len(name) > NAME_LENGTH_MAX or not name.isprintable():
+            raise ArgumentsError(f"a signal's name is printable text of 1 to {NAME_LENGTH_MAX} characters")
+        if id is not None and (not isinstance(id, str) or len(id) > NAME_LENGTH_MAX or not id.isprintable()):
+            raise ArgumentsError(f"a signal's id is printable text of at most {NAME_LENGTH_MAX} characters")
+        if len(data) > self.limits.payload_bytes_warn:
+            self.limits.judge(len(data), what=f"the signal {name!r}", run_id=run_id)
         await self.store.send_message(
             check_run_id(run_id),
             kind="signal",
@@ -477,6 +502,7 @@ class Client:
             data=data,
             message_id=id or self.random.request_id(),
             now_us=self.clock.now_us(),
+            unread_max=self.limits.unread_messages,
         )
 
     async def cancel(self, run_id: str, reason: str | None = None) -> None:
@@ -560,9 +586,9 @@ class Client:
         return await self.store.list_pauses()
 
     async def _pause(self, kind: PauseKind, name: str, reason: str | None) -> bool:
-        if not isinstance(name, str) or not name or len(name) > RUN_ID_LENGTH_MAX or not name.isprintable():
+        if not isinstance(name, str) or not name or len(name) > NAME_LENGTH_MAX or not name.isprintable():
             raise ArgumentsError(
-                f"a {kind.replace('_', ' ')} is printable text of 1 to {RUN_ID_LENGTH_MAX} characters, not {name!r}"
+                f"a {kind.replace('_', ' ')} is printable text of 1 to {NAME_LENGTH_MAX} characters, not {shown(name)}"
             )
         return await self.store.pause(kind, name, _checked_reason(reason), self.clock.now_us())
 
@@ -599,6 +625,8 @@ class Client:
         self, token: str, kind: Literal["completed", "failed", "heartbeat"], data: bytes
     ) -> bool:
         named = parse_token(token, await self._secret())
+        if len(data) > self.limits.payload_bytes_warn:
+            self.limits.judge(len(data), what="the answer of an activity", run_id=named.run_id)
         answer = ActivityAnswer(
             run_id=named.run_id,
             generation=named.generation,
@@ -707,7 +735,7 @@ class Client:
         try:
             rows = await self.store.read_journal(record.pk, record.generation)
             attempts = await self.store.read_attempts(record.pk, record.generation)
-            entries = decode_entries([row.data for row in rows])
+            entries = decode_entries(rows)
             story = view.tell(
                 entries,
                 {
@@ -745,7 +773,7 @@ class Client:
             version=record.version,
             task_queue=record.task_queue,
             status=record.status,
-            outcome=fault or _outcome(record, error),
+            outcome=_outcome(record, fault, error),
             now=EPOCH + timedelta(microseconds=self.clock.now_us()),
             due_at=None if record.due_at_us is None else view.instant(record.due_at_us),
             closed_at=None if record.closed_at_us is None else view.instant(record.closed_at_us),
@@ -798,7 +826,7 @@ class Client:
             result=view.plain(record.result),
             error=None if failure is None else failures.describe(failure),
             failure=failure,
-            reason=record.reason,
+            reason=shown_text(record.reason),
             created_at=view.instant(record.created_at_us),
             started_at=None if record.started_at_us is None else view.instant(record.started_at_us),
             closed_at=None if record.closed_at_us is None else view.instant(record.closed_at_us),
@@ -807,13 +835,13 @@ class Client:
             journal=story.entries if story is not None and with_journal else [],
             waiting_on=waiting,
             paused_at=None if record.paused_at_us is None else view.instant(record.paused_at_us),
-            pause_reason=record.pause_reason,
+            pause_reason=shown_text(record.pause_reason),
         )
 
     async def _blocker(self, record: RunRecord, now: datetime) -> Blocker | None:
         """Return what an open run waits for, as far as its row says it; None: its journal does."""
         if record.status is RunStatus.PARKED:
-            return Blocker(kind="nothing", name="parked", text=record.reason or "parked")
+            return Blocker(kind="nothing", name="parked", text=shown_text(record.reason) or "parked")
         hold = hold_of(record, await self.store.list_pauses(), self.clock.now_us())
         if hold is not None:
             return Blocker(kind="nothing", name="paused", text=hold.text)
@@ -843,25 +871,29 @@ class Client:
         return self.clock.now_us() - round(seconds(value, what="since") * 1_000_000)
 
 
-def connect(url: str, *, durability: Durability = "full", create: bool = True) -> Client:
+def connect(
+    url: str,
+    *,
+    durability: Durability = "full",
+    create: bool = True,
+    codec: PayloadCodec | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Client:
     """Return a client for `sqlite:///file.db` or a path; use it with `async with`.
 
     `durability="full"` (default) survives power loss; "process" survives a killed process only; "off" is for tests.
-    `create=False`: the database must exist.
+    `create=False`: the database must exist. `codec` turns every payload into other bytes before it is stored, for example
+    `Encryption`; whoever reads or drives the runs needs the same. `limits` hold for what this client sends, and for workers made
+    with it.
     """
-    return Client(url, durability=durability, create=create)
+    return Client(url, durability=durability, create=create, codec=codec, limits=limits)
 
 
 def check_run_id(run_id: str) -> str:
     """Return the id if it may be one; raise `ArgumentsError` otherwise."""
-    if (
-        not isinstance(run_id, str)
-        or not run_id
-        or len(run_id) > RUN_ID_LENGTH_MAX
-        or not run_id.isprintable()
-    ):
+    if not isinstance(run_id, str) or not run_id or len(run_id) > NAME_LENGTH_MAX or not run_id.isprintable():
         raise ArgumentsError(
-            f"a run id is printable text of 1 to {RUN_ID_LENGTH_MAX} characters, not {run_id!r}"
+            f"a run id is printable text of 1 to {NAME_LENGTH_MAX} characters, not {shown(run_id)}"
         )
     return run_id
 
@@ -924,18 +956,18 @@ def _kind_of(entries: builtins.list[AnyEntry]) -> str:
     return (first.kind or "workflow") if isinstance(first, Started) else "workflow"
 
 
-def _outcome(record: RunRecord, error: str | None) -> str:
-    """Say how a run ended; of a parked one, all that is known of the fault."""
-    if record.status is RunStatus.PARKED:
-        return record.reason or error or ""
-    return error or record.reason or ""
-
-
 def _owner_fault(record: RunRecord, lost: set[int]) -> str:
     """Say why the owner of a run counts as lost; nothing if it does not."""
     if record.owner is None or (record.owner_is_alive and record.owner not in lost):
         return ""
     return "is dead or hangs"
+
+
+def _outcome(record: RunRecord, unreadable: str, error: str | None) -> str:
+    """Say how a run ended; of a parked one, what its worker met, which names more than we do; `unreadable`: why its journal is."""
+    reason = shown_text(record.reason)
+    found = (reason, unreadable, error) if record.status is RunStatus.PARKED else (unreadable, error, reason)
+    return next((one for one in found if one), "")
 
 
 def _nearby(record: RunRecord, living: builtins.list[WorkerRecord]) -> str:
@@ -962,6 +994,6 @@ def _closed_statuses(
 
 
 def _checked_reason(reason: str | None) -> str | None:
-    if reason is not None and (not isinstance(reason, str) or len(reason) > 10_000):
-        raise ArgumentsError("a reason is text of at most 10,000 characters")
+    if reason is not None and (not isinstance(reason, str) or len(reason) > REASON_LENGTH_MAX):
+        raise ArgumentsError(f"a reason is text of at most {REASON_LENGTH_MAX:,} characters")
     return reason

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from durable.client import Client, connect, url_here
+from durable.client import Address, Client, address_here, connect
 from durable.definitions import LOCAL_TASK_QUEUE, WorkflowDefinition
 from durable.errors import (
     DefinitionError,
@@ -29,6 +29,8 @@ from durable.errors import (
     WorkflowVersionMismatchError,
 )
 from durable.journal.lifecycle import RunStatus
+from durable.limits import DEFAULT_LIMITS, Limits
+from durable.payloads.codec import PayloadCodec, check_codec
 from durable.retry import Seconds
 from durable.run_handle import Run, RunHandle
 from durable.seams import pause, spawn
@@ -52,11 +54,15 @@ class _Settings:
         self.url: str | None = None
         self.lease_ttl: Seconds | None = None
         self.durability: Durability = "full"
+        self.codec: PayloadCodec | None = None
+        self.limits = DEFAULT_LIMITS
         self.retention: Seconds | None = RETENTION
 
 
 _settings = _Settings()
-_engines: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, EmbeddedEngine]] = WeakKeyDictionary()
+_engines: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, int], EmbeddedEngine]] = (
+    WeakKeyDictionary()
+)
 
 
 def configure(
@@ -65,17 +71,24 @@ def configure(
     lease_ttl: Seconds | None = None,
     durability: Durability = "full",
     retention: Seconds | None = RETENTION,
+    codec: PayloadCodec | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> None:
     """Set the default database of this process (default: `DURABLE_DB`, else `sqlite:///durable.db`).
 
     `lease_ttl` is the lease of embedded engines in seconds (default: `DURABLE_LEASE_TTL`, else 10), `retention` how long closed runs
-    are kept (default: 30 days; None: for ever; see `Worker`). Applies to engines opened from now on: call it before the first run.
+    are kept (default: 30 days; None: for ever; see `Worker`). `codec` and `limits`: as in `connect`. Applies to engines opened
+    from now on: call it before the first run.
     """
     lease_from(lease_ttl)
     retention_us_of(retention)
     if durability not in ("full", "process", "off"):
         raise DefinitionError(f"durability is 'full', 'process' or 'off', not {durability!r}")
+    if codec is not None:
+        check_codec(codec)
     _settings.url = url
+    _settings.codec = codec
+    _settings.limits = limits
     _settings.lease_ttl = lease_ttl
     _settings.durability = durability
     _settings.retention = retention
@@ -114,19 +127,22 @@ def using(url: str, *, durability: Durability = "full") -> Iterator[None]:
 
     `durability` counts for the first use of a database in an event loop.
     """
-    here, how = url_here.set(url), _durability_here.set(durability)
+    address = Address(url, _settings.codec, _settings.limits)
+    here, how = address_here.set(address), _durability_here.set(durability)
     try:
         yield
     finally:
-        url_here.reset(here)
+        address_here.reset(here)
         _durability_here.reset(how)
 
 
 class EmbeddedEngine:
     """A client and, once something is driven here, a worker that drives only what this process asked for."""
 
-    def __init__(self, url: str, durability: Durability) -> None:
-        self.client: Client = connect(url, durability=durability)
+    def __init__(self, address: Address, durability: Durability) -> None:
+        self.client: Client = connect(
+            address.url, durability=durability, codec=address.codec, limits=address.limits
+        )
         self._worker: Worker | None = None
         self._lock = asyncio.Lock()
         self._hinted: set[str] = set()
@@ -307,11 +323,14 @@ async def engine_here() -> EmbeddedEngine:
         raise DefinitionError(
             "durable needs a running asyncio event loop (trio is not supported): use asyncio.run(...)"
         ) from None
-    url = url_here.get() or _settings.url or os.environ.get("DURABLE_DB") or DEFAULT_URL
+    address = address_here.get() or Address(
+        _settings.url or os.environ.get("DURABLE_DB") or DEFAULT_URL, _settings.codec, _settings.limits
+    )
     engines = _engines.setdefault(loop, {})
-    engine = engines.get(url)
+    key = (address.url, id(address.codec))  # the engine keeps its codec, so the number means that one
+    engine = engines.get(key)
     if engine is None:
-        engine = engines[url] = EmbeddedEngine(url, _durability_here.get() or _settings.durability)
+        engine = engines[key] = EmbeddedEngine(address, _durability_here.get() or _settings.durability)
     return await engine.open()
 
 

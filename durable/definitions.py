@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal
 
 from durable.errors import DefinitionError, UnknownWorkflowError
+from durable.limits import NAME_LENGTH_MAX
 from durable.payloads import Arguments, ValueType
 from durable.retry import Retry
 
 CancellationType = Literal["try", "wait", "abandon"]
-NAME_LENGTH_MAX: Final = 200
 # Where runs wait whose code lives in one process only, e.g. in closures: workers leave them alone.
 LOCAL_TASK_QUEUE: Final = "local"
 
@@ -191,10 +191,16 @@ class Registry:
         return len(self._workflows)
 
 
+def shown(name: object) -> str:
+    """Return what was given for a name, short enough for an error."""
+    text = repr(name)
+    return text if len(text) <= NAME_LENGTH_MAX else f"{text[:40]}… ({len(text):,} characters)"
+
+
 def check_name(name: str, what: str) -> str:
     """Return `name` if it may be stored and printed; raise `DefinitionError` otherwise."""
     if not isinstance(name, str) or not name or len(name) > NAME_LENGTH_MAX or not name.isprintable():
         raise DefinitionError(
-            f"{what} needs a printable name of 1 to {NAME_LENGTH_MAX} characters, not {name!r}"
+            f"{what} needs a printable name of 1 to {NAME_LENGTH_MAX} characters, not {shown(name)}"
         )
     return name

@@ -6,12 +6,14 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
     ├── the author of the code acts
     │   ├── DefinitionError             a decorator, a signature or a registration is wrong
     │   ├── PayloadError                a value cannot be stored (says where in the value)
+    │   │   └── PayloadTooLargeError    (says how large it is, and whose)
     │   └── PlatformFault               parks the run; good code resumes it
     │       ├── NonDeterminismError     today's code asks for something else than the journal holds
     │       ├── UndecodableError        stored bytes do not fit the type that receives them
     │       ├── LivelockError           an activation never came to rest
     │       ├── StuckWorkflowError      an activation did not return
     │       ├── PoisonError             driving the run ended its worker, again and again
+    │       ├── JournalLimitError       the journal has reached its limit
     │       └── WorkflowGuardError      a workflow used real time, chance, threads or I/O
     ├── the caller acts
     │   ├── ArgumentsError              arguments do not fit the signature
@@ -20,6 +22,7 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
     │   ├── RunConflictError            the id is taken, by other input or by policy
     │   ├── WorkflowStateError          the run is closed (or otherwise in the wrong status)
     │   ├── ActivityClosedError         a task token is no longer good for anything
+    │   ├── InboxFullError              too many messages wait for the run
     │   ├── WorkflowVersionMismatchError
     │   │   └── SagaVersionMismatchError
     │   ├── RunParkedError              the run stopped on a platform fault, elsewhere
@@ -36,6 +39,7 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
     │   └── NonRetryableError           raise it in an activity: no further attempt
     │       (RetryAfter, in retry.py: try again after its delay)
     ├── the operator acts
+    │   ├── CodecError                  a codec cannot decode: another key, or bytes that were changed
     │   ├── StoreError                  the database could not be read or written
     │   │   ├── StoreBusyError          another process held the write lock too long
     │   │   ├── NotADatabaseError
@@ -47,7 +51,7 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 class DurableError(Exception):
@@ -69,8 +73,32 @@ class PayloadError(DurableError):
         self.path = path
 
 
+class PayloadTooLargeError(PayloadError):
+    """A payload is larger than `Limits.payload_bytes`. Nothing was written.
+
+    `what` says which, e.g. "the result of activity 'scan'"; `size` and `limit` are bytes; `run_id` is None for a run
+    that was to get a generated id.
+    """
+
+    def __init__(self, *, run_id: str | None, what: str, size: int, limit: int) -> None:
+        whose = "a new run" if run_id is None else f"run {run_id!r}"
+        super().__init__(
+            f"{what} of {whose} takes {size:,} bytes, more than the limit of {limit:,}: store it elsewhere (a file, a "
+            "bucket) and pass its name, or raise Limits.payload_bytes"
+        )
+        self.run_id = run_id
+        self.what = what
+        self.size = size
+        self.limit = limit
+
+
 class PlatformFault(DurableError):
-    """The run cannot go on with the code or the bytes at hand. It is parked, its journal untouched."""
+    """The run cannot go on with the code or the bytes at hand. It is parked, its journal untouched.
+
+    `is_clear`: the text names code and places, never values; it may be logged, and stored beside encrypted payloads.
+    """
+
+    is_clear: ClassVar[bool] = False
 
 
 class NonDeterminismError(PlatformFault):
@@ -78,6 +106,8 @@ class NonDeterminismError(PlatformFault):
 
     `expected` and `got` name the recorded and the requested operation (None: nothing).
     """
+
+    is_clear = True
 
     def __init__(
         self,
@@ -98,6 +128,8 @@ class NonDeterminismError(PlatformFault):
 class UndecodableError(PlatformFault):
     """Stored bytes do not fit the type that should receive them."""
 
+    is_clear = True
+
     def __init__(self, message: str, *, run_id: str | None = None) -> None:
         super().__init__(message)
         self.run_id = run_id
@@ -105,6 +137,23 @@ class UndecodableError(PlatformFault):
 
 class LivelockError(PlatformFault):
     """An activation ran more callbacks than its cap without coming to rest."""
+
+    is_clear = True
+
+
+class JournalLimitError(PlatformFault):
+    """A journal has as many events as `Limits.journal_events` allows. All of it is kept; with a higher limit the run goes on."""
+
+    is_clear = True
+
+    def __init__(self, *, run_id: str, events: int, limit: int) -> None:
+        super().__init__(
+            f"the journal of run {run_id!r} has {events:,} events, and the limit is {limit:,}: let the worker have a higher "
+            "Limits.journal_events and resume the run, or terminate it; give the workflow less to do in one run"
+        )
+        self.run_id = run_id
+        self.events = events
+        self.limit = limit
 
 
 class StuckWorkflowError(PlatformFault):
@@ -137,6 +186,8 @@ class WorkflowGuardError(PlatformFault):
 
     `call` is what it used, `source` the place (`package/file.py:line`, or ""), `instead` what to write there.
     """
+
+    is_clear = True
 
     def __init__(
         self, message: str, *, run_id: str, call: str = "", source: str = "", instead: str = ""
@@ -201,6 +252,17 @@ class ActivityClosedError(DurableError):
         )
         self.run_id = run_id
         self.attempt = attempt
+
+
+class InboxFullError(DurableError):
+    """As many messages wait for the run as `Limits.unread_messages` allows. This one was not taken in; send it later."""
+
+    def __init__(self, run_id: str, limit: int) -> None:
+        super().__init__(
+            f"run {run_id!r} has {limit:,} unread messages, the limit: this one was not taken in; durable why {run_id} says what holds it up"
+        )
+        self.run_id = run_id
+        self.limit = limit
 
 
 class WorkflowVersionMismatchError(DurableError):
@@ -310,6 +372,10 @@ class SagaError(DurableError):
 
     __durable_wraps__ = True
     __durable_compensated__ = True
+    # What is left of one that was too large to be recorded with its values.
+    step_name: str = ""
+    compensated: Sequence[str] = ()
+    failed_compensations: Sequence[str] = ()
 
     def __init__(
         self,
@@ -361,6 +427,13 @@ class BlockedLoopError(NonRetryableError):
 
 
 # ─ the operator acts ─────────────────────────────────────────────────────────
+
+
+class CodecError(DurableError):
+    """A codec cannot decode a payload: another key wrote it, or it was changed or moved. Raised by codecs.
+
+    Its text becomes the reason why a run is parked: it names keys by their ids and holds no content.
+    """
 
 
 class StoreError(DurableError):

@@ -24,6 +24,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from durable.errors import ActivityError, NonRetryableError
+from durable.limits import FAILURE_BYTES_MAX, is_too_deep
 
 E = TypeVar("E", bound=BaseException)
 
@@ -71,7 +72,7 @@ def record(
 
     `activity`, `run_id` and `attempts` (from 1) say whose error it is: the rebuilt one carries them as a note.
     """
-    failure = _record(error, 0, set())
+    failure = _fitting(_record(error, 0, set()))
     return msgspec.structs.replace(failure, activity=activity, run_id=run_id, attempts=attempts)
 
 
@@ -99,6 +100,45 @@ def describe(failure: Failure) -> str:
 
 
 # ─ recording ─────────────────────────────────────────────────────────────────
+
+
+def _fitting(failure: Failure) -> Failure:
+    """Return the failure with less of it, until it is no larger than `FAILURE_BYTES_MAX`: what is least missed goes first."""
+    for shorten in (_unchanged, _without_values, _without_others):
+        shorter = shorten(failure)
+        if len(_encode(shorter)) <= FAILURE_BYTES_MAX:
+            return shorter
+    return shorter
+
+
+def _unchanged(failure: Failure) -> Failure:
+    return failure
+
+
+def _without_values(failure: Failure) -> Failure:
+    """Leave out what errors held besides their text; their classes are then rebuilt from that."""
+    return msgspec.structs.replace(
+        failure,
+        args=None,
+        fields=None,
+        verbatim=False,
+        cause=None if failure.cause is None else _without_values(failure.cause),
+        context=None if failure.context is None else _without_values(failure.context),
+        group=None if failure.group is None else [_without_values(member) for member in failure.group],
+        errors=None,
+    )
+
+
+def _without_others(failure: Failure) -> Failure:
+    """Leave out causes and members."""
+    note = "\n(causes and members of this error were too large to record)"
+    return msgspec.structs.replace(
+        _without_values(failure),
+        message=failure.message + note,
+        cause=None,
+        context=None,
+        group=None if failure.group is None else [],
+    )
 
 
 def _record(error: BaseException, depth: int, seen: set[int]) -> Failure:
@@ -228,7 +268,11 @@ def _json(value: object) -> bytes | None:
     """Return the JSON of a value, or None: too large, not storable, or a NaN (which JSON would make null)."""
     try:
         data = _encode(value)
-        is_kept = len(data) <= ARGUMENTS_BYTES_MAX and (b"null" not in data or _is_finite(value))
+        is_kept = (
+            len(data) <= ARGUMENTS_BYTES_MAX
+            and (b"null" not in data or _is_finite(value))
+            and not is_too_deep(data)
+        )
     except Exception:
         return None
     return data if is_kept else None

@@ -8,6 +8,7 @@ from datetime import datetime
 import msgspec
 
 from durable.journal import view
+from durable.payloads.codec import shown_text
 from durable.store.records import PauseRecord, RunRecord
 
 
@@ -43,5 +44,5 @@ def _of(pause: PauseRecord, what: str, now_us: int) -> Hold:
 
 def _hold(name: str, what: str, at_us: int, reason: str | None, now_us: int) -> Hold:
     ago = view.duration_text(max(0, now_us - at_us) / 1_000_000)
-    text = f"{what} {ago} ago" + (f": {reason}" if reason else "")
+    text = f"{what} {ago} ago" + (f": {shown_text(reason)}" if reason else "")
     return Hold(name=name, text=text, since=view.instant(at_us))

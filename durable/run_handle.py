@@ -6,9 +6,9 @@ Knows nothing of workers: whoever drives the run, here or elsewhere, the store i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
 
@@ -23,22 +23,23 @@ from durable.errors import (
     WorkflowTimeoutError,
 )
 from durable.failures import Failure
-from durable.journal import view
 from durable.journal.events import AnyEntry
 from durable.journal.lifecycle import RunStatus
-from durable.journal.turns import decode_turn
+from durable.journal.turns import joined
 from durable.journal.view import Blocker, Entry
 from durable.journal.why import Why
 from durable.payloads import ValueType
+from durable.payloads.codec import sealed_fault, shown_text
 from durable.retry import Seconds, seconds
 from durable.stacks import Stack
-from durable.store.records import RunRecord
+from durable.store.records import JournalRow, RunRecord
 from durable.workflows import Signal, Workflow
 
 if TYPE_CHECKING:
     from durable.client import Client, Reopened
 
 R = TypeVar("R")
+_ANY: Final = ValueType.of(Any)
 
 
 class Run(msgspec.Struct, kw_only=True):
@@ -103,7 +104,8 @@ class RunHandle(Generic[R]):
 
         Raises `WorkflowFailedError` (the workflow's error is `__cause__`), `RunCancelledError`, `RunTerminatedError`,
         `WorkflowTimeoutError`; for a parked run at once the platform fault, or `RunParkedError` if it parked in another
-        process. After `timeout` (seconds or timedelta) TimeoutError; the run goes on. If retention deleted the run, `RunNotFoundError`.
+        process. `UndecodableError`: the result cannot be read here, e.g. without the codec that wrote it. After `timeout`
+        (seconds or timedelta) TimeoutError; the run goes on. If retention deleted the run, `RunNotFoundError`.
         """
         try:
             if timeout is None:
@@ -120,22 +122,25 @@ class RunHandle(Generic[R]):
         match record.status:
             case RunStatus.COMPLETED:
                 data = record.result if record.result is not None else b"null"
-                return self._result_type.decode(data) if self._result_type is not None else view.plain(data)  # type: ignore[no-any-return]
+                result: R = (self._result_type or _ANY).decode(data)
+                return result
             case RunStatus.FAILED | RunStatus.COMPENSATED:
                 failure = decode_failure(record.failure)
                 text = failures.describe(failure) if failure is not None else "no failure was recorded"
                 cause = failures.rebuild(failure) if failure is not None else None
                 raise WorkflowFailedError(f"run {run_id!r} failed: {text}", run_id=run_id) from cause
             case RunStatus.CANCELLED:
-                raise RunCancelledError(run_id, record.reason)
+                raise RunCancelledError(run_id, shown_text(record.reason))
             case RunStatus.TERMINATED:
-                raise RunTerminatedError(run_id, record.reason)
+                raise RunTerminatedError(run_id, shown_text(record.reason))
             case RunStatus.TIMED_OUT:
                 raise WorkflowTimeoutError(run_id)
             case RunStatus.PARKED:
                 fault = self._client.watch.fault(self._pk)
                 raise (
-                    fault if fault is not None else RunParkedError(run_id, record.reason or "unknown reason")
+                    fault
+                    if fault is not None
+                    else RunParkedError(run_id, shown_text(record.reason) or "unknown reason")
                 )
             case _:
                 raise InternalError(f"run {run_id!r} was reported ended but is {record.status}")
@@ -218,10 +223,13 @@ def decode_failure(data: bytes | None) -> Failure | None:
         return None
     try:
         return msgspec.json.decode(data, type=Failure)
-    except msgspec.DecodeError as error:
-        return Failure(type="durable.errors:UndecodableError", message=f"the failure cannot be read: {error}")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        reason = sealed_fault(data) or type(error).__name__
+        return Failure(
+            type="durable.errors:UndecodableError", message=f"the failure cannot be read: {reason}"
+        )
 
 
-def decode_entries(rows: list[bytes]) -> list[AnyEntry]:
-    """Return the entries of stored journal rows, in order."""
-    return [entry for data in rows for entry in decode_turn(data).entries]
+def decode_entries(rows: Sequence[JournalRow]) -> list[AnyEntry]:
+    """Return the entries of stored journal rows, in order; raise `UndecodableError`, which names the row."""
+    return [entry for _, entries in joined(rows) for entry in entries]

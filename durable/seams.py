@@ -181,6 +181,11 @@ async def pause(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
+def random_bytes(count: int) -> bytes:
+    """Return bytes fit for keys and nonces. Never from a seed: not even a simulation may repeat them."""
+    return os.urandom(count)
+
+
 def seeded(seed: int) -> random.Random:
     """Return the reproducible source of chance of one run; its seed is journaled."""
     return random.Random(seed)

@@ -10,9 +10,8 @@ import click
 from durable import RunStatus, connect
 from durable_cli.durations import duration_option
 from durable_cli.finding import database, run_async
-from durable_cli.health import bytes_text
 from durable_cli.options import Settings, common_options
-from durable_cli.output import Output, builtins, count, iso
+from durable_cli.output import Output, builtins, bytes_text, count, iso
 from durable_cli.problems import CONFLICT, OK, RUN_FAILED, Problem, ask
 
 CLOSED: Final = tuple(str(one) for one in RunStatus if one.is_closed and one != "continued")

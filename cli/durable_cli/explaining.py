@@ -8,6 +8,7 @@ from durable import (
     ArgumentsError,
     DefinitionError,
     DurableError,
+    InboxFullError,
     InternalError,
     LeaseLostError,
     NotADatabaseError,
@@ -20,6 +21,7 @@ from durable import (
     SchemaVersionError,
     StoreBusyError,
     StoreError,
+    UndecodableError,
     UnknownWorkflowError,
     WorkflowFailedError,
     WorkflowStateError,
@@ -44,6 +46,7 @@ _CODES: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (UnknownWorkflowError, NOT_FOUND),
     (RunConflictError, CONFLICT),
     (WorkflowStateError, CONFLICT),
+    (InboxFullError, CONFLICT),
     (WorkflowVersionMismatchError, CONFLICT),
     (RunParkedError, RUN_FAILED),
     (PlatformFault, RUN_FAILED),
@@ -86,7 +89,7 @@ def _hint(error: BaseException) -> str | None:
     match error:
         case RunNotFoundError():
             return near_ones(error.suggestions) or LIST_HINT
-        case WorkflowStateError():
+        case WorkflowStateError() | InboxFullError():
             return f"durable show {error.run_id}"
         case RunConflictError():
             return f"durable show {error.run_id}; another --id starts another run, --if-closed new starts a closed one anew"
@@ -102,6 +105,8 @@ def _hint(error: BaseException) -> str | None:
             return "another process holds the database; try again"
         case StoreError():
             return "name the database with --db or DURABLE_DB; durable run and durable worker create it"
+        case UndecodableError():
+            return "encrypted payloads need their key: --key-file FILE or --codec TARGET"
         case InternalError():
             return "please report it; --debug shows where"
         case DurableError():

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
 from durable import Client, Run, RunNotFoundError, connect
+from durable_cli.codecs import codec_of
 from durable_cli.options import Settings
 from durable_cli.problems import NOT_FOUND, Problem, did_you_mean, near_ones, quoted
 
@@ -27,7 +28,7 @@ def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
 @asynccontextmanager
 async def database(settings: Settings, *, create: bool = False) -> AsyncIterator[Client]:
     """Open the database of the settings; only what starts or drives runs creates it."""
-    async with connect(settings.db, create=create) as client:
+    async with connect(settings.db, create=create, codec=codec_of(settings)) as client:
         yield client
 
 

@@ -15,7 +15,7 @@ from durable_cli.completing import complete_run_id
 from durable_cli.durations import ago_text
 from durable_cli.finding import LAST, database, find_run, run_async
 from durable_cli.options import Settings, common_options
-from durable_cli.output import Output, builtins, columns, count, escaped, glyph, iso, now
+from durable_cli.output import Output, builtins, bytes_text, columns, count, escaped, glyph, iso, now
 from durable_cli.problems import OK, RUN_FAILED, quoted
 
 LOG_BYTES_MAX: Final = 64 << 20  # above it, whoever writes copies the log into the database
@@ -123,6 +123,7 @@ async def _workers(settings: Settings, output: Output) -> int:
     async with database(settings) as client:
         lost = set(await client.find_lost_workers())
         known = await client.workers()
+        paused = {one.name for one in await client.pauses() if one.kind == "worker"}
         url = client.url
     rows: list[dict[str, Any]] = [
         {
@@ -133,6 +134,7 @@ async def _workers(settings: Settings, output: Output) -> int:
             "kind": "embedded" if one.embedded else "worker",
             "task_queue": one.task_queue,
             "runs": one.runs,
+            "is_paused": one.name in paused,
             "workflows": [
                 {"workflow": workflow, "version": version} for workflow, version in one.definitions
             ],
@@ -163,7 +165,7 @@ def _print_workers(output: Output, rows: list[dict[str, Any]]) -> None:
             escaped(row["name"]),
             escaped(row["host"]),
             str(row["pid"]),
-            row["kind"],
+            row["kind"] + (", paused" if row["is_paused"] else ""),
             escaped(row["task_queue"]),
             str(row["runs"]),
             row["since"],
@@ -181,8 +183,11 @@ def _print_workers(output: Output, rows: list[dict[str, Any]]) -> None:
 
 
 def instant(at_us: int) -> datetime:
-    """Return an aware UTC datetime."""
-    return _EPOCH + timedelta(microseconds=at_us)
+    """Return an aware UTC datetime; for a number out of all range (a damaged row) the nearest there is."""
+    try:
+        return _EPOCH + timedelta(microseconds=at_us)
+    except OverflowError:
+        return (datetime.max if at_us > 0 else datetime.min).replace(tzinfo=UTC)
 
 
 # ─ doctor ────────────────────────────────────────────────────────────────────
@@ -342,15 +347,3 @@ def _print_checks(output: Output, checks: list[Check]) -> None:
         sign, colour = _SIGNS[check.status]
         hint = f"   → {check.hint}" if check.hint else ""
         output.line(f"{output.out.paint(sign, colour)} {check.text}{output.out.paint(hint, dim=True)}")
-
-
-def bytes_text(size: int) -> str:
-    """Return `4.0 KiB`, `12.3 MiB`."""
-    if size < 1024:
-        return f"{size} bytes"
-    amount = size / 1024
-    for unit in ("KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"

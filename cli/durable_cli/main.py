@@ -31,7 +31,7 @@ class Listed(NamedTuple):
 COMMANDS: Final = MappingProxyType(
     {
         "run": Listed("operate", "Run", "Run a workflow here, with progress, and print its result."),
-        "worker": Listed("operate", "Run", "Serve workflows: claim runs and drive them."),
+        "worker": Listed("serving", "Run", "Serve workflows: claim runs and drive them."),
         "start": Listed("operate", "Run", "Store a run for a worker to drive."),
         "list": Listed("see", "See", "List runs, and what they wait for."),
         "show": Listed("see", "See", "Tell the story of one run."),
@@ -45,6 +45,7 @@ COMMANDS: Final = MappingProxyType(
         "retry": Listed("retrying", "Fix", "Try a run again that was closed without success."),
         "pause": Listed("holding", "Fix", "Hold a run, a task queue or a worker back."),
         "resume": Listed("holding", "Fix", "Let what is paused, or a parked run, go on."),
+        "bulk": Listed("bulk", "Fix", "One of these for all runs that fit some filters."),
         "doctor": Listed("health", "Operate", "Look for what is wrong with a database and its workers."),
         "migrate": Listed("care", "Operate", "Bring a database's schema up to date."),
         "backup": Listed("care", "Operate", "Copy a database, under load, into a new file."),

@@ -1,42 +1,34 @@
-"""Running things: run, worker, start, recover, version."""
+"""Running things: run, start, recover, version. `serving` has the worker."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import logging
-import os
 import platform
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final, NamedTuple
 
 import click
 
 import durable
-from durable import ArgumentsError, Client, Run, RunHandle, Worker
+from durable import ArgumentsError, Client, Run, RunHandle
 from durable_cli.arguments import Given, parse_arguments
+from durable_cli.codecs import codec_of
 from durable_cli.completing import complete_workflow
-from durable_cli.durations import duration_option, retention_option
+from durable_cli.durations import duration_option
 from durable_cli.finding import database, run_async
 from durable_cli.options import Settings, app_option, common_options
-from durable_cli.output import Output, count, escaped, glyph, json_text, now
+from durable_cli.output import Output, glyph, json_text, now
 from durable_cli.problems import INTERRUPTED, OK, Problem, did_you_mean, quoted
 from durable_cli.see import changes, print_result
+from durable_cli.serving import Handlers, Service, rescue_text, serve
 from durable_cli.targets import AnyWorkflow, Found, load_target, one_workflow, workflow_named
 
-GRACE_SECONDS: Final = 30.0
-RETENTION_SECONDS: Final = 30 * 86_400.0
-# A worker's process is ours: its runs and turns are many small objects without cycles, which the collector would walk again and again.
-COLLECTOR_THRESHOLDS: Final = (50_000, 20, 100)
 PROGRESS_SECONDS: Final = 0.1
 LEASE_SECONDS: Final = 10.0
-HASH_SEED_MARK: Final = "DURABLE_HASH_SEED"  # the seed with which this process was started anew, by us
-SECOND_SIGNAL_CODES: Final = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: 143}
 
 
 # ─ arguments for a workflow ──────────────────────────────────────────────────
@@ -137,10 +129,10 @@ async def _run(
     run_id: str | None,
     started: list[str],
 ) -> int:
-    durable.configure(settings.db)
+    durable.configure(settings.db, codec=codec_of(settings))
     handle = await workflow.options(run_id=run_id).start(*call.args, **call.kwargs)
     started.append(handle.run_id)
-    both_stop_in_order = _Handlers(signal.getsignal(signal.SIGINT), signal.SIGTERM)
+    both_stop_in_order = Handlers(signal.getsignal(signal.SIGINT), signal.SIGTERM)
     async with database(settings) as client:
         progress = _Progress(client, output, handle.run_id)
         await progress.begin(workflow.name)
@@ -218,219 +210,6 @@ class _Progress:
         seconds = ((run.closed_at or now()) - begin).total_seconds()
         self._output.note(f"{glyph(run.status)} {run.status} after {seconds:.2f}s")
         return run
-
-
-# ─ worker ────────────────────────────────────────────────────────────────────
-
-
-@click.command("worker")
-@click.argument("targets", metavar="TARGET...", nargs=-1)
-@click.option(
-    "--task-queue",
-    "queues",
-    metavar="QUEUE",
-    multiple=True,
-    help="Where to claim runs (default: the workflows' own). Repeatable.",
-)
-@click.option(
-    "--concurrency",
-    type=click.IntRange(1),
-    default=100,
-    show_default=True,
-    help="Activities at a time, per queue.",
-)
-@click.option(
-    "--drain", is_flag=True, help="Finish the backlog and exit: wait for timers and retries, not for signals."
-)
-@click.option(
-    "--grace",
-    type=duration_option,
-    metavar="DURATION",
-    default="30s",
-    help="How long running activities may take after Ctrl-C.  [default: 30s]",
-)
-@click.option(
-    "--retention",
-    type=retention_option,
-    metavar="DURATION",
-    default="30d",
-    show_default=True,
-    help="Delete runs closed longer ago than that; none: never.",
-)
-@app_option
-@common_options
-@click.pass_obj
-def worker_command(
-    settings: Settings,
-    targets: tuple[str, ...],
-    queues: tuple[str, ...],
-    concurrency: int,
-    drain: bool,
-    grace: float,
-    retention: float | None,
-) -> int:
-    """Serve the workflows of one or several targets: claim their runs and drive them, until stopped.
-
-    TARGET: module, module:workflow, path/file.py or path/file.py:workflow (default: --app). SIGTERM and Ctrl-C drain: nothing
-    new is claimed, running activities get the grace, the rest is handed back. A second one stops at once.
-    """
-    names = targets or ((settings.app,) if settings.app else ())
-    if not names:
-        raise Problem("no target", hint="durable worker module (or file.py), or set DURABLE_APP")
-    if _is_own_process():
-        _restart_with_hash_seed(settings)
-    found = [load_target(name, settings) for name in names]
-    gc.set_threshold(*COLLECTOR_THRESHOLDS)
-    how = Service(queues=queues, concurrency=concurrency, drain=drain, grace=grace, retention=retention)
-    return run_async(serve(settings, Output(settings), found, how))
-
-
-def _is_own_process() -> bool:
-    """Whether this process is the command line and nothing else, so that it may be started anew."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    started_as = spec.name if spec is not None else Path(sys.argv[0]).stem
-    return (
-        os.name == "posix"
-        and bool(sys.executable)
-        and started_as in ("durable", "durable.__main__", "durable_cli.__main__")
-    )
-
-
-def _restart_with_hash_seed(settings: Settings) -> None:
-    """Start this process anew, once, under the database's hash seed: sets of strings are then ordered alike everywhere.
-
-    Not where Python ignores its environment (-I, -E), and not over a PYTHONHASHSEED that somebody chose.
-    """
-    marked = os.environ.get(HASH_SEED_MARK)
-    if sys.flags.ignore_environment or (os.environ.get("PYTHONHASHSEED") or "random") not in (
-        "random",
-        marked,
-    ):
-        return
-    seed = run_async(_hash_seed(settings))
-    if seed is None or seed == marked:
-        return
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    environ = os.environ | {"PYTHONHASHSEED": seed, HASH_SEED_MARK: seed}
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
-
-
-async def _hash_seed(settings: Settings) -> str | None:
-    async with database(settings, create=True) as client:
-        return await client.store.read_meta("hash_seed")
-
-
-class Service(NamedTuple):
-    """How a worker's process serves. `grace` and `retention` are seconds; no retention: closed runs stay for ever."""
-
-    queues: Sequence[str] = ()
-    concurrency: int = 100
-    drain: bool = False
-    grace: float = GRACE_SECONDS
-    retention: float | None = RETENTION_SECONDS
-
-
-async def serve(settings: Settings, output: Output, found: Sequence[Found], how: Service) -> int:
-    """Work until stopped, or with `drain` until nothing can go on by itself."""
-    workflows = list({id(one): one for each in found for one in each.workflows}.values())
-    if not workflows:
-        names = ", ".join(each.name for each in found)
-        raise Problem(f"no workflow in {names}", hint="decorate an async function with @workflow")
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")  # unless users' code has
-    served = list(dict.fromkeys(how.queues)) or sorted({one.definition.task_queue for one in workflows})
-    async with database(settings, create=True) as client:
-        workers = [
-            Worker(client, *workflows, task_queue=queue, concurrency=how.concurrency, retention=how.retention)
-            for queue in served
-        ]
-        crew = _Crew(workers, output, how.grace)
-        with crew.signals():
-            output.note(_banner(found, served, how.concurrency, client.url))
-            await crew.work(how.drain)
-    return OK
-
-
-def _banner(found: Sequence[Found], queues: Sequence[str], concurrency: int, url: str) -> str:
-    parts = [
-        f"{escaped(each.name)}: {count(len(each.workflows), 'workflow')}"
-        + (f", {count(each.activities, 'activity')}" if each.activities else "")
-        for each in found
-    ]
-    queue_text = f"{'queue' if len(queues) == 1 else 'queues'} {', '.join(map(escaped, queues))}"
-    return " · ".join(
-        [f"durable {durable.__version__}", *parts, queue_text, f"concurrency {concurrency}", url]
-    )
-
-
-class _Crew:
-    """The workers of one process, one per task queue, and how they are stopped."""
-
-    def __init__(self, workers: Sequence[Worker], output: Output, grace: float) -> None:
-        self._workers = workers
-        self._output = output
-        self._grace = grace
-        self._is_stopping = False
-
-    async def work(self, drain: bool) -> None:
-        async with asyncio.TaskGroup() as group:
-            running = [group.create_task(worker.run(drain=drain)) for worker in self._workers]
-            while not all(  # noqa: ASYNC110  # a worker has no event for "started"
-                worker.worker_id or task.done() for worker, task in zip(self._workers, running, strict=True)
-            ):
-                await asyncio.sleep(0.01)
-            self._output.note(self._ready_text(drain))
-            if self._is_stopping:  # the signal came before the start was over
-                self._stop_workers()
-
-    def _ready_text(self, drain: bool) -> str:
-        rescued = [one for worker in self._workers for one in worker.rescued if one.runs]
-        recovered = f"recovered {rescue_text(rescued)} · " if rescued else ""
-        until = (
-            "drains the backlog, then exits"
-            if drain
-            else f"Ctrl-C drains ({self._grace:g}s), again stops now"
-        )
-        return f"{recovered}ready.  {until}"
-
-    def _stop_workers(self) -> None:
-        for worker in self._workers:
-            if worker.worker_id:
-                worker.stop(self._grace)
-
-    def signals(self) -> _Handlers:
-        """Return the context in which SIGINT and SIGTERM drain, and the second one exits at once."""
-        loop = asyncio.get_running_loop()
-
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            # A handler of the interpreter, not of the loop: it also works while the loop is stuck in users' code.
-            if self._is_stopping:
-                os._exit(SECOND_SIGNAL_CODES.get(signal.Signals(number), INTERRUPTED))
-            self._is_stopping = True
-            loop.call_soon_threadsafe(self._begin_to_stop)
-
-        return _Handlers(on_signal, signal.SIGINT, signal.SIGTERM)
-
-    def _begin_to_stop(self) -> None:
-        self._output.note(f"draining ({self._grace:g}s), again stops now")
-        self._stop_workers()
-
-
-class _Handlers:
-    """Signal handlers, put back at the end."""
-
-    def __init__(self, handler: Any, *numbers: signal.Signals) -> None:
-        self._handler = handler
-        self._numbers = numbers
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> None:
-        for number in self._numbers:
-            self._before[number] = signal.signal(number, self._handler)
-
-    def __exit__(self, *unused: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 # ─ start ─────────────────────────────────────────────────────────────────────
@@ -537,14 +316,6 @@ async def _recover(settings: Settings, output: Output, found: Sequence[Found]) -
     if found:
         return await serve(settings, output, found, Service(drain=True))
     return OK
-
-
-def rescue_text(rescued: Sequence[Any]) -> str:
-    """Return `2 runs from worker web-1:412`."""
-    runs = count(sum(one.runs for one in rescued), "run")
-    if not rescued:
-        return f"{runs}: no dead worker"
-    return f"{runs} from dead {count(len(rescued), 'worker').split(' ', 1)[1]} {', '.join(escaped(one.name) for one in rescued)}"
 
 
 def _lease(settings: Settings) -> float:

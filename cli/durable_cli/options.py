@@ -26,6 +26,8 @@ class Settings:
         self.environ = os.environ if environ is None else environ
         self.given_db: str | None = None
         self.given_app: str | None = None
+        self.given_codec: str | None = None
+        self.given_key_file: str | None = None
         self.output = "text"
         self.color: str | None = None
         self.ascii = False
@@ -45,6 +47,16 @@ class Settings:
     def app(self) -> str | None:
         """The target that holds the workflows: `--app`, else DURABLE_APP, else pyproject.toml."""
         return self.given_app or self.environ.get("DURABLE_APP") or self._table()[1].get("app")
+
+    @property
+    def codec(self) -> str | None:
+        """The target of the codec: `--codec`, else DURABLE_CODEC."""
+        return self.given_codec or self.environ.get("DURABLE_CODEC") or None
+
+    @property
+    def key_file(self) -> str | None:
+        """The file with the keys: `--key-file`, else DURABLE_KEY_FILE."""
+        return self.given_key_file or self.environ.get("DURABLE_KEY_FILE") or None
 
     @property
     def project_directory(self) -> Path:
@@ -100,6 +112,10 @@ def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
 _COMMON: Final = (
     click.option("--db", metavar="URL", help="Database: sqlite:///file.db or a path.  [env: DURABLE_DB]",
                  expose_value=False, callback=_keep("given_db")),
+    click.option("--key-file", metavar="FILE", help="Keys of encrypted payloads.  [env: DURABLE_KEY_FILE]",
+                 expose_value=False, callback=_keep("given_key_file")),
+    click.option("--codec", metavar="TARGET", help="A codec of your own: module:attr or file.py:attr.  [env: DURABLE_CODEC]",
+                 expose_value=False, callback=_keep("given_codec")),
     click.option("-o", "--output", type=click.Choice(["text", "json", "jsonl"]), help="Text for people, JSON for programs.",
                  expose_value=False, callback=_keep("output")),
     click.option("--color", type=click.Choice(["auto", "always", "never"]), help="Colour (also NO_COLOR, FORCE_COLOR).",

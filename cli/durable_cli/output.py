@@ -18,6 +18,7 @@ import msgspec
 from durable_cli.options import Settings
 
 JSON_VERSION: Final = 1
+VALUE_BYTES_MAX: Final = 4096  # of a payload shown to people; JSON output and `durable result` have all of it
 
 GLYPHS: Final = {
     "pending": "○", "running": "●", "waiting": "◷", "parked": "⏸",
@@ -140,11 +141,25 @@ def json_text(value: Any) -> str:
 
 
 def value_text(value: Any) -> str:
-    """Return a payload for people: JSON with spaces, control characters escaped, on one line."""
-    spaced = (
-        msgspec.json.format(msgspec.json.encode(value), indent=0) if isinstance(value, (dict, list)) else None
-    )
-    return escaped((spaced or msgspec.json.encode(value)).decode())
+    """Return a payload for people: JSON with spaces, control characters escaped, on one line; of a large one its size."""
+    data = msgspec.json.encode(value)
+    if len(data) > VALUE_BYTES_MAX:
+        return f"<{bytes_text(len(data))} of JSON>"
+    if isinstance(value, (dict, list)):
+        data = msgspec.json.format(data, indent=0)
+    return escaped(data.decode())
+
+
+def bytes_text(size: int) -> str:
+    """Return `4.0 KiB`, `12.3 MiB`."""
+    if size < 1024:
+        return f"{size} bytes"
+    amount = size / 1024
+    for unit in ("KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
 
 
 def escaped(text: str, *, keep_lines: bool = False) -> str:

@@ -19,15 +19,28 @@ from durable import (
     RunCancelledError,
     RunHandle,
     RunParkedError,
-    RunStatus,
     WorkflowFailedError,
     WorkflowTimeoutError,
 )
-from durable_cli.completing import complete_run_id, complete_workflow
-from durable_cli.durations import ago_text, duration_option, instant_option
+from durable_cli.completing import complete_run_id
+from durable_cli.durations import ago_text, duration_option
+from durable_cli.filters import filter_options
 from durable_cli.finding import LAST, database, find_run, run_async
 from durable_cli.options import Settings, app_option, common_options
-from durable_cli.output import COLOURS, Output, builtins, columns, count, cut, glyph, iso, json_text, now
+from durable_cli.output import (
+    COLOURS,
+    VALUE_BYTES_MAX,
+    Output,
+    builtins,
+    columns,
+    count,
+    cut,
+    glyph,
+    iso,
+    json_text,
+    now,
+    value_text,
+)
 from durable_cli.problems import OK, RUN_FAILED, TIMED_OUT, USAGE, Problem
 from durable_cli.standing import show_stack
 from durable_cli.story import facts, needs_a_worker, outcome, picture, step_line, took
@@ -46,24 +59,7 @@ ENDED_BADLY: Final = (
 
 
 @click.command("list")
-@click.option(
-    "--status",
-    multiple=True,
-    type=click.Choice([str(one) for one in RunStatus]),
-    help="Repeat it for any of several.",
-)
-@click.option(
-    "--workflow",
-    metavar="NAME",
-    help="The workflow's name; * stands for anything.",
-    shell_complete=complete_workflow,
-)
-@click.option("--task-queue", metavar="QUEUE", help="Where the runs wait for workers.")
-@click.option("--id", "run_id", metavar="ID", help="The run id; * stands for anything.")
-@click.option(
-    "--since", type=instant_option, metavar="TIME", help="Created since: 2h (ago), or 2026-11-22 (UTC)."
-)
-@click.option("--until", type=instant_option, metavar="TIME", help="Created until.")
+@filter_options
 @click.option(
     "--limit",
     type=click.IntRange(1, 10_000),
@@ -77,6 +73,7 @@ ENDED_BADLY: Final = (
 def list_command(settings: Settings, /, follow: bool, **filters: Any) -> None:
     """List runs, newest first, and what each waits for or how it ended."""
     filters["status"] = list(filters["status"]) or None
+    filters["with_large_payloads"] = settings.output != "text"
     run_async(_list(settings, Output(settings), filters, follow))
 
 
@@ -301,6 +298,13 @@ def _iso_us(at_us: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{micros:06d}Z"
 
 
+def _event_value(value: Any) -> str:
+    if isinstance(value, str) and len(value) <= VALUE_BYTES_MAX and re.fullmatch(r"[!-~]+", value):
+        return value
+    text = json_text(value)
+    return text if len(text) <= VALUE_BYTES_MAX else value_text(value)
+
+
 def _print_events(output: Output, run: Run, events: list[dict[str, Any]]) -> None:
     about = {"run_id": run.run_id, "generation": run.generation}
     if output.format == "json":
@@ -316,7 +320,7 @@ def _print_events(output: Output, run: Run, events: list[dict[str, Any]]) -> Non
             event.get("at", ""),
             event["event"],
             " ".join(
-                f"{key}={value if isinstance(value, str) and re.fullmatch(r'[!-~]+', value) else json_text(value)}"
+                f"{key}={_event_value(value)}"
                 for key, value in event.items()
                 if key not in ("number", "at", "event")
             ),

@@ -111,6 +111,19 @@ def objects_of(text: str, settings: Settings) -> list[Any]:
     return list(vars(_import(parse_target(text), settings)).values())
 
 
+def attribute_of(text: str, settings: Settings) -> Any:
+    """Return what `module:attr` or `file.py:attr` names."""
+    target = parse_target(text)
+    if target.attr is None:
+        raise Problem(f"{quoted(text)} names a module, not something in it", hint=f"{text}:NAME")
+    value: Any = _import(target, settings)
+    for part in target.attr.split("."):
+        value = getattr(value, part, None)
+    if value is None:
+        raise Problem(f"no {quoted(target.attr)} in {target.module}", code=NOT_FOUND)
+    return value
+
+
 def _newest(workflows: Sequence[AnyWorkflow]) -> AnyWorkflow:
     return max(workflows, key=lambda one: one.version)
 

@@ -62,6 +62,7 @@ from durable.journal.events import (
 from durable.journal.matching import Mismatch, describe, label, match, non_determinism
 from durable.journal.reopening import COMPENSATION
 from durable.journal.turns import Activated
+from durable.limits import DEFAULT_LIMITS, Limits
 from durable.payloads import ValueType
 
 UNSET: Final = msgspec.UNSET
@@ -78,6 +79,7 @@ class Instance:
         input: bytes,
         *,
         callbacks_max: int = 100_000,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         anyio_scopes.install()
         guards.install()
@@ -91,6 +93,7 @@ class Instance:
         self.failed_at: tuple[int, int] | None = None
         self.events = 0
         self.warnings: list[str] = []
+        self._limits = limits
         self.unwind: Unwind | None = None
         self.outermost: object | None = None
         self._has_compensated = False
@@ -294,6 +297,8 @@ class Instance:
             try:
                 result = await self._definition.fn(*args, **kwargs)
                 data = self._definition.result.encode(result)
+                if len(data) > self._limits.payload_bytes_warn and not self.is_replaying:
+                    self._judge(data, "the result")
             except BaseException as error:
                 if self.unwind is not None and self._is_final(error):
                     await self.unwind(error)
@@ -428,11 +433,18 @@ class Instance:
         if definition.kind == COMPENSATION:
             self._has_compensated = True
         source = find_source(sys._getframe(2)) or self._loop.task_source()
-        call = Call(definition, definition.arguments.encode(args, kwargs), source)
+        data = definition.arguments.encode(args, kwargs)
+        if len(data) > self._limits.payload_bytes_warn and not self.is_replaying:
+            self._judge(data, f"the arguments of activity {definition.name!r}")
+        call = Call(definition, data, source)
         call.on_end = on_end
         coroutine = perform(call, self._loop, self._operations)
         coroutine.__qualname__ = definition.name  # type: ignore[attr-defined]  # "coroutine ... was never awaited"
         return coroutine
+
+    def _judge(self, data: bytes, what: str) -> None:
+        """Refuse or warn of a large payload. Not in a replay: what is in the journal was let pass."""
+        self._limits.judge(len(data), what=what, run_id=self.identity.run_id)
 
     def patched(self, id: str) -> bool:
         """Return whether the run takes the new side of a change; the first answer is journaled, and stays."""

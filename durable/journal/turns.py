@@ -14,6 +14,7 @@ import msgspec
 
 from durable.errors import UndecodableError
 from durable.journal.events import COMMAND_TYPES, END_TYPES, AnyEntry, Command, End, Event
+from durable.payloads.codec import sealed_fault
 
 FORMAT: Final = 1
 ENGINE_VERSION: Final = 1
@@ -47,7 +48,11 @@ def decode_turn(data: bytes) -> Turn:
     try:
         turn = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UndecodableError(f"a journal row cannot be read: {error}") from error
+        # Its own text would quote bytes that are not UTF-8.
+        reason = sealed_fault(data) or (
+            error if isinstance(error, msgspec.DecodeError) else type(error).__name__
+        )
+        raise UndecodableError(f"a journal row cannot be read: {reason}") from None
     if turn.v != FORMAT:
         raise UndecodableError(f"a journal row has format {turn.v}, this code reads format {FORMAT}")
     return turn
@@ -60,18 +65,39 @@ class Row(Protocol):
     def turn(self) -> int: ...
 
     @property
+    def part(self) -> int: ...
+
+    @property
     def data(self) -> bytes: ...
 
 
-def joined(rows: Iterable[Row]) -> list[tuple[int, list[AnyEntry]]]:
-    """Return (turn, entries) with the parts of each turn put together."""
+def joined(rows: Iterable[Row], *, last_turn: int = 0) -> list[tuple[int, list[AnyEntry]]]:
+    """Return (turn, entries) with the parts of each turn put together.
+
+    Raises `UndecodableError`, which names the row: one that cannot be read, or that does not follow on the one before it;
+    or if the journal ends before `last_turn`.
+    """
     turns: list[tuple[int, list[AnyEntry]]] = []
+    last, last_part = 0, 0
     for row in rows:
-        entries = decode_turn(row.data).entries
-        if turns and turns[-1][0] == row.turn:
-            turns[-1][1].extend(entries)
+        turn, part = row.turn, row.part
+        if (turn != last or part != last_part + 1) and (turn != last + 1 or part != 1):
+            raise UndecodableError(
+                f"the journal row of turn {turn}, part {part} does not follow on the one before it"
+            )
+        try:
+            entries = decode_turn(row.data).entries
+        except UndecodableError as fault:
+            raise UndecodableError(f"turn {turn}, part {part}: {fault}") from None
+        if part == 1:
+            turns.append((turn, entries))
         else:
-            turns.append((row.turn, entries))
+            turns[-1][1].extend(entries)
+        last, last_part = turn, part
+    if last < last_turn:
+        raise UndecodableError(
+            f"the journal ends at turn {last}, though turn {last_turn} was written: rows are missing"
+        )
     return turns
 
 

@@ -6,7 +6,7 @@ A pure fold over entries. Knows nothing of stores; attempts in progress are hand
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 import msgspec
@@ -15,6 +15,7 @@ from durable.errors import UndecodableError
 from durable.failures import Failure, describe
 from durable.journal import events
 from durable.journal.events import AnyEntry
+from durable.payloads.codec import sealed_label
 from durable.seams import EPOCH
 
 EntryStatus = Literal[
@@ -92,8 +93,11 @@ _US: Final = timedelta(microseconds=1)
 
 
 def instant(at_us: int) -> datetime:
-    """Return an aware UTC datetime."""
-    return EPOCH + at_us * _US
+    """Return an aware UTC datetime; for a number out of all range (a damaged row) the nearest there is."""
+    try:
+        return EPOCH + at_us * _US
+    except OverflowError:
+        return (datetime.max if at_us > 0 else datetime.min).replace(tzinfo=UTC)
 
 
 def plain(data: bytes | msgspec.Raw | None) -> Any:
@@ -102,8 +106,8 @@ def plain(data: bytes | msgspec.Raw | None) -> Any:
         return None
     try:
         return msgspec.json.decode(data)
-    except msgspec.DecodeError:
-        return "<unreadable>"
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return f"<{sealed_label(bytes(data)) or 'unreadable'}>"
 
 
 def tell(entries: Iterable[AnyEntry], attempts: dict[int, AttemptView] | None = None) -> Story:

@@ -94,15 +94,13 @@ _RANKS: Final = {
 
 
 def explain(facts: Facts, story: Story | None) -> Why:
-    """Return the one reason; `story` None: the journal cannot be read."""
+    """Return the one reason; `story` None: the journal cannot be read, which hides only what the run has asked for."""
     if facts.status.is_closed:
         ago = "" if facts.closed_at is None else f" {_seconds(facts.now, facts.closed_at)} ago"
         outcome = f": {facts.outcome}" if facts.outcome else ""
         return _why(facts, WhyReason.CLOSED, f"{facts.status}{ago}{outcome}", since=facts.closed_at)
     if facts.status is RunStatus.PARKED:
         return _why(facts, WhyReason.PARKED, facts.outcome or "parked")
-    if story is None:
-        return _why(facts, WhyReason.UNREADABLE, facts.outcome)
     if facts.pause:
         return _paused(facts, story)
     if facts.owner is None:
@@ -120,8 +118,9 @@ def explain(facts: Facts, story: Story | None) -> Why:
     return _of_story(facts, story)
 
 
-def _paused(facts: Facts, story: Story) -> Why:
-    running = [line.name for line in story.open if line.kind == "activity" and line.status == "running"]
+def _paused(facts: Facts, story: Story | None) -> Why:
+    open_lines = [] if story is None else story.open
+    running = [line.name for line in open_lines if line.kind == "activity" and line.status == "running"]
     ending = (
         f"; {', '.join(running)} may end first" if running and facts.owner and not facts.owner_fault else ""
     )
@@ -135,7 +134,7 @@ def _paused(facts: Facts, story: Story) -> Why:
     )
 
 
-def _unowned(facts: Facts, story: Story) -> Why:
+def _unowned(facts: Facts, story: Story | None) -> Why:
     due = facts.due_at
     if facts.status is RunStatus.WAITING:
         late = due is not None and (facts.now - due).total_seconds() > _OVERDUE_SECONDS
@@ -164,8 +163,10 @@ def _nobody(facts: Facts) -> str:
     return f'no living worker serves {facts.workflow} version {facts.version} on queue "{facts.task_queue}"{nearby}'
 
 
-def _of_story(facts: Facts, story: Story) -> Why:
+def _of_story(facts: Facts, story: Story | None) -> Why:
     """Say what a run that somebody drives, or that rests, has asked for: the first that can move it."""
+    if story is None:
+        return _why(facts, WhyReason.UNREADABLE, facts.outcome, due_at=facts.due_at)
     if facts.is_beginning:
         return _why(facts, WhyReason.TURN, "its worker drives it: first turn")
     if not story.open:

@@ -18,12 +18,12 @@ carry the member's name, `{"$type": "Card", ...}`, looked up among the members o
     nodes  containers  objects  unions     the parts of a hint
     compiling                    hints -> nodes
     values  binding  arguments   what others use: one value's type, the arguments of one function
+    codec  encryption            the hook over all stored bytes, and one that encrypts
 
-Knows nothing of workflows, runs, stores or codecs; imports nothing that data names.
+Knows nothing of workflows, runs or stores; imports nothing that data names.
 """
 
 from durable.payloads.arguments import Arguments
-from durable.payloads.refusing import PAYLOAD_BYTES_MAX
 from durable.payloads.values import ValueType
 
-__all__ = ["PAYLOAD_BYTES_MAX", "Arguments", "ValueType"]
+__all__ = ["Arguments", "ValueType"]

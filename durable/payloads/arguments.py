@@ -12,13 +12,15 @@ from typing import Any
 import msgspec
 
 from durable.errors import ArgumentsError, DefinitionError, UndecodableError
+from durable.limits import is_too_deep
 from durable.payloads.binding import Binding, Parameter
+from durable.payloads.codec import sealed_fault
 from durable.payloads.compiling import Compiler
 from durable.payloads.hints import closure, function_hints, name_of, resolved
 from durable.payloads.nodes import Node
 from durable.payloads.plain import encode, lower_anything
 from durable.payloads.reading import build, reading_fault
-from durable.payloads.refusing import NULL, PAYLOAD_BYTES_MAX, encode_or_refuse, inspect_written
+from durable.payloads.refusing import NULL, SUSPICIOUS_BYTES, encode_or_refuse, inspect_written
 
 
 class Arguments:
@@ -76,7 +78,7 @@ class Arguments:
         if self._row is not None and not kwargs and len(args) == self._simple:
             try:
                 data = encode(self._row(*self._in_order(args)))
-                if len(data) <= PAYLOAD_BYTES_MAX and data.find(NULL) < 0:
+                if data.find(NULL) < 0 and (len(data) <= SUSPICIOUS_BYTES or not is_too_deep(data)):
                     return data
             except Exception:
                 pass  # the careful way says what is wrong
@@ -92,7 +94,7 @@ class Arguments:
             data = encode(bound if self._verbatim else self._lower(bound, deep=False))
         except Exception as refusal:
             return encode_or_refuse(functools.partial(self._lower, bound, deep=True), refusal)
-        if len(data) > PAYLOAD_BYTES_MAX or data.find(NULL) >= 0:
+        if len(data) > SUSPICIOUS_BYTES or data.find(NULL) >= 0:
             inspect_written(data, bound, functools.partial(self._lower, bound, deep=True))
         return data
 
@@ -104,8 +106,10 @@ class Arguments:
         except DefinitionError:
             raise
         except Exception as error:
-            reason, path = reading_fault(error)
             name = self._binding.name
+            if (fault := sealed_fault(data)) is not None:
+                raise UndecodableError(f"stored arguments of {name}(): {fault}") from None
+            reason, path = reading_fault(error)
             raise UndecodableError(f"stored arguments of {name}(): {reason} at `${path}`") from None
 
     def check(self, data: bytes | memoryview) -> None:

@@ -13,10 +13,11 @@ from typing import Any, Final
 import msgspec
 
 from durable.errors import DefinitionError, PayloadError
+from durable.limits import DEPTH_MAX, is_too_deep
 from durable.payloads.misfits import MisfitError, error_name
 from durable.payloads.plain import encode, plain
 
-PAYLOAD_BYTES_MAX: Final = 64 * 1024 * 1024
+SUSPICIOUS_BYTES: Final = 2 * DEPTH_MAX  # less cannot be nested too deeply
 # Sought with find(): `in` tries the needle as an integer first, which costs more than msgspec.
 NULL: Final = b"null"
 
@@ -34,7 +35,7 @@ def encode_or_refuse(lower: Callable[[], Any], refusal: Exception | None = None)
         data = encode(lowered)
     except Exception as error:
         raise PayloadError(f"the value cannot be stored: {error_name(error)}") from None
-    _check_size(data)
+    _check_depth(data)
     return data
 
 
@@ -51,17 +52,14 @@ def _lowered_or_refused(lower: Callable[[], Any]) -> Any:
 
 def inspect_written(data: bytes, value: object, lower: Callable[[], Any]) -> None:
     """Look closer at bytes that hold a null, for msgspec writes NaN so; and at those that are many."""
-    _check_size(data)
-    if _may_hold_non_finite(value):
+    _check_depth(data)
+    if data.find(NULL) >= 0 and _may_hold_non_finite(value):
         _lowered_or_refused(lower)
 
 
-def _check_size(data: bytes) -> None:
-    if len(data) > PAYLOAD_BYTES_MAX:
-        raise PayloadError(
-            f"the value takes {len(data):,} bytes, more than the limit of {PAYLOAD_BYTES_MAX:,}: "
-            "store it elsewhere (a file, a bucket) and pass its name"
-        )
+def _check_depth(data: bytes) -> None:
+    if is_too_deep(data):
+        raise PayloadError(f"the value cannot be stored: it is nested more than {DEPTH_MAX} levels deep")
 
 
 def _may_hold_non_finite(value: object) -> bool:

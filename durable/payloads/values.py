@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from durable.errors import DefinitionError, UndecodableError
+from durable.payloads.codec import sealed_fault
 from durable.payloads.compiling import compile_hint
 from durable.payloads.hints import UnresolvedError, closure, function_hints, name_of, resolved
 from durable.payloads.nodes import Node
 from durable.payloads.plain import encode
 from durable.payloads.reading import reading_fault
-from durable.payloads.refusing import NULL, PAYLOAD_BYTES_MAX, encode_or_refuse, inspect_written
+from durable.payloads.refusing import NULL, SUSPICIOUS_BYTES, encode_or_refuse, inspect_written
 
 
 class ValueType:
@@ -59,7 +60,7 @@ class ValueType:
             data = encode(value if self._lower is None else self._lower(value))
         except Exception as refusal:
             return encode_or_refuse(functools.partial(self._lower_deep, value), refusal)
-        if len(data) > PAYLOAD_BYTES_MAX or (data.find(NULL) >= 0 and value is not None):
+        if len(data) > SUSPICIOUS_BYTES or (data.find(NULL) >= 0 and value is not None):
             inspect_written(data, value, functools.partial(self._lower_deep, value))
         return data
 
@@ -70,6 +71,8 @@ class ValueType:
         except DefinitionError:
             raise
         except Exception as error:
+            if (fault := sealed_fault(data)) is not None:
+                raise UndecodableError(f"stored value: {fault}") from None
             reason, path = reading_fault(error)
             raise UndecodableError(f"stored value: {reason} at `${path}`") from None
 

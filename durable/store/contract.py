@@ -98,8 +98,17 @@ class Store(Protocol):
 
     # ─ starting ──
 
-    async def start_runs(self, requests: Sequence[StartRequest], now_us: int) -> list[StartOutcome]:
+    async def start_runs(
+        self,
+        requests: Sequence[StartRequest],
+        now_us: int,
+        *,
+        same_input: Callable[[StartRequest, bytes], bool] | None = None,
+    ) -> list[StartOutcome]:
         """Start runs, each decided by its policies, all in one transaction.
+
+        `same_input` says whether a stored input is the request's (None: byte for byte); it is called within the
+        transaction, and what it raises undoes that.
 
         Raises `RunConflictError` (other input or workflow under attach/return; policy "fail") for the first offender
         and writes nothing at all then. A request id seen before returns its run unchanged. "terminate" closes
@@ -137,6 +146,8 @@ class Store(Protocol):
     ) -> list[Claim]:
         """Take parked runs that this worker's code has not met yet, and note that it has now (P13). One transaction.
 
+        None that is paused, by itself, its queue, or with the worker.
+
         `codes` are (workflow, version, fingerprint). Each fingerprint gets a run once: by this verb, by `Park.code` or by
         `Trial.code`.
         """
@@ -150,7 +161,10 @@ class Store(Protocol):
         ...
 
     async def read_claims(self, worker_id: int, pks: Sequence[int]) -> list[Claim]:
-        """Return what driving needs for runs this worker still owns (after a discarded turn). Others are left out."""
+        """Return what driving needs for runs this worker still owns (after a discarded turn). Others are left out.
+
+        Each once, with its journal as it is, however often it is named.
+        """
         ...
 
     async def commit_turns(self, worker_id: int, commits: Sequence[TurnCommit], now_us: int) -> list[Verdict]:
@@ -200,11 +214,12 @@ class Store(Protocol):
         data: bytes,
         message_id: str | None,
         now_us: int,
+        unread_max: int | None = None,
     ) -> SendOutcome:
         """Add a message to a run's inbox and wake it. One transaction (P2, P4).
 
         Raises `RunNotFoundError`, or `WorkflowStateError` if the run is closed (a duplicate of a message taken in before
-        the close is no error).
+        the close is no error), or `InboxFullError` for a signal if the run has `unread_max` unread messages already.
         """
         ...
 

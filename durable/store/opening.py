@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 from durable.errors import DefinitionError, StoreError
 from durable.seams import Clock, SystemClock, ThreadExecutor
@@ -16,9 +16,17 @@ Durability = Literal["full", "process", "off"]
 T = TypeVar("T")
 
 
+# The password of a URL ends at its last @: one that is not percent-encoded may hold any sign before that.
+_AUTHORITY: Final = re.compile(r"(://[^:/@?#]*):.*@(?=[^@]*$)", re.S)
+# Names of parameters that hold secrets, in a URL's query or in a `key=value` string.
+_SECRET: Final = re.compile(
+    r"""(?i)([a-z_]*(?:password|passwd|pwd|secret|token)\s*=\s*)('(?:[^'\\]|\\.)*'|"[^"]*"|[^&\s]*)"""
+)
+
+
 def masked(url: str) -> str:
-    """Return the URL with its password replaced by `***`."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", url)
+    """Return the URL (or `key=value` string) with its password replaced by `***`. Rather hides too much than too little."""
+    return _SECRET.sub(r"\1***", _AUTHORITY.sub(r"\1:***@", url))
 
 
 def normalised(url: str) -> str:

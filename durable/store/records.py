@@ -114,7 +114,10 @@ class RunRecord(msgspec.Struct, gc=False, frozen=True, kw_only=True):
 
 
 class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """AND of all that is set. `run_id` may hold `*`; `workflow` too."""
+    """AND of all that is set. `run_id` may hold `*`; `workflow` too.
+
+    Without `with_large_payloads` a store may put a note of the size (`payloads.codec.size_note`) in place of large ones.
+    """
 
     status: tuple[RunStatus, ...] = ()
     workflow: str | None = None
@@ -124,6 +127,7 @@ class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
     created_until_us: int | None = None
     limit: int = 100
     before: tuple[int, int] | None = None  # (created_at_us, pk) of the last row seen: newest first
+    with_large_payloads: bool = True
 
 
 class JournalRow(msgspec.Struct, gc=False, frozen=True, array_like=True):
@@ -135,7 +139,7 @@ class JournalRow(msgspec.Struct, gc=False, frozen=True, array_like=True):
 class AttemptRow(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """The durable count of one activity's attempts while it is retrying or queued (P22).
 
-    `state`: "started" (attempt `attempt` was charged and begun), "backoff" (attempt `attempt` failed, the next is due at
+    `state`: "started" (attempt `attempt` was charged and begun, at `due_at_us` if that is known), "backoff" (attempt `attempt` failed, the next is due at
     `due_at_us`), "handed_back" (`attempt` attempts are charged, none is running: start the next at once). `details`: a JSON
     array, what the last heartbeat told. A row without leaves those of the row it replaces.
 
@@ -208,7 +212,10 @@ def answered_attempt(message_id: str | None) -> tuple[int, int, int]:
 
 
 class Claim(msgspec.Struct, gc=False, frozen=True, kw_only=True):
-    """The right to drive a run, and all that is needed to do it. Every later write names `claim_no` (P8)."""
+    """The right to drive a run, and all that is needed to do it. Every later write names `claim_no` (P8).
+
+    `last_turn` is the last turn written when the run last changed hands: a journal that ends before it has lost rows.
+    """
 
     pk: int
     run_id: str
@@ -227,6 +234,7 @@ class Claim(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     inbox: list[Message]
     attempts: list[AttemptRow]
     is_suspect: bool = False  # its last worker died while it held the run: to be driven alone (P14)
+    last_turn: int = 0
 
 
 # ─ commits ───────────────────────────────────────────────────────────────────
@@ -296,9 +304,13 @@ class Reopen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Park(msgspec.Struct, gc=False, frozen=True, tag=True, kw_only=True):
-    """Stop the run on a platform fault. Its journal stays as it is. `failure` is the fault as a JSON Failure, with its stack."""
+    """Stop the run on a platform fault. Its journal stays as it is. `failure` is the fault as a JSON Failure, with its stack.
+
+    `is_clear`: the reason names code and places, no values; a codec leaves it readable for people without its key.
+    """
 
     reason: str
+    is_clear: bool = False
     failure: bytes | None = None
     code: str = ""  # the fingerprint of the code that met the fault: it will not try again by itself (P13)
 

@@ -120,7 +120,11 @@ class Committer:
             try:
                 driver.settle(item, verdict)
             except Exception:  # a fault of ours in one run must not stop the commits of all
-                log.exception("run %r: its commit could not be settled; it is read again", item.run.run_id)
+                log.exception(
+                    "run %r: its commit could not be settled; it is read again",
+                    item.run.run_id,
+                    extra=item.run.log_fields,
+                )
                 driver.doubt(item.run)
 
     def _failed(self, items: list[Item], incarnation: Incarnation, error: DurableError) -> None:

@@ -20,7 +20,13 @@ from durable import failures
 from durable.definitions import Registry, WorkflowDefinition
 from durable.engine.instance import Instance
 from durable.engine.runtime import RunIdentity
-from durable.errors import InternalError, PlatformFault, StuckWorkflowError
+from durable.errors import (
+    InternalError,
+    JournalLimitError,
+    PlatformFault,
+    StuckWorkflowError,
+    UndecodableError,
+)
 from durable.failures import Failure
 from durable.journal.events import (
     EVENT_TYPES,
@@ -42,6 +48,7 @@ from durable.journal.events import (
 from durable.journal.lifecycle import RunStatus
 from durable.journal.matching import environment
 from durable.journal.turns import ENGINE_VERSION, Activated, encode_turn, joined, split_activations
+from durable.limits import DEFAULT_LIMITS, Limits
 from durable.seams import Clock, Random
 from durable.store.records import (
     After,
@@ -59,6 +66,7 @@ from durable.store.records import (
 )
 from durable.worker.live import AttemptState, Item, LiveRun, Outcome, Phase
 from durable.worker.performing import UNAWAITED, Performer
+from durable.worker.reading import check_answer, check_attempts, message_event
 from durable.worker.suspects import Suspects
 from durable.worker.watchdog import Interrupted, Watch
 
@@ -89,6 +97,7 @@ class Driver:
         on_lost_run: Callable[[], None],
         code_of: Callable[[WorkflowDefinition], str],
         capacity: int,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.runs: dict[int, LiveRun] = {}
         self.items: list[Item] = []
@@ -98,7 +107,7 @@ class Driver:
         self.performer: Performer  # set by the worker: the two need one another
         self.watch: Watch  # likewise: it is told whose code runs
         self.suspects: Suspects  # likewise: who drives what the pump leaves alone
-        self.is_held = False  # something is driven alone
+        self.is_trying = False  # something is driven alone
         self._registry = registry
         self._clock = clock
         self._random = random
@@ -109,6 +118,7 @@ class Driver:
         self._on_lost_run = on_lost_run
         self._code_of = code_of
         self._capacity = capacity
+        self._limits = limits
         self._dirty: dict[LiveRun, None] = {}
         self._evictions: list[Instance] = []
         self._pump_is_due = False
@@ -179,7 +189,7 @@ class Driver:
 
     def _pump(self) -> None:
         self._pump_is_due = False
-        if self.is_held:
+        if self.is_trying:
             return  # whoever holds it schedules the next one
         self.performer.fill_slots()
         if self._evictions:
@@ -194,7 +204,8 @@ class Driver:
         for run in waiting:
             if run.phase is _IDLE:
                 if run.is_suspect:
-                    self.suspects.add(run)
+                    if not run.is_held:
+                        self.suspects.add(run)
                     continue
                 self._drive_watched(run)
                 driven += 1
@@ -250,7 +261,7 @@ class Driver:
         except PlatformFault as fault:
             item = self._park(run, fault)
         except Exception as error:  # a fault of ours must not take the neighbours along
-            log.exception("run %r met an internal error and is parked", run.run_id)
+            log.exception("run %r met an internal error and is parked", run.run_id, extra=run.log_fields)
             internal = InternalError(f"{type(error).__name__}: {error}")
             internal.__cause__ = error
             item = self._park(run, internal)
@@ -304,12 +315,7 @@ class Driver:
             self._arm(min(instance.timers.values()), run.pk)
 
     def _park(self, run: LiveRun, fault: Exception) -> Item:
-        after = Park(
-            reason=f"{type(fault).__name__}: {fault}",
-            failure=msgspec.json.encode(_as_failure(fault)),
-            code=self._code_of(run.definition),
-        )
-        item = self._item(run, after=after)
+        item = self._item(run, after=self._parked(run, fault))
         item.attempts = self.performer.handed_back(run)
         item.fault = fault
         item.status = RunStatus.PARKED
@@ -331,12 +337,14 @@ class Driver:
             ),
             run.definition,
             claim.input,
+            limits=self._limits,
         )
         run.instance = instance
         run.turn = 0
         started: set[int] = set()
         scheduled: dict[int, int] = {}
-        recorded = joined(claim.journal)
+        recorded = joined(claim.journal, last_turn=claim.last_turn)
+        check_attempts(claim.attempts)
         if run.definition.retries:
             run.recorded = recorded
         for activated in split_activations(recorded):
@@ -354,8 +362,10 @@ class Driver:
                     scheduled[command.op] = event.at
                     if command.started:
                         started.add(command.op)
+        if instance.events >= self._limits.journal_events:
+            raise self._too_long(run, instance)
         for warning in instance.warnings:
-            log.warning("run %r: %s", run.run_id, warning)
+            log.warning("run %r: %s", run.run_id, warning, extra=run.log_fields)
         rows = {row.op: row for row in claim.attempts}
         if claim.journal or claim.inbox or claim.attempts:  # read: not to be kept
             run.claim = msgspec.structs.replace(claim, journal=[], inbox=[], attempts=[])
@@ -394,15 +404,19 @@ class Driver:
             entries.append(started)
             entries.extend(commands)
         while instance.end is None and len(entries) < TURN_EVENTS_MAX and bytes_fed < TURN_BYTES_MAX:
-            event: Event
+            event: Event | None = None
             value: object = msgspec.UNSET
             if run.inbox:
                 message = run.inbox.popleft()
                 if message.kind == "activity":
+                    try:
+                        check_answer(message)
+                    except UndecodableError:
+                        self._undo(run, messages, taken, self.performer.reserved - reserved)
+                        raise
                     self.performer.completions.answered(run, message)
                     continue
                 messages.append(message)
-                event = self._message_event(message, now)
                 bytes_fed += len(message.data)
             elif run.outcomes:
                 outcome = run.outcomes.popleft()
@@ -426,6 +440,8 @@ class Driver:
                     break
                 event = TimerFired(op=op, at=now)
             try:
+                if event is None:
+                    event = message_event(messages[-1], now)
                 commands = instance.activate(
                     event, turn=turn, index=len(entries), value=value, reserve=reserve
                 )
@@ -435,7 +451,11 @@ class Driver:
             entries.append(event)
             entries.extend(commands)
         slots = self.performer.reserved - reserved
-        return self._close_turn(run, instance, turn, entries, messages, taken, slots, now)
+        try:
+            return self._close_turn(run, instance, turn, entries, messages, taken, slots, now)
+        except BaseException:
+            self._undo(run, messages, taken, slots)
+            raise
 
     def _common_turn(self, run: LiveRun, instance: Instance, outcome: Outcome) -> Item | None:
         """`_turn` for one result and what it makes the workflow ask for: nearly every turn is such."""
@@ -460,7 +480,11 @@ class Driver:
             raise
         entries: list[AnyEntry] = [event, *commands]
         slots = performer.reserved - reserved
-        if instance.end is not None or not instance.activities:
+        if (
+            instance.end is not None
+            or not instance.activities
+            or instance.events >= self._limits.journal_events_warn
+        ):
             return self._close_turn(run, instance, turn, entries, [], [outcome], slots, now)
         run.release_asked = False
         attempt = run.attempts.get(op)
@@ -496,7 +520,7 @@ class Driver:
                 message = run.inbox.popleft()
                 messages.append(message)
                 if message.kind != "activity":
-                    entries.append(self._message_event(message, now))
+                    entries.append(message_event(message, now))
             entries.append(end)
         if run.has_open:
             messages.extend(_answers(run, taken, is_over=end is not None))
@@ -523,7 +547,41 @@ class Driver:
         item.slots = slots
         if end is not None:
             self._end(run, instance, item, end, messages, now)
+        elif instance.events >= self._limits.journal_events_warn:
+            self._heed_length(run, instance, item)
         return item
+
+    def _heed_length(self, run: LiveRun, instance: Instance, item: Item) -> None:
+        """Warn once of a long journal. At its limit the turn is kept, and the run parks: nothing it asked for begins."""
+        before = instance.events - len(item.entries)
+        if before < self._limits.journal_events_warn:
+            log.warning(
+                "run %r: its journal has %d events; at %d it will be parked",
+                run.run_id, instance.events, self._limits.journal_events,
+            )  # fmt: skip
+        if instance.events < self._limits.journal_events or not item.entries:
+            return
+        uncharged = [
+            AttemptRow(op=entry.op, attempt=0, state="handed_back")
+            for entry in item.entries
+            if type(entry) is ScheduleActivity and entry.started
+        ]
+        fault = self._too_long(run, instance)
+        item.after = self._parked(run, fault)
+        item.attempts = [*self.performer.handed_back(run), *uncharged]
+        item.fault = fault
+        item.status = RunStatus.PARKED
+
+    def _parked(self, run: LiveRun, fault: Exception) -> Park:
+        return Park(
+            reason=f"{type(fault).__name__}: {fault}",
+            failure=msgspec.json.encode(_as_failure(fault)),
+            code=self._code_of(run.definition),
+            is_clear=isinstance(fault, PlatformFault) and fault.is_clear,
+        )
+
+    def _too_long(self, run: LiveRun, instance: Instance) -> JournalLimitError:
+        return JournalLimitError(run_id=run.run_id, events=instance.events, limit=self._limits.journal_events)
 
     def _item(self, run: LiveRun, *, after: After) -> Item:
         return Item(
@@ -545,13 +603,6 @@ class Driver:
             engine=ENGINE_VERSION,
             python=python,
             hash_seed=hash_seed,
-        )
-
-    def _message_event(self, message: Message, now: int) -> Event:
-        if message.kind == "cancel":
-            return CancelRequested(at=now, msg=message.msg, reason=msgspec.json.decode(message.data))
-        return SignalReceived(
-            at=now, name=message.name, value=msgspec.Raw(message.data), msg=message.msg, id=message.message_id
         )
 
     def _after(

@@ -70,6 +70,10 @@ class Attempt(msgspec.Struct, eq=False):
     details: bytes | None = None
     failure: Failure | None = None
     answer: Message | None = None  # from outside, in the inbox until its outcome is in the journal
+    is_lost: bool = False  # the attempt before died with its worker: the next begins on probation
+    started_at_us: int = (
+        0  # when it began, or (lost, in backoff) the one before did: wall clock, as far as is known
+    )
     limit_at_us: int | None = None  # when an open attempt expires, heartbeats or not
     open_until_us: int | None = None  # when it expires without another heartbeat
 
@@ -186,6 +190,11 @@ class LiveRun:
     def has_work(self) -> bool:
         """Whether an activity of it is running, queued or backing off here (then it keeps its owner, P12)."""
         return len(self.attempts) > self.opened or bool(self.outcomes)
+
+    @property
+    def log_fields(self) -> dict[str, object]:
+        """What structured logs say of a record about this run."""
+        return {"run_id": self.run_id, "workflow": self.definition.name}
 
     @property
     def has_running_attempts(self) -> bool:

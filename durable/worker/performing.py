@@ -30,16 +30,24 @@ import msgspec
 
 from durable import failures
 from durable.activities import ActivityInfo, CompleteAsync, Pulse, _pulse, decode_details
-from durable.client import url_here
+from durable.client import Address, address_here
 from durable.definitions import ActivityDefinition
 from durable.engine.runtime import ActivityCall
-from durable.errors import ActivityTimeoutError, PayloadError, UndecodableError, WorkerLostError
+from durable.errors import (
+    ActivityTimeoutError,
+    PayloadError,
+    PayloadTooLargeError,
+    UndecodableError,
+    WorkerLostError,
+)
 from durable.failures import Failure
+from durable.limits import Limits
 from durable.retry import asked_delay_us
 from durable.seams import Clock, Executor, Random
 from durable.store.records import AttemptRow
 from durable.worker.completions import Completions
 from durable.worker.live import Attempt, AttemptState, Item, LiveRun, Outcome, Phase, TimeoutKind
+from durable.worker.probation import Probation
 from durable.worker.runners import Runners, StaleError
 from durable.worker.watchdog import Interrupted, blocked
 
@@ -49,6 +57,7 @@ DETAILS_SHARE: Final = 0.8  # of the heartbeat timeout: how often details are wr
 DETAILS_SECONDS_MIN: Final = 0.05
 DETAILS_SECONDS_MAX: Final = 3.0
 NOT_RETRIED: Final = frozenset[TimeoutKind]({"schedule_to_start", "schedule_to_close"})
+_LOSS: Final = f"{WorkerLostError.__module__}:{WorkerLostError.__qualname__}"
 UNAWAITED: Final = "the workflow no longer waits for it"
 Performed = tuple[BaseException | None, bytes, Any]
 _RUNNING: Final = AttemptState.RUNNING  # looking a member up costs more than the rest of a comparison
@@ -68,7 +77,8 @@ class Performer:
         clock: Clock,
         random: Random,
         executor: Executor,
-        url: str,
+        address: Address,
+        limits: Limits,
         on_outcome: Callable[[LiveRun], None],
         on_marks: Callable[[Item], None],
         on_slots: Callable[[], None],
@@ -87,13 +97,15 @@ class Performer:
         # Until `fresh_until` (monotonic) there is no need to ask.
         self.fence: Callable[[], bool] = lambda: True
         self.fresh_until = 0.0
+        self._allowed = limits
         self._context = copy_context()
-        self._context.run(url_here.set, url)
+        self._context.run(address_here.set, address)
         self._runners = Runners(clock=clock, context=self._context, on_ended=self._ended)
         self._loop = asyncio.get_running_loop()
         self._on_details = self._note
         self._describe = self._describe_attempt
         self._queue: deque[Attempt] = deque()
+        self._probation = Probation(on_slots)
         self._running: set[Attempt] = set()
         # By interval: the timer of the next write, and who has something to tell.
         self._batches: dict[float, tuple[asyncio.TimerHandle, list[tuple[Attempt, Pulse]]]] = {}
@@ -144,6 +156,7 @@ class Performer:
             timer.cancel()
         self._batches.clear()
         self._runners.close()
+        self._probation.stop()
         tasks: list[asyncio.Task[Any]] = []
         for attempt in self._running:
             attempt.state = AttemptState.DROPPED
@@ -158,8 +171,13 @@ class Performer:
 
     def fill_slots(self) -> None:
         """Give free slots to whoever waits; their start marks join the next commit."""
-        if not self._queue or self._free <= 0 or self.is_draining:
+        if self._free <= 0 or self.is_draining:
             return
+        if self._probation.waiting:
+            self._queue.extendleft(reversed(self._probation.take(self._free)))
+        if not self._queue:
+            return
+        now_us = self._clock.now_us()
         marks: dict[LiveRun, list[Attempt]] = {}
         held: list[Attempt] = []
         while self._queue and self._free > 0:
@@ -172,12 +190,16 @@ class Performer:
             attempt.state = AttemptState.MARKING
             attempt.stop_timer()
             attempt.has_slot = True
+            attempt.is_lost = False
+            attempt.started_at_us = now_us
             self._free -= 1
             marks.setdefault(attempt.run, []).append(attempt)
         self._queue.extendleft(reversed(held))
         for run, attempts in marks.items():
             rows = [
-                AttemptRow(op=a.call.op, attempt=a.number + 1, state="started", details=a.details)
+                AttemptRow(
+                    op=a.call.op, attempt=a.number + 1, state="started", due_at_us=now_us, details=a.details
+                )
                 for a in attempts
             ]
             self._mark(run, attempts, rows)
@@ -246,9 +268,12 @@ class Performer:
         elif row is not None and row.completion:
             self.completions.reopened(attempt, row)
         elif row.state == "started" if row is not None else was_started:
+            attempt.started_at_us = scheduled_at_us if row is None else row.due_at_us or scheduled_at_us
             self._lost(attempt)
         elif row is not None and row.state == "backoff":
             attempt.state = AttemptState.BACKOFF
+            attempt.started_at_us = scheduled_at_us
+            attempt.is_lost = _is_loss(row.failure)
             attempt.queued_at_us = row.due_at_us or 0
             self._wait_out(attempt, attempt.queued_at_us - self._clock.now_us())
         else:
@@ -258,6 +283,7 @@ class Performer:
 
     def _lost(self, attempt: Attempt) -> None:
         attempt.state = AttemptState.RUNNING
+        attempt.is_lost = True
         name = attempt.call.definition.name
         error = WorkerLostError(f"the worker of attempt {attempt.number} of {name!r} died during it")
         failure = self._record(attempt, error)
@@ -376,6 +402,7 @@ class Performer:
             self._on_details,
             attempt.details,
             earlier,
+            self._allowed,
         )
         attempt.begun = False
         self._running.add(attempt)
@@ -414,6 +441,15 @@ class Performer:
             return None, data, definition.result.decode(data)
         except BaseException as error:
             return error, b"", None
+
+    def _judged(self, attempt: Attempt, data: bytes) -> PayloadTooLargeError | None:
+        """Return the refusal of a result that is too large; warn of one that is nearly so."""
+        what = f"the result of activity {attempt.call.definition.name!r}"
+        try:
+            self._allowed.judge(len(data), what=what, run_id=attempt.run.run_id)
+        except PayloadTooLargeError as refusal:
+            return refusal
+        return None
 
     def _thread_ended(self, attempt: Attempt, task: asyncio.Future[Any]) -> None:
         if task.cancelled():
@@ -543,10 +579,7 @@ class Performer:
             pulse.has_token and not attempt.has_row
         ):  # at once: an answer may come any moment, and looks for the row
             pulse.is_noted = False
-            row = AttemptRow(
-                op=attempt.call.op, attempt=attempt.number, state="started", details=pulse.details
-            )
-            self._mark(attempt.run, [], [row])
+            self._mark(attempt.run, [], [_started_row(attempt, pulse)])
             return
         limit_us = attempt.call.definition.heartbeat_us
         interval = DETAILS_SECONDS_MAX
@@ -564,9 +597,7 @@ class Performer:
         for attempt, pulse in batch:
             pulse.is_noted = False  # before they are read: what a thread tells from here on is noted anew
             if attempt.pulse is pulse and attempt.state is AttemptState.RUNNING:
-                row = AttemptRow(
-                    op=attempt.call.op, attempt=attempt.number, state="started", details=pulse.details
-                )
+                row = _started_row(attempt, pulse)
                 rows.setdefault(attempt.run, []).append(row)
         for run, listed in rows.items():
             self._mark(run, [], listed)
@@ -581,6 +612,8 @@ class Performer:
         data: bytes,
         value: Any,
     ) -> None:
+        if len(data) > self._allowed.payload_bytes_warn:
+            error = self._judged(attempt, data)
         if (
             error is None
             and attempt.state is _RUNNING
@@ -650,7 +683,10 @@ class Performer:
                 self._expire(attempt, kind)
                 return
             self._watch(attempt)
-        self._queue.append(attempt)
+        if attempt.is_lost:
+            self._probation.add(attempt)
+        else:
+            self._queue.append(attempt)
         if self._free > 0:
             self._on_slots()
 
@@ -784,6 +820,25 @@ class Performer:
 
 async def _awaited(value: Awaitable[Any]) -> Any:
     return await value
+
+
+def _started_row(attempt: Attempt, pulse: Pulse) -> AttemptRow:
+    """Return the row of an attempt that runs, with what it tells of itself."""
+    return AttemptRow(
+        op=attempt.call.op,
+        attempt=attempt.number,
+        state="started",
+        due_at_us=attempt.started_at_us or attempt.scheduled_at_us,
+        details=pulse.details,
+    )
+
+
+def _is_loss(failure: bytes | None) -> bool:
+    """Whether an attempt failed by the death of its worker."""
+    try:
+        return failure is not None and msgspec.json.decode(failure, type=Failure).type == _LOSS
+    except msgspec.DecodeError:
+        return False
 
 
 def _late_text(definition: ActivityDefinition, number: int, kind: TimeoutKind) -> str:

@@ -33,7 +33,7 @@ log = logging.getLogger("durable.worker")
 class SoleDriver(Protocol):
     """What is asked of the driver."""
 
-    is_held: bool  # whether it drives nothing of its own accord
+    is_trying: bool  # whether it drives nothing of its own accord
 
     def drive_alone(self, run: LiveRun) -> bool: ...
 
@@ -89,13 +89,13 @@ class Suspects:
                     log.warning("%d suspects wait for the database: %s", len(self._waiting), error)
                     await pause(TROUBLE_SECONDS)
                 finally:
-                    self._driver.is_held = False
+                    self._driver.is_trying = False
                     self._driver.schedule_pump()
                 await pause(0)
 
     async def _try_some(self, worker_id: int) -> None:
         """Drive suspects, one after the other, for a short while in which nobody else is driven."""
-        self._driver.is_held = True
+        self._driver.is_trying = True
         deadline = self._clock.monotonic() + HOLD_SECONDS_MAX
         while self._waiting and self._clock.monotonic() < deadline:
             run = self._waiting[0]

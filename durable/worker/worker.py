@@ -19,6 +19,7 @@ from durable.client import Client
 from durable.definitions import LOCAL_TASK_QUEUE, Registry, WorkflowDefinition
 from durable.errors import DefinitionError, DurableError, LeaseLostError, PlatformFault, StoreError
 from durable.journal.lifecycle import RunStatus
+from durable.limits import Limits
 from durable.retry import Seconds, seconds
 from durable.scheduler.due import fire_due
 from durable.scheduler.rescue import rescue_dead
@@ -31,7 +32,7 @@ from durable.worker.completions import Completions
 from durable.worker.driving import Driver
 from durable.worker.fingerprint import Fingerprints
 from durable.worker.incarnation import Incarnation
-from durable.worker.live import Item, LiveRun
+from durable.worker.live import Item, LiveRun, Phase
 from durable.worker.parked import retry_parked
 from durable.worker.performing import Performer
 from durable.worker.suspects import Suspects
@@ -67,7 +68,8 @@ class Worker:
     `workflows` are `@workflow` functions, pipelines and other patterns, or modules that hold some. `task_queue` is where it claims runs; `concurrency` how
     many activities it performs at a time. `lease_seconds` (default 10, or `DURABLE_LEASE_TTL`) is how long a worker that
     hangs keeps its runs; one that died on this host loses them at once. Runs closed longer ago than `retention` (seconds or
-    timedelta, default 30 days; None: never) are deleted, by one of the workers for all: give all the same. `threads` is where its threads come from (simulations).
+    timedelta, default 30 days; None: never) are deleted, by one of the workers for all: give all the same. `limits` default to
+    the client's. `threads` is where its threads come from (simulations).
     `activation_limit` (seconds, default 30) is how long a workflow may compute without awaiting anything durable: past that
     it is interrupted and its run is parked. A loop that stands still for twice that ends this process, so that others take over.
     """
@@ -80,6 +82,7 @@ class Worker:
         concurrency: int = 100,
         lease_seconds: Seconds | None = None,
         name: str | None = None,
+        limits: Limits | None = None,
         own_only: bool = False,
         retention: Seconds | None = RETENTION,
         threads: Threads | None = None,
@@ -98,6 +101,7 @@ class Worker:
         if self.activation_seconds <= 0:
             raise DefinitionError(f"activation_limit must be above 0 s, not {activation_limit!r}")
         self.name = name or f"{platform.node()}:{os.getpid()}"
+        self.limits = client.limits if limits is None else limits
         self.rescued: list[Rescue] = []
         self._own_only = own_only
         self._retention_us = retention_us_of(retention)
@@ -216,6 +220,7 @@ class Worker:
             on_lost_run=self.client.watch.look,
             code_of=self._fingerprints.of,
             capacity=CACHE_MAX,
+            limits=self.limits,
         )
         self._driver.suspects = self._suspects = Suspects(
             self._store,
@@ -230,7 +235,8 @@ class Worker:
             clock=self._clock,
             random=self.client.random,
             executor=self._executor,
-            url=self.client.raw_url,
+            address=self.client.address,
+            limits=self.limits,
             on_outcome=self._driver.mark,
             on_marks=self._driver.add_marks,
             on_slots=self._driver.schedule_pump,
@@ -285,6 +291,7 @@ class Worker:
         )
         self._lost = False
         self._driver.worker_id = self._incarnation.worker_id
+        log.info("worker %d (%s) serves queue %r", self.worker_id, self.name, self.task_queue)
         self._pauses = await self._store.read_pauses(self.worker_id)
         self._unsubscribe = self._store.subscribe(self._incarnation.worker_id, self._wakeups.hint)
         self._wakeups.hint()
@@ -472,6 +479,22 @@ class Worker:
             self._driver.adopt(claim)
         return len(claims) == room
 
+    async def _retry_parked(self) -> None:
+        await retry_parked(
+            self._store,
+            task_queue=self.task_queue,
+            worker_id=lambda: self.worker_id,
+            room=self._room_for_parked,
+            codes=lambda: [
+                (one.name, one.version, self._fingerprints.of(one)) for one in self.registry.all()
+            ],
+            adopt=self._driver.adopt,
+        )
+
+    def _room_for_parked(self) -> int:
+        is_paused = self._pauses.is_worker_paused or self.task_queue in self._pauses.task_queues
+        return 0 if self._stopping or self._lost or is_paused else self._driver.room
+
     async def _obey_pauses(self) -> None:
         """Hold back what is paused: this worker, task queues, single runs. Each is told when it begins."""
         pauses = await self._store.read_pauses(self.worker_id)
@@ -488,18 +511,6 @@ class Worker:
             lambda run: (
                 pauses.is_worker_paused or run.claim.task_queue in pauses.task_queues or run.pk in pauses.pks
             )
-        )
-
-    async def _retry_parked(self) -> None:
-        await retry_parked(
-            self._store,
-            task_queue=self.task_queue,
-            worker_id=lambda: self.worker_id,
-            room=lambda: 0 if self._stopping or self._lost else self._driver.room,
-            codes=lambda: [
-                (one.name, one.version, self._fingerprints.of(one)) for one in self.registry.all()
-            ],
-            adopt=self._driver.adopt,
         )
 
     async def _check_ownership(self) -> None:
@@ -521,7 +532,9 @@ class Worker:
         while True:
             await self._reload_wakeups.wait(POLL_SECONDS)
             while self._reloads and not self._lost:
-                runs, self._reloads = self._reloads, []
+                # One that was lost meanwhile may have been claimed anew, and be waiting here a second time.
+                runs = [run for run in self._reloads if run.phase is Phase.LOADING]
+                self._reloads = []
                 worker_id = self.worker_id
                 try:
                     claims = await self._store.read_claims(worker_id, [run.pk for run in runs])
@@ -616,7 +629,15 @@ class Worker:
         watch = self.client.watch
         if item.status is RunStatus.PARKED:
             self._interest.discard(run.pk)
-            log.error("run %r is parked: %s", run.run_id, item.fault)
+            fault = item.fault
+            told = f"its text: durable why {run.run_id}"  # it may quote what the run holds
+            if isinstance(fault, PlatformFault) and fault.is_clear:
+                told = str(fault)
+            log.error(
+                "run %r is parked: %s: %s", run.run_id, type(fault).__name__, told, extra=run.log_fields
+            )
+        elif log.isEnabledFor(logging.INFO) and item.status is not RunStatus.WAITING:
+            log.info("run %r is %s", run.run_id, item.status, extra=run.log_fields)
         if item.fault is not None or watch.is_awaited(run.pk, run.generation):
             watch.announce(_record(run, item, self._clock.now_us()), _fault(item))
 

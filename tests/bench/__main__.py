@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.bench import in_process, machine, patterns, processes
+from tests.bench import crowds, in_process, machine, patterns, processes, sleepers
 from tests.bench.place import Settings
 from tests.bench.rows import Row, as_json, merged, table
 
@@ -24,6 +24,11 @@ SCENARIOS: Final[dict[str, Callable[[Settings], list[Row]]]] = {
     "resume": processes.resume,
     "restart": processes.restart,
     "workers": processes.workers,
+    "enqueue": crowds.enqueue,
+    "signals": crowds.signals,
+    "fanout": crowds.fanout,
+    "heartbeats": crowds.heartbeats,
+    "sleepers": sleepers.sleepers,
     "import": processes.imports,
 }
 ROUNDS: Final = {
@@ -34,6 +39,9 @@ ROUNDS: Final = {
     "resume": 3,
     "restart": 3,
     "workers": 3,
+    "signals": 3,
+    "enqueue": 3,
+    "fanout": 3,
 }  # others: 1
 
 

@@ -7,16 +7,19 @@ import time
 BEGAN = time.monotonic()
 
 import asyncio  # noqa: E402  # imports are part of what is measured
+import gc  # noqa: E402
 import json  # noqa: E402
+import os  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Coroutine  # noqa: E402
+from pathlib import Path  # noqa: E402
 from typing import Any, Final  # noqa: E402
 
 from durable import Worker, configure, connect  # noqa: E402
 from durable.client import Client  # noqa: E402
 from tests.bench.place import served  # noqa: E402
 from tests.bench.raw import CommitMeter, raw_rows_per_second  # noqa: E402
-from tests.bench.workloads import chain, held  # noqa: E402
+from tests.bench.workloads import chain, held, sleeping  # noqa: E402
 
 IMPORTED = time.monotonic()
 SLOTS = 1000
@@ -95,11 +98,48 @@ async def serve(url: str) -> None:
         )
 
 
+def rss_mib() -> float:
+    """Return the memory of this process that is in use now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+async def rest(url: str, seconds: str) -> None:
+    """Serve for a while with nothing to do; tell what that costs."""
+    async with connect(url) as client, Worker(client, sleeping, concurrency=SLOTS):
+        await asyncio.sleep(2)  # what a start costs is behind us
+        began, cpu = time.monotonic(), time.process_time()
+        await asyncio.sleep(float(seconds))
+        share = (time.process_time() - cpu) / (time.monotonic() - began)
+        say(rss_mib=rss_mib(), cpu_share=share)
+
+
+async def wake(url: str, runs: str) -> None:
+    """Serve until so many sleeping runs have been closed."""
+    from durable_cli.serving import COLLECTOR_THRESHOLDS  # not a part of what other roles import
+
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)  # as `durable worker` does
+    async with connect(url) as client:
+        meter = CommitMeter()
+        meter.attach(client.store)
+        async with Worker(client, sleeping, concurrency=SLOTS):
+            say(ready=True)
+            await meter.wait_closed(int(runs))
+            say(
+                commits=meter.calls,
+                batch=meter.batch,
+                cpu_seconds=time.process_time(),
+                rss_mib=rss_mib(),
+            )
+
+
 ROLES: Final[dict[str, Callable[..., Coroutine[Any, Any, None]]]] = {
     "leave": leave,
     "resume": resume,
     "read": read,
     "finish": finish,
+    "rest": rest,
+    "wake": wake,
     "write": write,
     "serve": serve,
 }

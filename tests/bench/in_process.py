@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from statistics import quantiles
 from typing import Final
 
-from durable_cli.operate import COLLECTOR_THRESHOLDS
+from durable_cli.serving import COLLECTOR_THRESHOLDS
 
 from durable import Worker, configure, connect
 from durable.default import engine_here

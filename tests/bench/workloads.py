@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
-from durable import Signal, activity, workflow
+from durable import Signal, activity, heartbeat, now, sleep, workflow
 
 TEXT: Final = "a payload of about fifty bytes, as orders have them"
 
@@ -33,3 +34,40 @@ async def held(steps: int) -> int:
         number = await pass_on(number, TEXT)
     await go.wait()
     return number
+
+
+@workflow(name="bench-fan")
+async def fan(width: int) -> int:
+    """So many activities at once."""
+    return len(await asyncio.gather(*[pass_on(number, TEXT) for number in range(width)]))
+
+
+@workflow(name="bench-listening")
+async def listening(signals: int) -> int:
+    """Take in so many signals, one after the other."""
+    for _ in range(signals):
+        await go.wait()
+    return signals
+
+
+@workflow(name="bench-sleeping")
+async def sleeping(until: float) -> None:
+    """Sleep until an instant, in seconds since the epoch."""
+    await sleep(max(0.0, until - now().timestamp()))
+
+
+@activity(heartbeat_timeout=10)
+async def beat(seconds: float) -> int:
+    """Tell every half second how far it has come."""
+    told = 0
+    while told < seconds * 2:
+        heartbeat(told)
+        told += 1
+        await asyncio.sleep(0.5)
+    return told
+
+
+@workflow(name="bench-beating")
+async def beating(activities: int, seconds: float) -> int:
+    """So many heartbeating activities at once."""
+    return sum(await asyncio.gather(*[beat(seconds) for _ in range(activities)]))

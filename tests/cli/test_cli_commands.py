@@ -414,3 +414,16 @@ def test_version(cli: Cli) -> None:
     """Text and JSON."""
     assert cli("version").out == cli("--version").out == "durable 0.1.0\n"
     assert json.loads(cli("version", "-o", "json").out)["durable"] == "0.1.0"
+
+
+def test_large_payloads_are_shown_by_their_size(cli: Cli) -> None:
+    """`show`, its events and `list` are for people; `result` and JSON output have all of it."""
+    cli("run", "app.py:hello", "W", "times:=9000", "--id", "big")
+
+    for words in (("show", "big"), ("show", "big", "--events"), ("list",)):
+        told = cli(*words).out
+        assert len(told) < 3000, words
+        assert "KiB" in told, words
+    assert len(cli("result", "big").out) > 80_000
+    assert len(cli("show", "big", "-o", "json").out) > 80_000
+    assert len(cli("list", "-o", "json").out) > 80_000

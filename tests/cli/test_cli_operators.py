@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from durable_cli.health import Check, Group, bytes_text, check_log, check_queues, check_schema, next_steps
+from durable_cli.health import Check, Group, check_log, check_queues, check_schema, next_steps
+from durable_cli.output import bytes_text
 
 import durable.store.sqlite.preparing
 import durable.store.sqlite.schema
@@ -208,6 +209,7 @@ def test_a_queue_and_a_worker_are_paused(app: Cli, child: Start) -> None:
     assert (why["reason"], why["next"]) == ("paused", ["durable resume --task-queue gpu"])
     assert app("pause", "--worker", row[0], "--reason", "disk").err == f'worker "{row[1]}" paused\n'
     assert app("pause", "--worker", row[1]).err == f'worker "{row[1]}" was paused already\n'
+    assert app("workers").rows[0][4] == "worker, paused"
     app("resume", "--task-queue", "gpu")
     why = json.loads(app("why", "t", "-o", "json").out)
     assert why["next"] == [f"durable resume --worker {row[1]}"]
@@ -333,6 +335,70 @@ def test_what_would_be_forgotten_is_asked(app: Cli) -> None:
     ended = app("retry", "o", "--yes")
     assert ended.code == 0
     assert "note: 1 activity completed and forgotten, may run again: greet" in ended.err
+
+
+# ─ bulk ──
+
+
+def test_many_runs_are_paused_resumed_and_terminated(app: Cli) -> None:
+    """A dry run says which; without a terminal --yes is needed; each id on a line of its own."""
+    for number in range(3):
+        app("start", "noted", "--id", f"n-{number}")
+    app("start", "train", "--id", "t")
+    dry = app("bulk", "pause", "--id", "n-*", "--dry-run")
+    assert sorted(dry.out.split()) == ["n-0", "n-1", "n-2"]
+    assert dry.err == "bulk pause: 3 runs would be meant\n"
+    assert app("bulk", "pause", "--id", "n-*").code == 2
+    ended = app("bulk", "pause", "--id", "n-*", "--reason", "deploying", "--yes")
+    assert (ended.code, ended.err) == (0, "bulk pause: 3 runs done\n")
+    assert json.loads(app("bulk", "pause", "--id", "*", "--dry-run", "-o", "json").out)["runs"] == ["t"]
+    app("resume", "n-1")
+    told = json.loads(app("bulk", "resume", "--id", "*", "--yes", "-o", "json").out)
+    assert (told["verb"], sorted(told["runs"]), told["is_dry"]) == ("resume", ["n-0", "n-2"], False)
+    app("bulk", "terminate", "--workflow", "note*", "--reason", "over", "--yes", "--rate", "1000")
+    assert {row[0]: row[2] for row in app("list").rows} == {
+        "n-0": "terminated", "n-1": "terminated", "n-2": "terminated", "t": "pending",
+    }  # fmt: skip
+
+
+def test_many_runs_are_signalled(app: Cli) -> None:
+    """With a value; what is closed is not meant."""
+    for run_id in ("a", "b"):
+        app("start", "noted", "--id", run_id)
+    app("terminate", "b", "--reason", "over", "--yes")
+    ended = app("bulk", "signal", "--name", "note", "--value", '"hi"', "--id", "*", "--yes")
+    assert ended.out == "a\n"
+    assert app("worker", "--drain").code == 0
+    assert app("result", "a", "--timeout", "0").out == '"hi"\n'
+
+
+def test_many_failed_runs_are_tried_again(app: Cli) -> None:
+    """Except those that would forget what was done: they are told, with the command for each."""
+    app("run", "fulfil", "bolt", "--id", "o")
+    app("run", "spoilt", "bolt", "--id", "s")
+    ended = app("bulk", "retry", "--since", "1h", "--yes")
+    assert (ended.code, ended.out) == (0, "o\n")
+    assert (
+        "skipped s: 1 activity completed and forgotten, may run again: greet; alone: durable retry s"
+        in ended.err
+    )
+    assert ended.err.endswith("bulk retry: 1 run done, 1 skipped\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pause"],
+        ["signal", "--id", "*"],
+        ["pause", "--id", "*", "--name", "x"],
+        ["signal", "--name", "x", "--value", "{", "--id", "*"],
+        ["sink", "--id", "*"],
+        ["pause", "--id", "*", "--rate", "0"],
+    ],
+)
+def test_what_cannot_be_meant_in_bulk(app: Cli, words: list[str]) -> None:
+    """Everything at once needs to be said; and the words must fit the verb."""
+    assert app("bulk", *words, "--yes").code == 2
 
 
 # ─ doctor and migrate ──

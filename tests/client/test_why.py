@@ -284,7 +284,7 @@ async def test_a_worker_whose_process_is_gone(client: Client, url: str) -> None:
 async def test_a_worker_that_gives_no_sign_of_life(client: Client) -> None:
     """It holds its lock, but has not beaten for long: told, long before anything is decided by it."""
     run = await owned_by(client, await a_living_worker(client), "r")
-    async with Client(client.raw_url, durability="off", clock=a_clock_ahead(60)) as later:
+    async with Client(client.address.url, durability="off", clock=a_clock_ahead(60)) as later:
         assert (await later.why(run.run_id)).reason is WhyReason.WORKER_LOST
 
 

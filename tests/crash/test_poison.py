@@ -14,7 +14,7 @@ import pytest
 
 from durable import Client, RunStatus, connect
 from durable.store.records import CRASHES_MAX
-from tests.crash.programs.deadly import AT_ONCE, calls, deadly, deadly_later, go, neighbour
+from tests.crash.programs.deadly import AT_ONCE, calls, deadly, deadly_later, go, holds, neighbour
 from tests.support.workers import until
 
 ROOT = Path(__file__).parents[2]
@@ -170,3 +170,27 @@ async def test_a_deadly_activity_fails_after_its_attempts(
     assert len(supervisor.ends) == deaths
     (entry,) = (await run.describe()).journal
     assert entry.attempts == (1 if outcome == "BlockedLoopError" else AT_ONCE.max_attempts)
+
+
+async def test_a_deadly_activity_does_not_use_up_the_attempts_of_others(
+    client: Client, url: str, tmp_path: Path
+) -> None:
+    """They lose the attempt that ran when it struck first; then it begins alone, until it has none left."""
+    gate = tmp_path / "gate"
+    async with supervised(url, tmp_path / "log") as supervisor:
+        others = [await client.start(holds, str(gate)) for _ in range(8)]
+        await until(lambda: all_run(others), seconds=PATIENCE)
+        run = await client.start(calls, "async", "exit", run_id="deadly")
+
+        assert await run.result(PATIENCE) == "WorkerLostError"
+        gate.touch()
+        assert [await other.result(PATIENCE) for other in others] == ["done"] * 8
+    assert len(supervisor.ends) == AT_ONCE.max_attempts
+    for other in others:
+        (entry,) = (await other.describe()).journal
+        assert entry.attempts == 2
+
+
+async def all_run(runs: list[Any]) -> bool:
+    seen = [await run.describe() for run in runs]
+    return all(run.journal and run.journal[0].status == "running" for run in seen)

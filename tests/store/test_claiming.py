@@ -114,3 +114,15 @@ async def test_a_clock_set_back_hides_no_ready_run(store: Store) -> None:
 
     assert [one.run_id for one in claims] == ["ready"]
     assert [one.run_id for one in await claim(store, worker, now_us=NOW + SECOND)] == ["delayed"]
+
+
+async def test_a_run_that_is_named_twice_is_told_once(store: Store) -> None:
+    """A worker may ask for a run that it lost and has claimed anew: its journal must not come doubled."""
+    worker = await a_worker(store)
+    held = await started_by(store, worker, "r")
+    await commit(store, worker, turn(held, 1, attempts=[AttemptRow(op=1, attempt=1, state="started")]))
+    await signal(store, "r")
+
+    (told,) = await store.read_claims(worker, [held.pk, held.pk])
+
+    assert (len(told.journal), len(told.inbox), len(told.attempts)) == (1, 1, 1)

@@ -244,3 +244,26 @@ async def test_an_unknown_run_cannot_be_paused(store: Store) -> None:
     for call in (store.pause_run("order-8", None, NOW), store.resume_run("order-8")):
         with pytest.raises(RunNotFoundError, match="order-7"):
             await call
+
+
+@pytest.mark.parametrize("what", ["run", "task_queue", "worker"])
+async def test_parked_runs_that_are_paused_are_not_tried_with_other_code(store: Store, what: str) -> None:
+    """A deploy does not end a pause."""
+    worker = await a_worker(store, "web-1")
+    held = await started_by(store, worker, "r")
+    await commit(store, worker, turn(held, after=Park(reason="why")))
+    if what == "run":
+        await store.pause_run("r", None, NOW)
+    else:
+        await store.pause(what, "default" if what == "task_queue" else "web-1", None, NOW)  # type: ignore[arg-type]  # the other two
+
+    async def tried() -> list[str]:
+        found = await store.claim_parked_runs(worker, limit=9, task_queue="default", codes=(("w", 1, "new"),))
+        return [one.run_id for one in found]
+
+    assert await tried() == []
+    if what == "run":
+        await store.resume_run("r")
+    else:
+        await store.resume(what, "default" if what == "task_queue" else "web-1")  # type: ignore[arg-type]  # as above
+    assert await tried() == ["r"]

@@ -235,6 +235,17 @@ async def test_parked_runs_are_tried_within_bounds_and_by_whom_they_suit(store: 
     assert await status(store, "ready") is RunStatus.PENDING
 
 
+async def test_a_paused_run_is_not_tried(store: Store) -> None:
+    """Whoever paused it has a reason, and resumes it."""
+    worker = await a_worker(store)
+    await parked_by(store, worker, "a", "old")
+    await store.pause_run("a", None, NOW)
+
+    assert await parked_claims(store, worker, "new") == []
+    await store.resume_run("a")
+    assert await parked_claims(store, worker, "new") == ["a"]
+
+
 async def test_code_that_drove_poison_does_not_try_it_again_by_itself(store: Store, opener: Opener) -> None:
     """The trial itself was its try."""
     await dead_after(store, opener, "guilty", held=True)

@@ -24,6 +24,7 @@ from durable.errors import (
     RunTerminatedError,
 )
 from durable.failures import Failure, describe, rebuild, record
+from durable.limits import FAILURE_BYTES_MAX
 
 
 def through_the_journal(error: BaseException, **origin: Any) -> BaseException:
@@ -422,3 +423,42 @@ def test_a_failure_is_described_in_one_line() -> None:
     """Class name and message, without module."""
     assert describe(record(RuntimeError("no\n  stock"))) == "RuntimeError: no stock"
     assert describe(record(Outer.Inner())) == "Inner"
+
+
+def test_a_failure_that_is_too_large_keeps_its_text() -> None:
+    """What errors held besides goes first, then causes and members; classes and messages stay."""
+    held = ValueError(*(f"{i}" + "x" * 60_000 for i in range(1)))
+    group = ExceptionGroup("many", [ValueError(f"{i}: " + "x" * 30_000) for i in range(20)])
+    held.__cause__ = group
+
+    failure = record(held)
+    assert len(msgspec.json.encode(failure)) <= FAILURE_BYTES_MAX
+    assert failure.type == "builtins:ValueError"
+    assert failure.cause is None
+    assert "too large to record" in failure.message
+    assert isinstance(rebuild(failure), ValueError)
+
+
+def test_arguments_of_many_causes_are_left_out_before_the_causes() -> None:
+    """Their text tells nearly as much."""
+    error: BaseException = KeyError("first")
+    for number in range(8):
+        after = RuntimeError(f"number {number}", "x" * 40_000)
+        after.__cause__ = error
+        error = after
+
+    failure = record(error)
+    assert len(msgspec.json.encode(failure)) <= FAILURE_BYTES_MAX
+    assert failure.args is None or failure.cause is None
+    assert str(rebuild(failure)).startswith("('number 7', 'xx") or "number 7" in failure.message
+
+
+def test_arguments_nested_too_deeply_are_left_out() -> None:
+    """A journal row that held them could not be read."""
+    deep: list[Any] = []
+    for _ in range(300):
+        deep = [deep]
+    failure = record(ValueError(deep))
+
+    assert failure.args is None or "[[[" in failure.args[0]
+    msgspec.json.decode(msgspec.json.encode(failure), type=Failure)

@@ -21,6 +21,7 @@ CLI: Final = ROOT / "cli" / "durable_cli"
 # Module or package, without the leading `durable.`, to its floor. A package stands for everything in it.
 FLOORS: Final = {
     "errors": 0,
+    "limits": 0,
     "seams": 0,
     "retry": 0,
     "result": 0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from durable import connect
 from durable.errors import DefinitionError, StoreError
 from durable.store.opening import masked, normalised, open_store
 
@@ -31,10 +32,36 @@ def test_other_urls_are_refused_without_their_password(written: str) -> None:
     assert "secret" not in str(raised.value)
 
 
-def test_passwords_are_masked() -> None:
-    """What stands between the colon and the at-sign is nobody's business."""
-    assert masked("postgresql://u:p4ss:w@h:5432/db") == "postgresql://u:***@h:5432/db"
-    assert masked("postgresql://h/db") == "postgresql://h/db"
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:p4ss:w@h:5432/db", "postgresql://u:***@h:5432/db"),
+        ("postgresql://h/db", "postgresql://h/db"),
+        ("postgresql://u@h/db", "postgresql://u@h/db"),
+        ("postgresql://h:5432/db", "postgresql://h:5432/db"),
+        ("postgresql://:p@h/db", "postgresql://:***@h/db"),
+        ("postgresql://u:p@ss/w?r#d@h/db", "postgresql://u:***@h/db"),
+        ("postgresql://u:p\nq@h/db", "postgresql://u:***@h/db"),
+        ("postgresql://h/db?user=u&password=p&sslmode=require", "postgresql://h/db?user=u&password=***&sslmode=require"),
+        ("postgresql://h/db?sslpassword=p", "postgresql://h/db?sslpassword=***"),
+        ("host=h user=u password=p dbname=db", "host=h user=u password=*** dbname=db"),
+        ("host=h password='p q\\' r' dbname=db", "host=h password=*** dbname=db"),
+        ("PGPASSWORD=p host=h", "PGPASSWORD=*** host=h"),
+        ("sqlite:////srv/shop@home/a.db", "sqlite:////srv/shop@home/a.db"),
+        ("durable.db", "durable.db"),
+    ],
+)  # fmt: skip
+def test_passwords_are_masked(url: str, shown: str) -> None:
+    """Whatever they hold, and wherever they stand."""
+    assert masked(url) == shown
+
+
+async def test_an_address_does_not_show_its_password() -> None:
+    """It is handed about in this library, and might get into a log."""
+    client = connect("postgresql://u:secret@h/db?password=secret")
+
+    for text in (repr(client.address), str(client.address), client.url, repr(client)):
+        assert "secret" not in text
 
 
 @pytest.mark.parametrize("url", ["", ":memory:", "sqlite:///", "sqlite:///:memory:"])

@@ -32,7 +32,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from durable.errors import ArgumentsError, DefinitionError, PayloadError, UndecodableError
-from durable.payloads import PAYLOAD_BYTES_MAX, Arguments, ValueType
+from durable.limits import DEPTH_MAX
+from durable.payloads import Arguments, ValueType
 from durable.result import Err, Ok, Result
 
 
@@ -520,15 +521,38 @@ def test_none_is_no_nan() -> None:
     assert through(Any, [None, 2**70]) == [None, 2**70]
 
 
-def test_a_value_beyond_the_limit_is_refused() -> None:
-    """With its size and the limit."""
-    largest = "x" * (PAYLOAD_BYTES_MAX - 2)  # and its quotes
+def nested(depth: int, inside: str = "") -> Any:
+    """Return arrays and objects in turn, so many levels deep, with a text beside each."""
+    value: Any = []
+    for level in range(depth - 1):
+        value = [inside, value] if level % 2 else {"a": value, "b": inside}
+    return value
 
-    assert len(ValueType.of(str).encode(largest)) == PAYLOAD_BYTES_MAX
-    with pytest.raises(PayloadError, match="takes 67,108,865 bytes, more than the limit of 67,108,864"):
-        ValueType.of(str).encode(largest + "x")
-    with pytest.raises(PayloadError, match="limit"):
-        Arguments.of(lambda x: x).encode((largest,), {})
+
+@pytest.mark.parametrize("inside", ["", "]" * 9, "[{" * 200, '\\"]', "\\", '\\\\"[', "\n\u2028"])
+def test_a_value_nested_too_deeply_is_refused(inside: str) -> None:
+    """At the call: whoever reads it must not run out of stack. Brackets within texts do not count."""
+    deepest = nested(DEPTH_MAX, inside)
+
+    assert through(Any, deepest) == deepest
+    for value_type in (ValueType.of(Any), ValueType.of(object)):
+        with pytest.raises(PayloadError, match="nested more than 256 levels deep"):
+            value_type.encode(nested(DEPTH_MAX + 1, inside))
+    with pytest.raises(PayloadError, match="nested"):
+        Arguments.of(lambda x: x).encode((deepest,), {})
+
+
+def test_a_wide_value_is_not_a_deep_one() -> None:
+    """Thousands of small objects."""
+    wide = [{"at": [i, {}], "text": "]["} for i in range(3000)]
+
+    assert through(Any, wide) == wide
+
+
+def test_a_value_far_too_deep_is_refused_as_well() -> None:
+    """Whether msgspec or we notice."""
+    with pytest.raises(PayloadError, match="nested"):
+        ValueType.of(Any).encode(nested(100_000))
 
 
 def test_numbers_of_other_libraries_are_stored_as_plain_numbers() -> None:

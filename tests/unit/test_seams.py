@@ -86,6 +86,7 @@ LATE_IMPORTS: Final = {
     "durable/store/opening.py": "a database package is imported only when its URL is opened",
     "durable/outside.py": "the one upward door: the default engine, at the call of a workflow in a plain script",
     "durable/__main__.py": "the command line, which the library does not need",
+    "durable/payloads/encryption.py": "cryptography, an extra: needed by whoever encrypts",
     "durable/engine/anyio_scopes.py": "anyio's asyncio backend, which `import durable` must not import",
     "durable/seams.py": "ctypes, which only code that is stuck needs",
     "durable/engine/awaiting.py": "anyio, which `import durable` must not import",

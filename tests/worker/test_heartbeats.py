@@ -271,26 +271,34 @@ async def test_details_of_what_is_handed_back_are_kept(
     assert reasons == ["its worker stops"]
 
 
-async def test_damaged_details_fail_the_activity_and_no_more(client: Client) -> None:
-    """They cannot be read by any attempt: it is not retried, and the workflow may handle it."""
+async def test_damaged_details_park_the_run(client: Client) -> None:
+    """They are stored bytes that cannot be read: nothing is tried, or failed, on their account."""
+    attempts = Calls()
 
     @activity(retry=Retry(initial=0.5))
-    async def tells() -> None:
-        heartbeat(1)
-        raise Flaky
+    async def tells() -> str:
+        if attempts("tells") == 1:
+            heartbeat(1)
+            raise Flaky
+        return f"after {activity_info().heartbeat_details[0]}"
 
     @workflow
-    async def works() -> None:
-        await tells()
+    async def works() -> str:
+        return await tells()
 
     async with running_worker(client, works):
         run = await client.start(works)
         await until(lambda: details_of(client))
     tampered(file_of(client), "UPDATE attempt SET details = x'5b31'")
     async with running_worker(client, works):
-        with pytest.raises(WorkflowFailedError) as failed:
+        with pytest.raises(UndecodableError, match="the attempt row of operation 1"):
             await run.result(10)
-    assert isinstance(failed.value.__cause__, UndecodableError)
+    assert attempts.of("tells") == 1
+
+    tampered(file_of(client), "UPDATE attempt SET details = x'5b315d'")
+    await run.resume()
+    async with running_worker(client, works):
+        assert await run.result(10) == "after 1"
 
 
 async def test_many_activities_that_beat_cost_one_commit_per_interval(client: Client) -> None:

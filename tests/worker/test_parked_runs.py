@@ -92,6 +92,19 @@ async def test_code_that_fits_again_finishes_a_parked_run(client: Client) -> Non
         assert await run.result(10) == 11
 
 
+async def test_who_resumes_a_run_and_awaits_it_again_is_not_told_of_its_past(client: Client) -> None:
+    """Not even when the loop did not turn in between."""
+    run = await released_run(client, code_of(first))
+    async with running_worker(client, code_of(second)):
+        await run.signal(number, 10)
+        await status_is(run, "parked")
+    with pytest.raises(NonDeterminismError):
+        await run.result(10)
+    await run.resume()
+    async with running_worker(client, code_of(first)):
+        assert await run.result(10) == 11
+
+
 async def test_another_process_is_told_the_reason(client: Client, url: str) -> None:
     """The fault itself lives in the process that met it; others get its text."""
     run = await released_run(client, code_of(first))

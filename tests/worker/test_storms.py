@@ -17,10 +17,9 @@ import pytest
 from durable import Client, Retry, RunHandle, Signal, StoreError, Worker, activity, activity_info, workflow
 from durable.engine.instance import Instance
 from durable.engine.runtime import RunIdentity
-from durable.journal.turns import Activated, split_activations
+from durable.journal.turns import Activated, joined, split_activations
 from durable.worker import committing
 from durable.worker import worker as worker_module
-from durable.worker.driving import joined
 from tests.support.workers import declare_dead, no_durability, running_worker, through_commit_turns, until
 
 RUNS: Final = 15

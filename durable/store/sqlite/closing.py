@@ -47,12 +47,12 @@ def _close_by_force(
     db.executemany(
         sql["insert_turn"],
         [
-            (run, generation, last_turn + 1, part, data)
+            (run, generation, last_turn + 1, part, data, None)  # a reason is short
             for part, data in enumerate(encode_turn(0, [end]), FIRST_PART)
         ],
     )
     # What a parked run stopped on is not what it ended with.
-    db.execute(sql["write_outcome"], {**key, "result": None, "failure": None})
+    db.execute(sql["forget_fault"], key)
     db.execute(sql["empty_inbox"], {"run": run})
     db.execute(sql["delete_attempts"], (run, generation))
     return True

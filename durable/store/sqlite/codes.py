@@ -40,13 +40,21 @@ def is_closed(code: int) -> bool:
     return code >= COMPLETED
 
 
+def is_known(code: int) -> bool:
+    """Whether it is a status at all; a damaged row may hold any number."""
+    return READY <= code <= HELD or code in _SHOWN
+
+
 def shown_status(code: int, *, has_started: bool) -> RunStatus:
-    """Return what a person sees: a ready run is pending until somebody drove it, then running."""
+    """Return what a person sees: a ready run is pending until somebody drove it, then running.
+
+    One that nobody knows is shown as parked: nothing will move it, and somebody must look at it.
+    """
     if code in (READY, HELD) and not has_started:
         return RunStatus.PENDING
     if code in (READY, OWNED, HELD):
         return RunStatus.RUNNING
-    return _SHOWN[code]
+    return _SHOWN.get(code, RunStatus.PARKED)
 
 
 def filter_codes(statuses: tuple[RunStatus, ...]) -> list[int]:

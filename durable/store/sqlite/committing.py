@@ -13,11 +13,15 @@ from collections.abc import Sequence
 from typing import Final, assert_never
 
 from durable.errors import InternalError, LeaseLostError
+from durable.payloads.codec import size_note
 from durable.store.records import Close, HandBack, NextGeneration, Park, Stay, TurnCommit, Verdict, Wait
 from durable.store.sqlite.codes import CODES
+from durable.store.sqlite.large import LARGE_BYTES, placed
 from durable.store.statements import Statements
 
 FIRST_PART: Final = 1
+
+_JournalRow = tuple[int, int, int, int, bytes | None, int | None]
 
 
 def require_alive(db: sqlite3.Connection, sql: Statements, worker: int) -> None:
@@ -63,9 +67,9 @@ class TurnWriter:
     ) -> list[Verdict]:
         """Write items of different runs. Raises IntegrityError on a journal-key conflict, with a part written."""
         verdicts: list[Verdict] = ["committed"] * len(commits)
-        rows: list[tuple[int, int, int, bytes, int, int, int]] = []  # fenced by the insert itself
+        rows: list[tuple[int, int, int, bytes, int | None, int, int, int]] = []  # fenced by the insert itself
         staying: list[int] = []  # positions of the items behind `rows`
-        proven: list[tuple[int, int, int, int, bytes]] = []  # fenced already
+        proven: list[_JournalRow] = []  # fenced already
         marked: list[int] = []  # positions of items that do more than add a journal row
         closing: list[int] = []  # positions of the items that end their run
         for position, commit in enumerate(commits):
@@ -78,7 +82,7 @@ class TurnWriter:
                 if verdict == "committed":
                     marked.append(position)
                     if commit.turn is not None and commit.after.__class__ is not NextGeneration:
-                        proven.extend(_journal_rows(commit))
+                        proven.extend(self._journal_rows(db, commit))
                     continue
                 if verdict != "stayed":
                     continue
@@ -90,8 +94,20 @@ class TurnWriter:
                 staying.append(position)
                 part = FIRST_PART
                 for data in commit.parts:
+                    payload = None
+                    if len(data) > LARGE_BYTES:
+                        data, payload = self._place_if_owned(db, worker, commit, data)
                     rows.append(
-                        (commit.generation, commit.turn, part, data, commit.pk, worker, commit.claim_no)
+                        (
+                            commit.generation,
+                            commit.turn,
+                            part,
+                            data,
+                            payload,
+                            commit.pk,
+                            worker,
+                            commit.claim_no,
+                        )
                     )
                     part += 1
             if commit.consumed or commit.attempts or commit.attempts_done:
@@ -108,12 +124,33 @@ class TurnWriter:
                     commit = commits[position]
                     marked.append(position)
                     if commit.turn is not None:
-                        proven.extend(_journal_rows(commit))
+                        proven.extend(self._journal_rows(db, commit))
         if proven:
             db.executemany(self._insert, proven)
         if marked:
             self._write_marks(db, [commits[position] for position in marked if verdicts[position] != "lost"])
         return verdicts
+
+    def _place_if_owned(
+        self, db: sqlite3.Connection, worker: int, commit: TurnCommit, data: bytes
+    ) -> tuple[bytes, int | None]:
+        """Put a large part into a row of its own. If the run is lost, nothing is written, here as by the insert to come."""
+        fence = (commit.pk, worker, commit.claim_no)
+        inserted = db.execute(self._sql["insert_payload_if_owned"], (data, *fence))
+        return (size_note(len(data)), inserted.lastrowid) if inserted.rowcount else (data, None)
+
+    def _journal_rows(self, db: sqlite3.Connection, commit: TurnCommit) -> list[_JournalRow]:
+        if commit.turn is None:
+            raise InternalError("a commit without a turn has no journal rows")
+        return self._rows_of_parts(db, commit.pk, commit.generation, commit.turn, commit.parts)
+
+    def _rows_of_parts(
+        self, db: sqlite3.Connection, run: int, generation: int, turn: int, parts: Sequence[bytes]
+    ) -> list[_JournalRow]:
+        return [
+            (run, generation, turn, part, *placed(db, self._sql, run, data))
+            for part, data in enumerate(parts, FIRST_PART)
+        ]
 
     def _write_marks(self, db: sqlite3.Connection, commits: Sequence[TurnCommit]) -> None:
         """Consume messages and write attempts of items whose fence is proven. A closed generation's are gone already."""
@@ -135,14 +172,19 @@ class TurnWriter:
                     row.due_at_us,
                     row.failure,
                     row.details,
-                    row.completion,
-                    row.limit_at_us,
-                    row.heartbeat_us,
                 )
                 for commit in open_ones
                 for row in commit.attempts
             ],
         )
+        left_open = [
+            (row.completion, row.limit_at_us, row.heartbeat_us, commit.pk, commit.generation, row.op)
+            for commit in open_ones
+            for row in commit.attempts
+            if row.completion
+        ]
+        if left_open:
+            db.executemany(sql["leave_attempt_open"], left_open)
         db.executemany(
             sql["delete_attempt"],
             [(commit.pk, commit.generation, op) for commit in open_ones for op in commit.attempts_done],
@@ -151,7 +193,12 @@ class TurnWriter:
     def _change_hands(self, db: sqlite3.Connection, worker: int, commit: TurnCommit, now_us: int) -> Verdict:
         """Do what follows the turn on the run row, if the fence and the message count allow."""
         sql, after = self._sql, commit.after
-        fence = {"run": commit.pk, "worker": worker, "claim_no": commit.claim_no}
+        fence = {
+            "run": commit.pk,
+            "worker": worker,
+            "claim_no": commit.claim_no,
+            "turn": commit.turn or 0,
+        }
         match after:
             case Stay():
                 raise InternalError("a run that stays does not change hands")
@@ -167,8 +214,7 @@ class TurnWriter:
                     sql["park_run"], {**fence, "reason": after.reason, "code": after.code}
                 ).rowcount:
                     return "lost"
-                fault = {"run": commit.pk, "generation": commit.generation, "failure": after.failure}
-                db.execute(sql["write_outcome"], {**fault, "result": None})
+                db.execute(sql["write_outcome"], self._outcome_row(db, commit, None, after.failure))
                 return "committed"
             case Close():
                 raise InternalError("runs are closed together")
@@ -204,7 +250,7 @@ class TurnWriter:
                 ends.append((commit, commit.after))
         db.executemany(
             sql["write_outcome"],
-            [_outcome_row(commit, after.result, after.failure) for commit, after in ends],
+            [self._outcome_row(db, commit, after.result, after.failure) for commit, after in ends],
         )
         db.executemany(sql["delete_attempts"], [(commit.pk, commit.generation) for commit, _ in ends])
 
@@ -225,8 +271,22 @@ class TurnWriter:
         self, db: sqlite3.Connection, commit: TurnCommit, result: bytes | None, failure: bytes | None
     ) -> None:
         """Write how a generation ended; its attempts end with it."""
-        db.execute(self._sql["write_outcome"], _outcome_row(commit, result, failure))
+        db.execute(self._sql["write_outcome"], self._outcome_row(db, commit, result, failure))
         db.execute(self._sql["delete_attempts"], (commit.pk, commit.generation))
+
+    def _outcome_row(
+        self, db: sqlite3.Connection, commit: TurnCommit, result: bytes | None, failure: bytes | None
+    ) -> dict[str, object]:
+        shown_result, result_payload = placed(db, self._sql, commit.pk, result)
+        shown_failure, failure_payload = placed(db, self._sql, commit.pk, failure)
+        return {
+            "run": commit.pk,
+            "generation": commit.generation,
+            "result": shown_result,
+            "result_payload": result_payload,
+            "failure": shown_failure,
+            "failure_payload": failure_payload,
+        }
 
     def _refused(self, db: sqlite3.Connection, worker: int, commit: TurnCommit) -> Verdict:
         """Say why a close changed nothing."""
@@ -251,18 +311,16 @@ class TurnWriter:
                 "ready_at_us": after.ready_at_us,
                 "is_delayed": delayed,
                 "now_us": now_us,
+                "last_turn": after.copy_turns + bool(after.parts),
             },
         ).fetchall()
         if commit.turn is not None:
-            db.executemany(self._insert, _journal_rows(commit))
+            db.executemany(self._insert, self._journal_rows(db, commit))
         self._write_outcome(db, commit, None, after.failure)
         db.execute(sql["copy_input"], {"run": run, "generation": generation})
         db.execute(sql["copy_turns"], {"run": run, "generation": generation, "copy_turns": after.copy_turns})
         turn = after.copy_turns + 1
-        db.executemany(
-            self._insert,
-            [(run, generation + 1, turn, part, data) for part, data in enumerate(after.parts, FIRST_PART)],
-        )
+        db.executemany(self._insert, self._rows_of_parts(db, run, generation + 1, turn, after.parts))
         db.executemany(sql["consume_message"], [(msg, run) for msg in commit.consumed])
         db.executemany(
             sql["insert_message"],
@@ -279,20 +337,17 @@ class TurnWriter:
             db.execute("ROLLBACK TO item")
             db.execute(
                 self._sql["hand_back_run"],
-                {"run": commit.pk, "worker": worker, "claim_no": commit.claim_no, "now_us": now_us},
+                {
+                    "run": commit.pk,
+                    "worker": worker,
+                    "claim_no": commit.claim_no,
+                    "now_us": now_us,
+                    "turn": 0,
+                },
             )
             verdict = "lost"
         db.execute("RELEASE item")
         return verdict
-
-
-def _journal_rows(commit: TurnCommit) -> list[tuple[int, int, int, int, bytes]]:
-    turn = commit.turn
-    if turn is None:
-        raise InternalError("a commit without a turn has no journal rows")
-    return [
-        (commit.pk, commit.generation, turn, part, data) for part, data in enumerate(commit.parts, FIRST_PART)
-    ]
 
 
 def _closing_row(commit: TurnCommit, worker: int, now_us: int) -> dict[str, object]:
@@ -308,7 +363,3 @@ def _closing_row(commit: TurnCommit, worker: int, now_us: int) -> dict[str, obje
         "now_us": now_us,
         "reason": after.reason,
     }
-
-
-def _outcome_row(commit: TurnCommit, result: bytes | None, failure: bytes | None) -> dict[str, object]:
-    return {"run": commit.pk, "generation": commit.generation, "result": result, "failure": failure}

@@ -37,6 +37,7 @@ _BELONGINGS: Final = (
     "prune_message_ids",
     "prune_requests",
     "prune_payloads",
+    "prune_large_payloads",
     "prune_generations",
 )
 

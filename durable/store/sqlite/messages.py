@@ -6,7 +6,7 @@ import sqlite3
 
 import msgspec
 
-from durable.errors import WorkflowStateError
+from durable.errors import InboxFullError, WorkflowStateError
 from durable.store.records import CRASHES_MAX, DueOutcome, SendOutcome
 from durable.store.sqlite.closing import terminate, time_out
 from durable.store.sqlite.codes import is_closed, shown_status
@@ -22,6 +22,7 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     data: bytes
     message_id: str | None
+    unread_max: int | None = None
 
 
 def send_message(db: sqlite3.Connection, sql: Statements, message: Outgoing, now_us: int) -> SendOutcome:
@@ -33,6 +34,10 @@ def send_message(db: sqlite3.Connection, sql: Statements, message: Outgoing, now
             return SendOutcome(msg=row[0], duplicate=True)
     if is_closed(code):
         raise closed(message.run_id, code, started, "it takes no more messages")
+    if message.kind == "signal" and message.unread_max is not None:
+        bounded = {"run": run, "count": message.unread_max}
+        if db.execute(sql["count_unread"], bounded).fetchone()[0] >= message.unread_max:
+            raise InboxFullError(message.run_id, message.unread_max)
     return SendOutcome(msg=put_message(db, sql, run, message, now_us), duplicate=False)
 
 

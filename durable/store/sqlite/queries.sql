@@ -102,10 +102,10 @@ FROM json_each(:request_ids) AS wanted
 JOIN request ON request.request_id = wanted.value;
 
 -- name: runs_by_run_ids
-SELECT run.run_id, run.id, run.generation, run.status, run.workflow, run_payload.input
+SELECT run.run_id, run.id, run.generation, run.status, run.workflow, whole_payload.input
 FROM json_each(:run_ids) AS wanted
 JOIN run ON run.run_id = wanted.value
-JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = run.generation;
+JOIN whole_payload ON whole_payload.run = run.id AND whole_payload.generation = run.generation;
 
 -- name: last_run
 -- The highest key and the highest epoch ever deleted by retention count, too: neither comes back (P6).
@@ -123,7 +123,13 @@ INSERT INTO run (
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: insert_run_payload
-INSERT INTO run_payload (run, generation, input) VALUES (?, ?, ?);
+INSERT INTO run_payload (run, generation, input, input_payload) VALUES (?, ?, ?, ?);
+
+-- name: insert_payload
+INSERT INTO payload (run, data) VALUES (?, ?);
+
+-- name: insert_payload_if_owned
+INSERT INTO payload (run, data) SELECT run.id, ? FROM run WHERE run.id = ? AND run.owner = ? AND run.claim_no = ?;
 
 -- name: insert_request
 INSERT INTO request (request_id, run, generation) VALUES (?, ?, ?);
@@ -142,8 +148,8 @@ UPDATE run SET
     generation = generation + 1, epoch = epoch + 1, workflow = :workflow, version = :version, task_queue = :task_queue,
     status = :status, claim_no = claim_no + 1, attempt = 1, owner = :owner, ready_at_us = :ready_at_us,
     is_delayed = :is_delayed, due_at_us = NULL, deadline_us = :deadline_us, created_at_us = :now_us,
-    started_at_us = :started_at_us, closed_at_us = NULL, reason = NULL, parent = :parent, paused_at_us = NULL,
-    pause_reason = NULL, suspicion = 0, crashes = 0, tried_code = ''
+    started_at_us = :started_at_us, closed_at_us = NULL, reason = NULL, parent = :parent, last_turn = 0,
+    paused_at_us = NULL, pause_reason = NULL, suspicion = 0, crashes = 0, tried_code = ''
 WHERE id = :run
 RETURNING generation, epoch, claim_no, msg_seq;
 
@@ -162,7 +168,7 @@ UPDATE run SET
     generation = generation + 1, epoch = epoch + :new_epoch, attempt = :attempt, status = 0, claim_no = claim_no + 1,
     ready_at_us = :now_us, is_delayed = 0, due_at_us = NULL, deadline_us = :deadline_us, created_at_us = :now_us,
     started_at_us = NULL, closed_at_us = NULL, reason = NULL, paused_at_us = NULL, pause_reason = NULL, suspicion = 0,
-    crashes = 0, tried_code = ''
+    crashes = 0, tried_code = '', last_turn = :last_turn
 WHERE id = :run;
 
 -- ─ claiming ──
@@ -229,8 +235,9 @@ RETURNING id;
 SELECT run.id, json_extract(wanted.value, '$[2]')
 FROM json_each(:codes) AS wanted
 CROSS JOIN run ON run.workflow = json_extract(wanted.value, '$[0]') AND run.version = json_extract(wanted.value, '$[1]')
-    AND run.task_queue = :task_queue AND run.status = 3
+    AND run.task_queue = :task_queue AND run.status = 3 AND run.paused_at_us IS NULL
 WHERE instr(' ' || run.tried_code || ' ', ' ' || json_extract(wanted.value, '$[2]') || ' ') = 0
+    AND NOT EXISTS (SELECT 1 FROM pause WHERE kind = 'task_queue' AND name = :task_queue)
 ORDER BY run.id
 LIMIT :count;
 
@@ -238,18 +245,21 @@ LIMIT :count;
 UPDATE run SET
     status = 1, owner = :worker, claim_no = claim_no + 1, is_delayed = 0, reason = NULL,
     suspicion = min(suspicion, 1), tried_code = ltrim(tried_code || ' ' || :code)
-WHERE id = :run AND status = 3 AND instr(' ' || tried_code || ' ', ' ' || :code || ' ') = 0;
+WHERE id = :run AND status = 3 AND paused_at_us IS NULL AND instr(' ' || tried_code || ' ', ' ' || :code || ' ') = 0;
 
 -- name: read_owned_runs
+-- A run whose input is missing is driven like any other, and parks: left out, it would be owned and never move.
 SELECT run.id, run.run_id, run.generation, run.epoch, run.claim_no, run.workflow, run.version, run.task_queue,
-    run.attempt, run_payload.input, run.deadline_us, run.created_at_us, run.msg_seq, run.suspicion
+    run.attempt, coalesce(whole_payload.input, x''), run.deadline_us, run.created_at_us, run.msg_seq, run.suspicion,
+    run.last_turn
 FROM json_each(:runs) AS chosen
 CROSS JOIN run ON run.id = chosen.value
-JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = run.generation
+LEFT JOIN whole_payload ON whole_payload.run = run.id AND whole_payload.generation = run.generation
 WHERE run.owner = :worker;
 
 -- name: read_owned_journals
-SELECT journal.run, journal.turn, journal.part, journal.data
+SELECT journal.run, journal.turn, journal.part,
+    coalesce((SELECT payload.data FROM payload WHERE payload.id = journal.payload), journal.data)
 FROM json_each(:runs) AS chosen
 CROSS JOIN run ON run.id = chosen.value
 CROSS JOIN journal ON journal.run = run.id AND journal.generation = run.generation
@@ -290,31 +300,32 @@ SELECT 1 FROM run WHERE id = ? AND owner = ? AND claim_no = ?;
 
 -- name: insert_turn_if_owned
 -- The fence inside the write: no row for a run that is no longer this worker's (P8).
-INSERT INTO journal (run, generation, turn, part, data)
-SELECT run.id, ?, ?, ?, ? FROM run WHERE run.id = ? AND run.owner = ? AND run.claim_no = ?;
+INSERT INTO journal (run, generation, turn, part, data, payload)
+SELECT run.id, ?, ?, ?, ?, ? FROM run WHERE run.id = ? AND run.owner = ? AND run.claim_no = ?;
 
 -- name: insert_turn
 -- Only after another statement of the same transaction has proven the fence.
-INSERT INTO journal (run, generation, turn, part, data) VALUES (?, ?, ?, ?, ?);
+INSERT INTO journal (run, generation, turn, part, data, payload) VALUES (?, ?, ?, ?, ?, ?);
 
 -- name: consume_message
 DELETE FROM inbox WHERE id = ? AND run = ?;
 
 -- name: upsert_attempt
-INSERT INTO attempt (
-    run, generation, op, attempt, state, due_at_us, failure, details, completion, limit_at_us, heartbeat_us
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+-- Apart from what few attempts need (`leave_attempt_open`): a busy worker writes thousands of these a second.
+INSERT INTO attempt (run, generation, op, attempt, state, due_at_us, failure, details) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (run, generation, op) DO UPDATE SET
     attempt = excluded.attempt, state = excluded.state, due_at_us = excluded.due_at_us, failure = excluded.failure,
-    details = coalesce(excluded.details, details), completion = excluded.completion,
-    limit_at_us = excluded.limit_at_us, heartbeat_us = excluded.heartbeat_us;
+    details = coalesce(excluded.details, details), completion = '';
+
+-- name: leave_attempt_open
+UPDATE attempt SET completion = ?, limit_at_us = ?, heartbeat_us = ? WHERE run = ? AND generation = ? AND op = ?;
 
 -- name: delete_attempt
 DELETE FROM attempt WHERE run = ? AND generation = ? AND op = ?;
 
 -- name: wait_run
 -- The message count is compared on the run row itself, never by looking into the inbox (P2).
-UPDATE run SET status = 2, owner = NULL, due_at_us = :due_at_us
+UPDATE run SET status = 2, owner = NULL, due_at_us = :due_at_us, last_turn = max(last_turn, :turn)
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no AND msg_seq = :seen;
 
 -- name: close_run
@@ -322,14 +333,17 @@ UPDATE run SET status = :status, owner = NULL, closed_at_us = :now_us, reason = 
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no AND msg_seq = :seen;
 
 -- name: write_outcome
-UPDATE run_payload SET result = :result, failure = :failure WHERE run = :run AND generation = :generation;
+UPDATE run_payload SET
+    result = :result, result_payload = :result_payload, failure = :failure, failure_payload = :failure_payload
+WHERE run = :run AND generation = :generation;
 
 -- name: delete_attempts
 DELETE FROM attempt WHERE run = ? AND generation = ?;
 
 -- name: hand_back_run
 UPDATE run SET
-    status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, owner = NULL, ready_at_us = :now_us, is_delayed = 0
+    status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, owner = NULL, ready_at_us = :now_us, is_delayed = 0,
+    last_turn = max(last_turn, :turn)
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
 
 -- name: try_suspect
@@ -349,7 +363,7 @@ UPDATE run SET suspicion = 1 WHERE id = ? AND claim_no = ? AND suspicion = 2;
 
 -- name: park_run
 UPDATE run SET
-    status = 3, owner = NULL, reason = :reason,
+    status = 3, owner = NULL, reason = :reason, last_turn = max(last_turn, :turn),
     tried_code = CASE
         WHEN instr(' ' || tried_code || ' ', ' ' || :code || ' ') THEN tried_code ELSE ltrim(tried_code || ' ' || :code)
     END
@@ -358,7 +372,8 @@ WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
 -- name: next_generation
 UPDATE run SET
     generation = generation + 1, attempt = :attempt, status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END,
-    owner = NULL, ready_at_us = :ready_at_us, is_delayed = :is_delayed, created_at_us = :now_us, started_at_us = NULL
+    owner = NULL, ready_at_us = :ready_at_us, is_delayed = :is_delayed, created_at_us = :now_us, started_at_us = NULL,
+    last_turn = :last_turn
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no AND msg_seq = :seen
 RETURNING epoch, workflow, version, task_queue, deadline_us;
 
@@ -373,12 +388,12 @@ FROM run
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no AND msg_seq = :seen;
 
 -- name: copy_input
-INSERT INTO run_payload (run, generation, input)
-SELECT run, generation + 1, input FROM run_payload WHERE run = :run AND generation = :generation;
+INSERT INTO run_payload (run, generation, input, input_payload)
+SELECT run, generation + 1, input, input_payload FROM run_payload WHERE run = :run AND generation = :generation;
 
 -- name: copy_turns
-INSERT INTO journal (run, generation, turn, part, data)
-SELECT run, generation + 1, turn, part, data FROM journal
+INSERT INTO journal (run, generation, turn, part, data, payload)
+SELECT run, generation + 1, turn, part, data, payload FROM journal
 WHERE run = :run AND generation = :generation AND turn <= :copy_turns
 ORDER BY turn, part;
 
@@ -416,6 +431,9 @@ SELECT id, generation, status, started_at_us FROM run WHERE run_id = :run_id;
 
 -- name: find_message_id
 SELECT msg FROM message_id WHERE run = :run AND message_id = :message_id;
+
+-- name: count_unread
+SELECT count(*) FROM (SELECT 1 FROM inbox WHERE run = :run LIMIT :count);
 
 -- name: count_message
 -- Unconditional, so that it meets every wait and close of the owner on the run row (P2). Parked and held stay so.
@@ -467,7 +485,7 @@ UPDATE run SET
 WHERE run_id = :run_id AND status = 3;
 
 -- name: forget_fault
-UPDATE run_payload SET failure = NULL WHERE run = :run AND generation = :generation;
+UPDATE run_payload SET failure = NULL, failure_payload = NULL WHERE run = :run AND generation = :generation;
 
 -- name: wake_run
 UPDATE run SET
@@ -505,39 +523,39 @@ SELECT id FROM run INDEXED BY run_paused WHERE paused_at_us IS NOT NULL AND owne
 -- ─ reading ──
 
 -- name: get_run
-SELECT * FROM run_seen WHERE run_id = :run_id;
+SELECT * FROM run_whole WHERE run_id = :run_id;
 
 -- name: get_run_by_pk
-SELECT * FROM run_seen WHERE id = :run;
+SELECT * FROM run_whole WHERE id = :run;
 
 -- name: get_generation
 SELECT
     run.id, run.run_id, generation.generation, generation.epoch, generation.workflow, generation.version,
     generation.task_queue, generation.status, generation.attempt, generation.created_at_us, generation.started_at_us,
     generation.closed_at_us, generation.deadline_us, NULL, generation.created_at_us, NULL, NULL, NULL, generation.reason,
-    run_payload.input, run_payload.result, run_payload.failure, 0, NULL, NULL
+    whole_payload.input, whole_payload.result, whole_payload.failure, 0, NULL, NULL
 FROM run
 JOIN generation ON generation.run = run.id AND generation.generation = :generation
-LEFT JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = generation.generation
+LEFT JOIN whole_payload ON whole_payload.run = run.id AND whole_payload.generation = generation.generation
 WHERE run.run_id = :run_id;
 
 -- name: read_ended
-SELECT run_seen.*
+SELECT run_whole.*
 FROM json_each(:runs) AS wanted
-CROSS JOIN run_seen ON run_seen.id = json_extract(wanted.value, '$[0]')
-WHERE run_seen.generation = json_extract(wanted.value, '$[1]') AND (run_seen.status >= 10 OR run_seen.status = 3);
+CROSS JOIN run_whole ON run_whole.id = json_extract(wanted.value, '$[0]')
+WHERE run_whole.generation = json_extract(wanted.value, '$[1]') AND (run_whole.status >= 10 OR run_whole.status = 3);
 
 -- name: read_ended_earlier
 SELECT
     run.id, run.run_id, generation.generation, generation.epoch, generation.workflow, generation.version,
     generation.task_queue, generation.status, generation.attempt, generation.created_at_us, generation.started_at_us,
     generation.closed_at_us, generation.deadline_us, NULL, generation.created_at_us, NULL, NULL, NULL, generation.reason,
-    run_payload.input, run_payload.result, run_payload.failure, 0, NULL, NULL
+    whole_payload.input, whole_payload.result, whole_payload.failure, 0, NULL, NULL
 FROM json_each(:runs) AS wanted
 CROSS JOIN generation ON generation.run = json_extract(wanted.value, '$[0]')
     AND generation.generation = json_extract(wanted.value, '$[1]')
 CROSS JOIN run ON run.id = generation.run
-LEFT JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = generation.generation;
+LEFT JOIN whole_payload ON whole_payload.run = run.id AND whole_payload.generation = generation.generation;
 
 -- name: find_gone
 SELECT wanted.value FROM json_each(:runs) AS wanted WHERE NOT EXISTS (SELECT 1 FROM run WHERE run.id = wanted.value);
@@ -553,6 +571,22 @@ LIMIT :count;
 
 -- name: list_runs
 -- -1 stands for "ready (or held) and never started", which people call pending.
+SELECT * FROM run_whole
+WHERE (:statuses IS NULL OR CASE WHEN status IN (0, 4) AND started_at_us IS NULL THEN -1 ELSE status END
+        IN (SELECT value FROM json_each(:statuses)))
+    AND (:workflow IS NULL OR workflow GLOB :workflow)
+    AND (:task_queue IS NULL OR task_queue = :task_queue)
+    AND (:run_id IS NULL OR run_id GLOB :run_id)
+    AND (:since_us IS NULL OR created_at_us >= :since_us)
+    AND (:until_us IS NULL OR created_at_us < :until_us)
+    AND (:before_us IS NULL OR created_at_us <= :before_us)
+    AND (:before_us IS NULL OR created_at_us < :before_us OR id < :before_run)
+ORDER BY created_at_us DESC, id DESC
+LIMIT :count;
+
+-- name: list_runs_without_large_payloads
+-- As `list_runs`.
+-- -1 stands for "ready (or held) and never started", which people call pending.
 SELECT * FROM run_seen
 WHERE (:statuses IS NULL OR CASE WHEN status IN (0, 4) AND started_at_us IS NULL THEN -1 ELSE status END
         IN (SELECT value FROM json_each(:statuses)))
@@ -567,7 +601,8 @@ ORDER BY created_at_us DESC, id DESC
 LIMIT :count;
 
 -- name: read_journal
-SELECT turn, part, data FROM journal WHERE run = :run AND generation = :generation ORDER BY turn, part;
+SELECT turn, part, coalesce((SELECT payload.data FROM payload WHERE payload.id = journal.payload), data)
+FROM journal WHERE run = :run AND generation = :generation ORDER BY turn, part;
 
 -- name: read_attempts
 SELECT op, attempt, state, due_at_us, failure, details, completion, limit_at_us, heartbeat_us
@@ -662,6 +697,9 @@ DELETE FROM request WHERE run = :run;
 
 -- name: prune_payloads
 DELETE FROM run_payload WHERE run = :run;
+
+-- name: prune_large_payloads
+DELETE FROM payload WHERE run = :run;
 
 -- name: prune_generations
 DELETE FROM generation WHERE run = :run;

@@ -20,7 +20,7 @@ from durable.store.records import (
     RunRecord,
     WorkerRecord,
 )
-from durable.store.sqlite.codes import HELD, READY, filter_codes, shown_status
+from durable.store.sqlite.codes import HELD, READY, filter_codes, is_known, shown_status
 from durable.store.statements import Statements
 
 _RECENT: Final = 500  # ids compared with a mistyped one
@@ -41,6 +41,8 @@ def run_record(row: Sequence[Any], now_us: int) -> RunRecord:
     ) = row  # fmt: skip
     if code in (READY, HELD) and ready_at > now_us:
         due = ready_at
+    if not is_known(code):
+        reason = f"its row is damaged: there is no status {code}"
     return RunRecord(
         pk=pk,
         run_id=run_id,
@@ -60,7 +62,7 @@ def run_record(row: Sequence[Any], now_us: int) -> RunRecord:
         owner_name=owner_name,
         owner_is_alive=bool(owner_is_alive),
         reason=reason,
-        input=input,
+        input=b"" if input is None else input,  # its row is missing: as good as damaged
         result=result,
         failure=failure,
         unread=unread,
@@ -111,7 +113,7 @@ def message(row: Sequence[Any]) -> Message:
 
 def read_claims(db: sqlite3.Connection, sql: Statements, worker: int, pks: Sequence[int]) -> list[Claim]:
     """Return what driving needs for those of `pks` that the worker owns, in that order. Run it in one transaction."""
-    chosen = {"runs": json_text(list(pks)), "worker": worker}
+    chosen = {"runs": json_text(list(dict.fromkeys(pks))), "worker": worker}  # named twice, told once
     journals: dict[int, list[JournalRow]] = {}
     inboxes: dict[int, list[Message]] = {}
     attempts: dict[int, list[AttemptRow]] = {}
@@ -125,7 +127,7 @@ def read_claims(db: sqlite3.Connection, sql: Statements, worker: int, pks: Seque
     for row in db.execute(sql["read_owned_runs"], chosen):
         (
             pk, run_id, generation, epoch, claim_no, workflow, version, task_queue, attempt, input, deadline, created,
-            msg_seq, suspicion,
+            msg_seq, suspicion, last_turn,
         ) = row  # fmt: skip
         claims.append(
             Claim(
@@ -142,6 +144,7 @@ def read_claims(db: sqlite3.Connection, sql: Statements, worker: int, pks: Seque
                 deadline_us=deadline,
                 created_at_us=created,
                 msg_seq=msg_seq,
+                last_turn=last_turn,
                 journal=journals.get(pk, []),
                 inbox=inboxes.get(pk, []),
                 attempts=attempts.get(pk, []),

@@ -8,6 +8,7 @@ from durable.errors import WorkflowStateError
 from durable.store.records import Reopen
 from durable.store.sqlite.codes import is_closed, shown_status
 from durable.store.sqlite.committing import FIRST_PART
+from durable.store.sqlite.large import placed
 from durable.store.sqlite.messages import address
 from durable.store.statements import Statements
 
@@ -30,6 +31,7 @@ def reopen_run(db: sqlite3.Connection, sql: Statements, reopen: Reopen, now_us: 
             "attempt": reopen.attempt,
             "deadline_us": None if lifetime_us is None else now_us + lifetime_us,
             "now_us": now_us,
+            "last_turn": reopen.copy_turns + bool(reopen.parts),
         },
     )
     db.execute(sql["copy_input"], {"run": run, "generation": generation})
@@ -38,7 +40,10 @@ def reopen_run(db: sqlite3.Connection, sql: Statements, reopen: Reopen, now_us: 
     turn = reopen.copy_turns + 1
     db.executemany(
         sql["insert_turn"],
-        [(run, generation + 1, turn, part, data) for part, data in enumerate(reopen.parts, FIRST_PART)],
+        [
+            (run, generation + 1, turn, part, *placed(db, sql, run, data))
+            for part, data in enumerate(reopen.parts, FIRST_PART)
+        ],
     )
     db.executemany(
         sql["insert_message"],

@@ -7,7 +7,7 @@ new runs are given out here: the transaction holds the write lock, so nobody els
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -18,6 +18,7 @@ from durable.store.records import Claim, RunRecord, StartOutcome, StartRequest
 from durable.store.sqlite.closing import terminate
 from durable.store.sqlite.codes import COMPLETED, OWNED, READY, is_closed
 from durable.store.sqlite.committing import require_alive
+from durable.store.sqlite.large import placed
 from durable.store.sqlite.reading import get_run, get_run_by_pk, json_text, read_claims
 from durable.store.statements import Statements
 
@@ -34,13 +35,26 @@ class _Known(msgspec.Struct):
     input: bytes
 
 
+SameInput = Callable[[StartRequest, bytes], bool]
+
+
+def same_bytes(request: StartRequest, stored: bytes) -> bool:
+    """Whether a stored input is the request's, byte for byte."""
+    return stored == request.input
+
+
 def start_runs(
-    db: sqlite3.Connection, sql: Statements, requests: Sequence[StartRequest], now_us: int
+    db: sqlite3.Connection,
+    sql: Statements,
+    requests: Sequence[StartRequest],
+    now_us: int,
+    *,
+    same_input: SameInput = same_bytes,
 ) -> list[StartOutcome]:
     """Start all of `requests` or, raising, none; see the contract."""
     owners = {request.owner for request in requests if request.owner is not None}
     names = {owner: _live_name(db, sql, owner) for owner in owners}
-    return _Starts(db, sql, requests, now_us, names).decide_all()
+    return _Starts(db, sql, requests, now_us, names, same_input).decide_all()
 
 
 def _live_name(db: sqlite3.Connection, sql: Statements, worker: int) -> str:
@@ -59,12 +73,14 @@ class _Starts:
         requests: Sequence[StartRequest],
         now_us: int,
         owner_names: dict[int, str],
+        same_input: SameInput,
     ) -> None:
         self._db = db
         self._sql = sql
         self._requests = requests
         self._now_us = now_us
         self._owner_names = owner_names
+        self._same_input = same_input
         ids = json_text([request.request_id for request in requests])
         self._by_request: dict[str, tuple[int, int]] = {
             request_id: (run, generation)
@@ -80,7 +96,7 @@ class _Starts:
         self._last_pk, last_epoch_pruned = db.execute(sql["last_run"]).fetchone()
         self._first_epoch = last_epoch_pruned + 1  # an id may have been used by a run that retention deleted
         self._runs: list[tuple[Any, ...]] = []
-        self._payloads: list[tuple[int, int, bytes]] = []
+        self._payloads: list[tuple[int, int, bytes | None, int | None]] = []
         self._seen: list[tuple[str, int, int]] = []
 
     def decide_all(self) -> list[StartOutcome]:
@@ -149,7 +165,7 @@ class _Starts:
                 "choose another id",
                 run_id=request.run_id,
             )
-        if known.input != request.input:
+        if not self._same_input(request, known.input):
             raise RunConflictError(
                 f"run {request.run_id!r} was started with other input; choose another id, or start it with the same",
                 run_id=request.run_id,
@@ -182,7 +198,7 @@ class _Starts:
                 request.parent,
             )
         )
-        self._payloads.append((pk, 1, request.input))
+        self._payloads.append((pk, 1, *placed(self._db, self._sql, pk, request.input)))
         self._remember(request, pk, 1)
         self._known[request.run_id] = _Known(pk, 1, code, request.workflow, request.input)
         run = RunRecord(
@@ -236,7 +252,9 @@ class _Starts:
                 "parent": request.parent,
             },
         ).fetchall()
-        db.execute(sql["insert_run_payload"], (known.pk, generation, request.input))
+        db.execute(
+            sql["insert_run_payload"], (known.pk, generation, *placed(db, sql, known.pk, request.input))
+        )
         self._remember(request, known.pk, generation)
         self._known[request.run_id] = _Known(known.pk, generation, code, request.workflow, request.input)
         run = self._read(known.pk)

@@ -82,7 +82,7 @@ from durable.store.sqlite.location import boot_id
 from durable.store.sqlite.preparing import Prepared, prepare
 from durable.store.sqlite.reopening import reopen_run
 from durable.store.sqlite.schema import PACKAGE
-from durable.store.sqlite.starting import start_runs
+from durable.store.sqlite.starting import SameInput, same_bytes, start_runs
 from durable.store.sqlite.wakeups import Wakeups
 from durable.store.statements import load_statements
 
@@ -346,9 +346,12 @@ class SqliteStore:
 
     # ─ starting ──
 
-    async def start_runs(self, requests: Sequence[StartRequest], now_us: int) -> list[StartOutcome]:
+    async def start_runs(
+        self, requests: Sequence[StartRequest], now_us: int, *, same_input: SameInput | None = None
+    ) -> list[StartOutcome]:
         """Decide all requests in one transaction."""
-        outcomes = await self._write(lambda db: start_runs(db, self._sql, requests, now_us))
+        same = same_input or same_bytes
+        outcomes = await self._write(lambda db: start_runs(db, self._sql, requests, now_us, same_input=same))
         if any(outcome.how == "started" for outcome in outcomes):
             claimable = any(outcome.how == "started" and outcome.claim is None for outcome in outcomes)
             self._wakeups.tell(others=claimable)
@@ -404,6 +407,8 @@ class SqliteStore:
         chosen = {"task_queue": task_queue, "codes": reading.json_text(codes), "count": limit}
         with self._reading() as reader:
             found = reader.execute(self._sql["find_parked_runs"], chosen).fetchall()
+            if found and pausing.is_worker_paused(reader, self._sql, worker_id):
+                return []
         return await self._write(partial(self._claim_parked, worker_id, found)) if found else []
 
     def _claim_parked(self, worker: int, found: list[tuple[int, str]], db: sqlite3.Connection) -> list[Claim]:
@@ -501,8 +506,11 @@ class SqliteStore:
         data: bytes,
         message_id: str | None,
         now_us: int,
+        unread_max: int | None = None,
     ) -> SendOutcome:
-        outgoing = messages.Outgoing(run_id=run_id, kind=kind, name=name, data=data, message_id=message_id)
+        outgoing = messages.Outgoing(
+            run_id=run_id, kind=kind, name=name, data=data, message_id=message_id, unread_max=unread_max
+        )
         outcome = await self._write(lambda db: messages.send_message(db, self._sql, outgoing, now_us))
         if not outcome.duplicate:
             self._wakeups.tell(others=True)
@@ -611,7 +619,8 @@ class SqliteStore:
         return [row[0] for row in rows]
 
     async def list_runs(self, filter: RunFilter) -> list[RunRecord]:
-        rows = await self._scan("list_runs", reading.filter_parameters(filter))
+        name = "list_runs" if filter.with_large_payloads else "list_runs_without_large_payloads"
+        rows = await self._scan(name, reading.filter_parameters(filter))
         now_us = self._clock.now_us()
         return [reading.run_record(row, now_us) for row in rows]
 

@@ -31,8 +31,11 @@ def release_runs(
         if crashes + 1 >= CRASHES_MAX:
             fault = _poisonous(run_id, crashes + 1)
             db.execute(sql["park_poison"], {"run": run, "reason": f"PoisonError: {fault}", "now_us": now_us})
-            outcome = {"run": run, "generation": generation, "result": None}
-            db.execute(sql["write_outcome"], {**outcome, "failure": _encode(failures.record(fault))})
+            outcome = {"run": run, "generation": generation, "failure": _encode(failures.record(fault))}
+            absent = dict.fromkeys(
+                ("result", "result_payload", "failure_payload")
+            )  # a record of ours is short
+            db.execute(sql["write_outcome"], {**outcome, **absent})
             poison.append(run_id)
     unexplained = int(is_crash and not to_blame)
     runs = db.execute(sql["release_runs_of_worker"], {**now, "is_crash": unexplained}).rowcount

@@ -50,6 +50,19 @@ def deadly_thread(how: str) -> None:
     die(how)
 
 
+@activity(retry=AT_ONCE)
+async def patient(gate: str) -> str:
+    """Runs until the file `gate` exists."""
+    while not await asyncio.to_thread(os.path.exists, gate):  # noqa: ASYNC110  # a file
+        await asyncio.sleep(0.01)
+    return "done"
+
+
+@workflow
+async def holds(gate: str) -> str:
+    return await patient(gate)
+
+
 @workflow
 async def deadly(how: str) -> None:
     with durable.unguarded():

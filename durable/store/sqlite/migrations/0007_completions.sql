@@ -8,6 +8,8 @@ DROP VIEW run_record;
 
 DROP VIEW run_seen;
 
+DROP VIEW run_whole;
+
 CREATE TABLE inbox_of_any_kind (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     run INTEGER NOT NULL,
@@ -55,4 +57,16 @@ SELECT
     run.paused_at_us, run.pause_reason
 FROM run
 LEFT JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = run.generation
+LEFT JOIN worker ON worker.id = run.owner;
+
+CREATE VIEW run_whole AS
+SELECT
+    run.id, run.run_id, run.generation, run.epoch, run.workflow, run.version, run.task_queue, run.status,
+    run.attempt, run.created_at_us, run.started_at_us, run.closed_at_us, run.deadline_us, run.due_at_us,
+    run.ready_at_us, run.owner, worker.name AS owner_name, worker.is_alive AS owner_is_alive, run.reason,
+    whole_payload.input, whole_payload.result, whole_payload.failure,
+    (SELECT count(*) FROM inbox WHERE inbox.run = run.id) AS unread,
+    run.paused_at_us, run.pause_reason
+FROM run
+LEFT JOIN whole_payload ON whole_payload.run = run.id AND whole_payload.generation = run.generation
 LEFT JOIN worker ON worker.id = run.owner;

@@ -1,0 +1,67 @@
+"""What the store says of a run, checked before anything is done with it: messages, and what is told of attempts.
+
+A row that cannot be read raises `UndecodableError`, which names the row and never quotes it: the run is parked. Nothing of a
+damaged row gets into a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from durable.activities import decode_details
+from durable.errors import UndecodableError
+from durable.failures import Failure
+from durable.journal.events import CancelRequested, SignalReceived
+from durable.payloads.codec import sealed_fault
+from durable.store.records import AttemptRow, Message
+
+_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def check_attempts(rows: Sequence[AttemptRow]) -> None:
+    """Raise unless what is stored of attempts can be read."""
+    for row in rows:
+        where = f"the attempt row of operation {row.op}"
+        if row.details is not None:
+            try:
+                decode_details(row.details)
+            except UndecodableError as fault:
+                raise UndecodableError(f"{where}: {fault}") from None
+        if row.failure is not None:
+            try:
+                msgspec.json.decode(row.failure, type=Failure)
+            except _MALFORMED as error:
+                raise UndecodableError(f"{where}: {_reason(row.failure, error)}") from None
+
+
+def check_answer(message: Message) -> None:
+    """Raise unless the answer that somebody outside gave for an activity can be read."""
+    data = message.data
+    try:
+        data.decode()
+        msgspec.json.decode(data, type=Failure if message.name == "failed" else msgspec.Raw)
+    except _MALFORMED as error:
+        raise UndecodableError(
+            f"message {message.msg}, the answer of an activity: {_reason(data, error)}"
+        ) from None
+
+
+def message_event(message: Message, now_us: int) -> SignalReceived | CancelRequested:
+    """Return the event of a message."""
+    data = message.data
+    try:
+        if message.kind == "cancel":
+            reason = msgspec.json.decode(data, type=str | None)
+            return CancelRequested(at=now_us, msg=message.msg, reason=reason)
+        data.decode()  # the check below lets through text that is not UTF-8
+        value = msgspec.json.decode(data, type=msgspec.Raw)
+    except _MALFORMED as error:
+        what = "cancel request" if message.kind == "cancel" else f"signal {message.name!r}"
+        raise UndecodableError(f"message {message.msg}, a {what}: {_reason(data, error)}") from None
+    return SignalReceived(at=now_us, name=message.name, value=value, msg=message.msg, id=message.message_id)
+
+
+def _reason(data: bytes, error: Exception) -> str:
+    return sealed_fault(data) or f"not what was stored ({type(error).__name__})"
