@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import durable
 from durable import Client
 from tests.support.workers import no_durability
+
+# A machine that is slow for a moment fails no test.
+hypothesis.settings.register_profile("durable", deadline=None)
+hypothesis.settings.load_profile("durable")
 
 
 @pytest.fixture

@@ -818,10 +818,6 @@ class Performer:
         self._want_slot(attempt)
 
 
-async def _awaited(value: Awaitable[Any]) -> Any:
-    return await value
-
-
 def _started_row(attempt: Attempt, pulse: Pulse) -> AttemptRow:
     """Return the row of an attempt that runs, with what it tells of itself."""
     return AttemptRow(
@@ -839,6 +835,10 @@ def _is_loss(failure: bytes | None) -> bool:
         return failure is not None and msgspec.json.decode(failure, type=Failure).type == _LOSS
     except msgspec.DecodeError:
         return False
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
 
 
 def _late_text(definition: ActivityDefinition, number: int, kind: TimeoutKind) -> str:
