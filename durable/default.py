@@ -128,7 +128,8 @@ def using(url: str, *, durability: Durability = "full") -> Iterator[None]:
 
     `durability` counts for the first use of a database in an event loop.
     """
-    here, how = address_here.set(Address(url)), _durability_here.set(durability)
+    address = Address(url, _settings.codec, _settings.limits)
+    here, how = address_here.set(address), _durability_here.set(durability)
     try:
         yield
     finally:

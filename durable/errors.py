@@ -372,6 +372,10 @@ class SagaError(DurableError):
 
     __durable_wraps__ = True
     __durable_compensated__ = True
+    # What is left of one that was too large to be recorded with its values.
+    step_name: str = ""
+    compensated: Sequence[str] = ()
+    failed_compensations: Sequence[str] = ()
 
     def __init__(
         self,

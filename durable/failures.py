@@ -125,6 +125,7 @@ def _without_values(failure: Failure) -> Failure:
         cause=None if failure.cause is None else _without_values(failure.cause),
         context=None if failure.context is None else _without_values(failure.context),
         group=None if failure.group is None else [_without_values(member) for member in failure.group],
+        errors=None,
     )
 
 

@@ -27,6 +27,10 @@ class PipelineStepError(DurableError):
     """
 
     __durable_wraps__: Final = True
+    # What is left of one that was too large to be recorded with its values.
+    step_name: str = ""
+    run_id: str = ""
+    _others: Sequence[PipelineStepError] = ()
 
     def __init__(self, step_name: str, run_id: str, errors: Iterable[PipelineStepError] = ()) -> None:
         super().__init__(f"step {step_name!r} of run {run_id!r} failed")

@@ -23,10 +23,12 @@ from durable import (
     WorkflowCompensationError,
     WorkflowFailedError,
     activity,
+    failures,
     saga,
     saga_step,
     workflow,
 )
+from durable.default import engine_here
 from durable.result import Err
 from tests.support.workers import Calls, is_released, running_worker
 
@@ -666,3 +668,40 @@ async def test_a_fault_of_the_platform_undoes_nothing(embedded: str, world: Worl
         await order("o", run_id="o-1")
     assert (await durable.get_run("o-1")).status == "parked"
     assert world.calls.names == ["reserve o", "charge o"]
+
+
+def test_errors_that_are_too_large_to_record_whole_stay_usable() -> None:
+    """Their values are left out, their attributes are there: empty, not missing."""
+    many = [f"step-{n}-{'x' * 200}" for n in range(20_000)]
+
+    saga_error: Any = failures.rebuild(failures.record(durable.SagaError("s", ValueError("x"), many)))
+    step_error: Any = failures.rebuild(failures.record(PipelineStepError("y" * 5_000_000, "r")))
+
+    assert (saga_error.step_name, list(saga_error.compensated)) == ("s", [])
+    assert isinstance(saga_error.cause, ValueError)
+    assert (step_error.step_name, step_error.errors) == ("", [step_error])
+    assert str(step_error)
+
+
+async def test_a_database_used_for_a_block_is_read_with_the_codec_of_this_process(url: str) -> None:
+    """`using` names another database, not other keys."""
+
+    class Codec:
+        name = "reversed"
+        key_id = "k"
+        accepts_plain = False
+
+        def encode(self, data: bytes, context: bytes) -> bytes:
+            return data[::-1]
+
+        def decode(self, data: bytes, context: bytes) -> bytes:
+            return data[::-1]
+
+    codec: Any = Codec()
+    try:
+        durable.configure(codec=codec)
+        with durable.using(url, durability="off"):
+            engine = await engine_here()
+        assert engine.client.address.codec is codec
+    finally:
+        durable.configure()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, assert_type
 
 from durable import (
@@ -84,7 +85,7 @@ async def use(pipeline: Pipeline, manager: SagaManager, orchestrator: SagaOrches
         case Ok(value):
             assert_type(value, dict[str, Any])
         case Err(error):
-            assert_type(error.compensated, list[str])
+            assert_type(error.failed_compensations, Sequence[str])
     assert_type(saga.state, SagaState)
     assert_type(manager.register(Checkout), type[Checkout])
     assert_type(await manager.start("Checkout", {"order": "o"}), str)
