@@ -32,6 +32,7 @@ from durable_cli.targets import Found, load_target
 GRACE_SECONDS: Final = 30.0
 RELOAD_GRACE_SECONDS: Final = 1.0  # what runs is handed back, uncharged, and begins again with the new code
 RETENTION_SECONDS: Final = 30 * 86_400.0
+ACTIVATION_SECONDS: Final = 30.0
 LOOK_SECONDS: Final = 2.0  # the longest that a probe waits for the database
 # A worker's process is ours: its runs and turns are many small objects without cycles, which the collector would walk again and again.
 COLLECTOR_THRESHOLDS: Final = (50_000, 20, 100)
@@ -40,13 +41,14 @@ SECOND_SIGNAL_CODES: Final = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: 143}
 
 
 class Service(NamedTuple):
-    """How a worker's process serves. `grace` and `retention` are seconds; no retention: closed runs stay for ever."""
+    """How a worker's process serves; times are seconds. No retention: closed runs stay for ever."""
 
     queues: Sequence[str] = ()
     concurrency: int = 100
     drain: bool = False
     grace: float = GRACE_SECONDS
     retention: float | None = RETENTION_SECONDS
+    activation_limit: float = ACTIVATION_SECONDS
     health: Address | None = None
     reload: bool = False
 
@@ -88,6 +90,14 @@ class Service(NamedTuple):
     default="30d",
     show_default=True,
     help="Delete runs closed longer ago than that; none: never.",
+)
+@click.option(
+    "--activation-limit",
+    type=duration_option,
+    metavar="DURATION",
+    default="30s",
+    show_default=True,
+    help="Interrupt and park a workflow that computes for longer; a loop still for twice that ends the process.",
 )
 @click.option(
     "--health",
@@ -197,7 +207,14 @@ async def serve(
     served = list(dict.fromkeys(how.queues)) or sorted({one.definition.task_queue for one in workflows})
     async with database(settings, create=True) as client:
         workers = [
-            Worker(client, *workflows, task_queue=queue, concurrency=how.concurrency, retention=how.retention)
+            Worker(
+                client,
+                *workflows,
+                task_queue=queue,
+                concurrency=how.concurrency,
+                retention=how.retention,
+                activation_limit=how.activation_limit,
+            )
             for queue in served
         ]
         crew = _Crew(client, workers, output, how)

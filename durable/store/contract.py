@@ -75,7 +75,7 @@ class Store(Protocol):
         """Take over every worker found dead (P9, P10): mark it dead and set its runs ready, one transaction each.
 
         In the same transaction (P14): if the worker was driving a suspect alone (`try_suspect`), that run has one crash
-        more, and with `CRASHES_MAX` it is parked as poison with its failure instead of set ready. If not, all runs it
+        more, and with `CRASHES_MAX` it is parked as poison, with a reason, instead of set ready. If not, all runs it
         owned become suspects.
 
         Dead: its liveness lock can be had; or its beat counter did not move for `lease_seconds` of this process's

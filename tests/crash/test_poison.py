@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,52 +11,12 @@ import pytest
 from durable import Client, RunStatus, connect
 from durable.store.records import CRASHES_MAX
 from tests.crash.programs.deadly import AT_ONCE, calls, deadly, deadly_later, go, holds, neighbour
+from tests.support.supervisor import PATIENCE, supervised
 from tests.support.workers import until
 
-ROOT = Path(__file__).parents[2]
-PATIENCE = 90.0
-LIMIT = 0.75
 NEIGHBOURS = 20
 STEPS = 3
 EXPECTED = [7 + sum(range(STEPS))] * NEIGHBOURS
-
-
-class Supervisor:
-    """Starts the worker again whenever it has ended, as systemd would."""
-
-    def __init__(self, url: str, log: Path) -> None:
-        self.url = url
-        self.log = log
-        self.ends: list[int] = []
-        self.process: asyncio.subprocess.Process | None = None
-
-    def said(self) -> str:
-        """What its processes wrote last, for whoever reads of a failed test."""
-        return self.log.read_text(errors="replace")[-8000:] if self.log.exists() else ""
-
-    async def run(self) -> None:
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        with self.log.open("ab") as log:
-            while True:
-                self.process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "tests.crash.programs.deadly", self.url, str(LIMIT),
-                    cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, stdout=log, stderr=log,
-                )  # fmt: skip
-                self.ends.append(await self.process.wait())
-
-
-@asynccontextmanager
-async def supervised(url: str, log: Path) -> AsyncIterator[Supervisor]:
-    supervisor = Supervisor(url, log)
-    task = asyncio.create_task(supervisor.run())
-    try:
-        yield supervisor
-    finally:
-        print(supervisor.said())
-        task.cancel()
-        if supervisor.process is not None and supervisor.process.returncode is None:
-            supervisor.process.kill()
-            await supervisor.process.wait()
 
 
 @pytest.fixture
@@ -103,7 +59,6 @@ async def test_a_workflow_that_ends_its_worker_is_parked_as_poison(
     assert len(supervisor.ends) == 1 + CRASHES_MAX
     seen = await run.describe()
     assert (seen.reason or "").startswith("PoisonError: run 'deadly' ended its worker 3 times")
-    assert seen.failure is not None
     parked = await client.list(status="parked")
     assert [one.run_id for one in parked] == ["deadly"]
     assert (await client.why("deadly")).reason == "parked"

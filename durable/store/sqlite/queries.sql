@@ -73,7 +73,7 @@ WHERE owner = :worker;
 
 -- name: suspect_of_worker
 -- The run that a worker drove alone when it died.
-SELECT id, run_id, generation, crashes FROM run WHERE owner = :worker AND suspicion = 2;
+SELECT id, run_id, crashes FROM run WHERE owner = :worker AND suspicion = 2;
 
 -- name: count_crash
 UPDATE run SET crashes = crashes + 1, suspicion = 1 WHERE id = :run;

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import Final
 
-import msgspec
-
-from durable import failures
 from durable.errors import PoisonError
 from durable.store.records import CRASHES_MAX, Trial
 from durable.store.sqlite.committing import require_alive
 from durable.store.statements import Statements
-
-_encode: Final = msgspec.json.Encoder().encode
 
 
 def release_runs(
@@ -26,16 +20,12 @@ def release_runs(
     now = {"worker": worker, "now_us": now_us}
     to_blame = db.execute(sql["suspect_of_worker"], now).fetchall() if is_crash else []
     poison: list[str] = []
-    for run, run_id, generation, crashes in to_blame:
+    for run, run_id, crashes in to_blame:
         db.execute(sql["count_crash"], {"run": run})
         if crashes + 1 >= CRASHES_MAX:
-            fault = _poisonous(run_id, crashes + 1)
-            db.execute(sql["park_poison"], {"run": run, "reason": f"PoisonError: {fault}", "now_us": now_us})
-            outcome = {"run": run, "generation": generation, "failure": _encode(failures.record(fault))}
-            absent = dict.fromkeys(
-                ("result", "result_payload", "failure_payload")
-            )  # a record of ours is short
-            db.execute(sql["write_outcome"], {**outcome, **absent})
+            # A reason alone: it holds no value, and there is no stack, so nothing that a codec would have to seal.
+            reason = f"PoisonError: {_poisonous(run_id, crashes + 1)}"
+            db.execute(sql["park_poison"], {"run": run, "reason": reason, "now_us": now_us})
             poison.append(run_id)
     unexplained = int(is_crash and not to_blame)
     runs = db.execute(sql["release_runs_of_worker"], {**now, "is_crash": unexplained}).rowcount

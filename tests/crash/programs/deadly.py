@@ -10,7 +10,7 @@ import sys
 import time
 
 import durable
-from durable import Retry, Signal, Worker, activity, workflow
+from durable import Retry, Signal, Worker, activity, activity_info, raise_complete_async, workflow
 
 AT_ONCE = Retry(max_attempts=3, initial=0.01, maximum=0.01)
 go = Signal("go", int)
@@ -56,6 +56,24 @@ async def patient(gate: str) -> str:
     while not await asyncio.to_thread(os.path.exists, gate):  # noqa: ASYNC110  # a file
         await asyncio.sleep(0.01)
     return "done"
+
+
+@activity(retry=Retry(max_attempts=1))
+async def ask_person(tray: str) -> int:
+    """Leaves its token in the file `tray`; somebody outside answers."""
+    line = f"{activity_info().task_token}\n"
+    await asyncio.to_thread(_append, tray, line)
+    raise_complete_async()
+
+
+def _append(path: str, line: str) -> None:
+    with open(path, "a") as file:
+        file.write(line)
+
+
+@workflow
+async def asks(tray: str) -> int:
+    return await ask_person(tray) + await step(1)
 
 
 @workflow
