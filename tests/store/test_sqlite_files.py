@@ -508,3 +508,24 @@ async def test_the_log_starts_over_under_load(
 
     assert number * 200_000 > 100 << 20
     assert 64 << 20 < largest < 72 << 20
+
+
+def files_open_here() -> list[str]:
+    """Return the files that this process has open, as far as the system tells."""
+    here = Path("/proc/self/fd")
+    return [os.readlink(one) for one in here.iterdir() if one.is_symlink()] if here.is_dir() else []
+
+
+async def test_a_cancelled_scan_leaves_no_connection_open(store: Store, database: Path) -> None:
+    """Whoever asked has gone: the read goes on to its end, and closing the store waits for it."""
+    await start(store, "r")
+    for turns in range(6):
+        scan = asyncio.ensure_future(store.list_runs(RunFilter()))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        scan.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await scan
+    await store.close()
+
+    assert str(database) not in files_open_here()

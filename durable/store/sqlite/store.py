@@ -20,7 +20,7 @@ from typing import Any, Final, Self, TypeVar
 import aiosqlite
 
 from durable.errors import StoreError
-from durable.seams import Clock, Executor, SystemRandom, ThreadExecutor
+from durable.seams import Clock, Executor, SystemRandom, ThreadExecutor, spawn
 from durable.store.migrations import load_migrations
 from durable.store.records import (
     ActivityAnswer,
@@ -131,6 +131,7 @@ class SqliteStore:
             prepared.side, self._loop, read_version=self._read_version, read_addresses=self._read_addresses
         )
         self._watch = BeatWatch()
+        self._scans: set[asyncio.Task[list[Any]]] = set()
         self._workers: dict[int, str | None] = {}  # registered here, not retired: their socket names
         self._gone: str | None = None  # why the store cannot be used any more
         forks.track(self)
@@ -169,6 +170,8 @@ class SqliteStore:
             return
         self._gone = _CLOSED
         self._wakeups.close()
+        if self._scans:
+            await asyncio.wait(self._scans)
         if self._writer is not None:
             await self._writer.settle()
         await asyncio.shield(self._executor.submit(self._close_files))
@@ -755,7 +758,21 @@ class SqliteStore:
                 reader.execute("COMMIT")
 
     async def _scan(self, name: str, parameters: dict[str, object]) -> list[Any]:
-        """Run a read that may be long in a thread of aiosqlite's."""
+        """Run a read that may be long in a thread of aiosqlite's.
+
+        To its end, also if the caller is cancelled: aiosqlite would leave its connection open.
+        """
+        scan = spawn(self._scan_through(name, parameters), name="durable scan")
+        self._scans.add(scan)
+        scan.add_done_callback(self._scanned)
+        return await asyncio.shield(scan)
+
+    def _scanned(self, scan: asyncio.Task[list[Any]]) -> None:
+        self._scans.discard(scan)
+        if not scan.cancelled():
+            scan.exception()  # looked at, though nobody may wait for it any more
+
+    async def _scan_through(self, name: str, parameters: dict[str, object]) -> list[Any]:
         self._require_usable()
         with explaining(self._database):
             async with aiosqlite.connect(
