@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from typing import Any
 
@@ -235,6 +236,24 @@ async def test_a_subgraph_runs_inside_the_outer_run(embedded: str) -> None:
     run = await durable.get_run("o")
     assert [entry.name for entry in run.journal] == ["sub/double", "sub/add", "after"]
     assert len(await durable.list_runs()) == 1
+
+
+async def test_a_subgraph_writes_what_its_nodes_wrote(embedded: str) -> None:
+    """Not what was only handed through: so it does not conflict with others side by side, nor feed reducers twice."""
+    inner = (
+        WorkflowBuilder("inner")
+        .add_node("a", node=lambda state: {"log": ["inner"], "n": state["n"] + 1})
+        .build()
+    )
+    builder = WorkflowBuilder("outer", reducers={"log": operator.add})
+    builder.add_node("sub", subworkflow=inner).add_node("b", node=lambda state: {"x": 1, "log": ["b"]})
+
+    done = (
+        await WorkflowEngine(builder.build()).execute(initial_state={"n": 1, "x": 0, "log": ["given"]})
+    ).unwrap()
+
+    assert done.final_state == {"n": 2, "x": 1, "log": ["given", "inner", "b"]}
+    assert done.node_results[0].output == {"log": ["inner"], "n": 2}
 
 
 async def test_a_subgraph_may_have_a_state_of_its_own(embedded: str) -> None:

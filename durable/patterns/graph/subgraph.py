@@ -14,7 +14,8 @@ class SubworkflowNode(AbstractWorkflowNode):
     """A node that runs a graph, beginning at `entry`.
 
     The inner state is the outer one, or what that holds under `input_key`: a dict as it is, anything else as the key "input".
-    In the end the inner state is merged into the outer, or written under `output_key`. When an inner node asks a person, the
+    In the end the inner state is merged into the outer, or written under `output_key`. (A key with a reducer in both graphs would be
+    folded twice: leave it to one of them.) When an inner node asks a person, the
     outer run waits; when one fails, this node fails. Limits are those of the inner graph's own config.
     """
 
@@ -53,6 +54,15 @@ class SubworkflowNode(AbstractWorkflowNode):
         value = state[self.input_key]
         return dict(value) if isinstance(value, Mapping) else {"input": value}
 
-    def output_of(self, state: State) -> State:
-        """Return what the end of the inner graph writes into the outer state."""
-        return state if self.output_key is None else {self.output_key: state}
+    def output_of(self, state: State, written: set[str], outer: Mapping[str, Any]) -> State:
+        """Return what the end of the inner graph writes into the outer state.
+
+        What came in with the outer state, and no inner node wrote, is not written back: it would conflict with others' writes.
+        """
+        if self.output_key is not None:
+            return {self.output_key: state}
+        return {
+            key: value
+            for key, value in state.items()
+            if key in written or key not in outer or outer[key] != value
+        }

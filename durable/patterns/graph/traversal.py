@@ -229,7 +229,8 @@ class Traversal:
         inner = Traversal(plan, node.input_of(self._state))
         with durable.scope(name):
             result = await limited(inner.run(node.entry), plan.config)
-        return node.output_of(result.final_state)
+        written = {key for one in result.node_results for key in one.output}
+        return node.output_of(result.final_state, written, self._state)
 
     async def _ask(self, name: str, node: HumanNode) -> State:
         return node.output_of(await durable.wait_answer(name, node.render(self._state), node.timeout))

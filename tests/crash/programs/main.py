@@ -16,7 +16,7 @@ import durable
 from durable import Client, RunHandle, Worker, Workflow, WorkflowStateError
 from durable.default import engine_here
 from durable.store.opening import Durability
-from tests.crash.programs import demands, patterns_used, workflows
+from tests.crash.programs import demands, graphs_used, patterns_used, workflows
 from tests.support import crash_ledger, crash_points
 from tests.support.crash_points import Plan
 
@@ -36,6 +36,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         "patterns",
         "pattern_worker",
         "fragile",
+        "graphs",
+        "graph_worker",
     ]
     directory: str
     plan: Plan = Plan()
@@ -185,6 +187,22 @@ async def pattern_worker(options: Options) -> None:
         await patterns_used.store_all(client)
         async with Worker(client, patterns_used, lease_seconds=options.lease_seconds):
             for run_id in patterns_used.OUTCOMES:
+                await demands.closed(client, run_id)
+
+
+async def graphs(options: Options) -> None:
+    """A plain script that executes every graph, and answers what they ask."""
+    durable.configure(url(options), durability=options.durability)
+    await graphs_used.execute_all()
+
+
+async def graph_worker(options: Options) -> None:
+    """A worker that only imports the module with the graphs; somebody beside it answers what they ask."""
+    async with durable.connect(url(options), durability=options.durability) as client:
+        await graphs_used.store_all(client)
+        async with Worker(client, graphs_used, lease_seconds=options.lease_seconds):
+            await graphs_used.answer_all(client)
+            for run_id in graphs_used.OUTCOMES:
                 await demands.closed(client, run_id)
 
 
