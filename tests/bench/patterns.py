@@ -17,6 +17,8 @@ from durable import (
     SagaBase,
     SagaManager,
     SagaStep,
+    WorkflowBuilder,
+    WorkflowEngine,
     configure,
     saga_step,
     workflow,
@@ -38,6 +40,22 @@ async def undo(ctx: dict[str, Any]) -> None: ...
 
 
 pipeline: Final = Pipeline("bench-pipeline", [FunctionStep(f"step-{i}", do) for i in range(STEPS)])
+
+
+async def node(state: dict[str, Any]) -> None: ...
+
+
+def _graph(name: str, *, is_chain: bool) -> WorkflowEngine:
+    builder = WorkflowBuilder(name)
+    for i in range(STEPS):
+        builder.add_node(f"node-{i}", node=node)
+        if i:
+            builder.add_edge(f"node-{i - 1 if is_chain else 0}", f"node-{i}")
+    return WorkflowEngine(builder.build())
+
+
+chained: Final = _graph("bench-graph", is_chain=True)
+fanned: Final = _graph("bench-graph-wave", is_chain=False)
 
 
 class BenchSaga(AbstractSaga):
@@ -76,6 +94,14 @@ async def _managed() -> None:
 def pipelines(settings: Settings) -> list[Row]:
     """Runs of ten steps, one after the other, in a plain script."""
     return [_beside(settings, "pipeline", lambda: pipeline.execute({"text": TEXT}))]
+
+
+def graphs(settings: Settings) -> list[Row]:
+    """Runs of a chain of ten nodes, and of one node that nine others follow side by side, in a plain script."""
+    return [
+        _beside(settings, "graph/chain", lambda: chained.execute(state={"text": TEXT})),
+        _beside(settings, "graph/wave", lambda: fanned.execute(state={"text": TEXT})),
+    ]
 
 
 def sagas(settings: Settings) -> list[Row]:

@@ -19,6 +19,8 @@ RATIO_FLOORS: Final = {
     "bulk/100": 25.0,
     # A step of a pattern costs at most 1.5 times a bare activity.
     "pipeline": 66.0,
+    "graph/chain": 66.0,
+    "graph/wave": 66.0,
     "saga/scope": 66.0,
     "saga/steps": 66.0,
     "saga/manager": 66.0,
