@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import aclosing
-from typing import Any, Final, Generic, TypeVar, overload
+from typing import Any, ClassVar, Final, Generic, TypeVar, overload
 from weakref import WeakValueDictionary
 
 import durable
@@ -66,8 +66,9 @@ class BulkOperation(Generic[T, R]):
     One object may be used again and again, also at once. Without a name it is called by its processor's.
     """
 
-    # The objects that this process executes, by run id: a run uses its own object while there is one.
-    _executed: Final[WeakValueDictionary[str, BulkOperation[Any, Any]]] = WeakValueDictionary()
+    # The objects that this process executes, by name and run id: a run uses its own object while there is one.
+    _executed: ClassVar[WeakValueDictionary[tuple[str, str], BulkOperation[Any, Any]]] = WeakValueDictionary()
+    _hinted: ClassVar[set[str]] = set()
 
     @overload
     def __init__(
@@ -148,8 +149,7 @@ class BulkOperation(Generic[T, R]):
         """
         if current_run_id() is not None:
             return await self._execute_inline(items, run_id)
-        handle, batch = await self._begin(items, run_id)
-        stream = BulkStream[R](self, handle, batch, keeps_results=True)
+        stream = BulkStream[R](self, (items, run_id), keeps_results=True)
         async for _ in stream:
             pass
         return Ok(stream.result) if stream.error is None else Err(stream.error)
@@ -159,7 +159,7 @@ class BulkOperation(Generic[T, R]):
 
         Whoever stops listening does not stop the run. Inside a workflow the results come when all are there.
         """
-        return BulkStream(self, None, None, keeps_results=False, given=(items, run_id))
+        return BulkStream(self, (items, run_id), keeps_results=False)
 
     async def start(self, items: Items, *, run_id: str | None = None) -> RunHandle[Any]:
         """Store the items, start a run, drive it in this process, and return its handle. Its result is counts, by name."""
@@ -198,27 +198,35 @@ class BulkOperation(Generic[T, R]):
         if run_id is None:
             run_id = durable.derived_run_id(self._name)
         if run_id is None:
-            if drive:
+            if drive and self._name not in self._hinted:
+                self._hinted.add(self._name)
                 await hint_unfinished("bulk", self._name)
             run_id = f"{self._name}-{durable.uuid4().hex[:12]}"
         batch = await self._items.store(items, run_id)
-        self._executed[run_id] = self
+        self._executed[self._name, run_id] = self
         workflow = self._workflow().options(run_id=run_id)
         handle = await (workflow.start(batch) if drive else workflow.enqueue(batch))
         return handle, batch
 
     async def _body(self, batch: Batch) -> dict[str, int]:
         """The workflow. It holds no results: they are in the journal."""
-        run_id = durable.info().run_id
-        op = self._executed.get(run_id, self)
-        orders = await op._settle_orders()
-        items = [] if batch.items is None else op._items.restored(batch.items)
+        key = self._name, durable.info().run_id
+        op = self._executed.get(key, self)
+        try:
+            return await op._go_through(batch)
+        finally:
+            if not durable.is_evicting():
+                self._executed.pop(key, None)
 
-        async def work(first: int, count: int, attempt: int) -> Any:
-            unit = op._slices.unit(orders, count, attempt)
+    async def _go_through(self, batch: Batch) -> dict[str, int]:
+        orders = await self._settle_orders()
+        items = [] if batch.items is None else self._items.restored(batch.items)
+
+        async def work(first: int, count: int, attempt: int, alone: bool) -> Any:
+            unit = self._slices.unit(orders, attempt, alone)
             if batch.items is not None:
-                return await unit(first, count, attempt, items[first : first + count])
-            return await unit(first, count, attempt, chunk=batch.chunks[first // CHUNK_ITEMS])
+                return await unit(first, count, attempt, alone, items[first : first + count])
+            return await unit(first, count, attempt, alone, chunk=batch.chunks[first // CHUNK_ITEMS])
 
         async def heard(first: int, outcome: SliceOutcome) -> None:
             return None
@@ -264,9 +272,9 @@ class BulkOperation(Generic[T, R]):
         gathering = Gathering(len(listed), item_at, keeps_results=True)
         told = _Told(self, gathering, inline=True)
 
-        async def work(first: int, count: int, attempt: int) -> Any:
-            unit = self._slices.unit(orders, count, attempt)
-            return await unit(first, count, attempt, listed[first : first + count], token=token)
+        async def work(first: int, count: int, attempt: int, alone: bool) -> Any:
+            unit = self._slices.unit(orders, attempt, alone)
+            return await unit(first, count, attempt, alone, listed[first : first + count], token=token)
 
         async def heard(first: int, outcome: SliceOutcome) -> None:
             await gathering.add(first, outcome)
@@ -325,21 +333,17 @@ class BulkStream(Generic[R]):
     def __init__(
         self,
         op: BulkOperation[Any, R],
-        handle: RunHandle[Any] | None,
-        batch: Batch | None,
+        given: tuple[Items, str | None],
         *,
         keeps_results: bool,
-        given: tuple[Items, str | None] | None = None,
     ) -> None:
         self._op = op
-        self._handle = handle
-        self._batch = batch
-        self._keeps_results = keeps_results
         self._given = given
+        self._keeps_results = keeps_results
+        self._handle: RunHandle[Any] | None = None
+        self._batch: Batch | None = None
         self._gathering = Gathering(0, self._item_at, keeps_results=False)
         self._duration = 0.0
-        self._values: AsyncIterator[list[R]] | None = None
-        self._ready: list[R] = []
         self.error: BulkOperationError | None = None
 
     @property
@@ -359,14 +363,12 @@ class BulkStream(Generic[R]):
         return self._each()
 
     async def _each(self) -> AsyncIterator[R]:
-        if current_run_id() is not None and self._given is not None:
+        if current_run_id() is not None:
             items, run_id = self._given
             result = (await self._op._execute_inline(items, run_id)).unwrap()
             for value in result.results:
                 yield value
             return
-        if self._handle is None and self._given is not None:
-            self._handle, self._batch = await self._op._begin(*self._given)
         async with aclosing(self._follow()) as slices:
             async for values in slices:
                 if not self._keeps_results:
@@ -376,14 +378,13 @@ class BulkStream(Generic[R]):
             raise self.error
 
     async def _follow(self) -> AsyncGenerator[list[R], None]:
-        handle, batch, op = self._handle, self._batch, self._op
-        assert handle is not None, "begun above"
-        assert batch is not None, "begun above"
-        self._gathering = Gathering(batch.total, self._item_at, keeps_results=self._keeps_results)
-        told = _Told(op, self._gathering, inline=False)
+        op = self._op
         stop = _Stop()
         op._stops.add(stop)
         try:
+            self._handle, self._batch = handle, batch = await op._begin(*self._given)
+            self._gathering = Gathering(batch.total, self._item_at, keeps_results=self._keeps_results)
+            told = _Told(op, self._gathering, inline=False)
             async with aclosing(handle.outcomes()) as journal:
                 async for outcomes in journal:
                     await stop.obey(handle.run_id)

@@ -74,7 +74,7 @@ def slices_in(
         asked = msgspec.json.decode(outcome.input, type=SliceInput)
         if outcome.result is not None:
             found.append((asked.first, decode(outcome.result)))
-        elif asked.count == 1 and outcome.failure is not None:
+        elif asked.alone and outcome.failure is not None:
             lost = FailedItem(
                 at=0,
                 error=outcome.failure.message,

@@ -2,6 +2,9 @@
 
 An item keeps its slot until what came of it is in the journal, retries and pauses included: of a million items no more than
 `max_concurrency` are ever on the way. What is ready is committed as it comes; slices fill up by themselves while items are quick.
+
+A slice that was lost with its worker more than once may hold an item that kills workers, or may have had such a neighbour. Its items are
+*suspects*: each goes alone, with nothing else of the operation on the way, so that a loss is its own.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from durable import PlatformFault
 from durable.patterns.bulk_config import Orders
 from durable.patterns.bulk_slices import FailedItem, SliceOutcome
 
-# (first, count, attempt) -> the slice's outcome
-Work = Callable[[int, int, int], Awaitable[Any]]
+# (first, count, attempt, alone) -> the slice's outcome
+Work = Callable[[int, int, int, bool], Awaitable[Any]]
 # (first, what came of the items from there on)
 Heard = Callable[[int, SliceOutcome], Awaitable[None]]
 
@@ -64,6 +67,7 @@ class Schedule:
         self._next = 0
         self._free = orders.max_concurrency
         self._again: deque[tuple[int, int]] = deque()  # (index, attempt): due, with a slot
+        self._suspects: deque[tuple[int, int]] = deque()  # (index, attempt), with a slot
         self._running = 0  # slices
         self._breaker = Breaker(orders.threshold)
         self._pausing: set[asyncio.Task[None]] = set()
@@ -78,6 +82,11 @@ class Schedule:
 
     def _fill(self) -> None:
         """Start what may start now."""
+        if self._suspects and not self.is_stopped:
+            if not self._running:
+                index, attempt = self._suspects.popleft()
+                self._start(index, 1, attempt, alone=True)
+            return
         while not self.is_stopped and self._may_start():
             limit = 1 if self._breaker.is_probing else self._orders.batch_size
             if self._again:
@@ -95,16 +104,16 @@ class Schedule:
     def _may_start(self) -> bool:
         return not self._breaker.is_open and not (self._breaker.is_probing and self._running)
 
-    def _start(self, first: int, count: int, attempt: int) -> None:
+    def _start(self, first: int, count: int, attempt: int, *, alone: bool = False) -> None:
         self._running += 1
-        self._group.create_task(self._slice(first, count, attempt))
+        self._group.create_task(self._slice(first, count, attempt, alone))
 
-    async def _slice(self, first: int, count: int, attempt: int) -> None:
-        outcome = await self._outcome(first, count, attempt)
+    async def _slice(self, first: int, count: int, attempt: int, alone: bool) -> None:
+        outcome = await self._outcome(first, count, attempt, alone)
         self._running -= 1
-        if outcome is None:  # lost again and again: whichever item it was, the others get away from it
-            for index in range(first, first + count):
-                self._start(index, 1, min(attempt + 2, self._orders.attempts_max))
+        if outcome is None:
+            self._suspects.extend((index, attempt) for index in range(first, first + count))
+            self._fill()
             return
         self._take(first, count, attempt, outcome)
         if not self.is_stopped and self._orders.stop_on_error and self.failed:
@@ -112,13 +121,14 @@ class Schedule:
         await self._heard(first, outcome)
         self._fill()
 
-    async def _outcome(self, first: int, count: int, attempt: int) -> SliceOutcome | None:
+    async def _outcome(self, first: int, count: int, attempt: int, alone: bool) -> SliceOutcome | None:
+        """Return what came of a slice; None if it was lost with its worker, and nobody knows by whose fault."""
         try:
-            return SliceOutcome(*await self._work(first, count, attempt))
+            return SliceOutcome(*await self._work(first, count, attempt, alone))
         except (PlatformFault, asyncio.CancelledError):
             raise
         except Exception as error:
-            if count > 1:
+            if not alone:
                 return None
             failed = FailedItem(
                 at=0, error=str(error), type=type(error).__name__, attempts=self._orders.attempts_max

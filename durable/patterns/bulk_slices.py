@@ -32,7 +32,7 @@ from durable.patterns.calling import result_hint, settled
 
 PATIENCE_SECONDS: Final = 0.002  # for the others, after the first item of a slice has ended
 LEFT_SECONDS: Final = 5.0
-LOST_MAX: Final = 2  # times that a slice may be lost with its worker before its items are tried one by one
+LOST_MAX: Final = 2  # times that a slice may be lost with its worker before its items are suspects
 NAME: Final = "items"
 
 
@@ -50,8 +50,8 @@ class SliceInput(msgspec.Struct, frozen=True, kw_only=True):
     """What a reader of the journal needs to know of a slice's arguments."""
 
     first: int
-    count: int
     attempt: int
+    alone: bool = False
 
 
 class SliceOutcome(NamedTuple):
@@ -95,9 +95,9 @@ class Slices:
         unit = next(iter(self._units.values()), None) or self._unit(_ANY, 1)
         return SliceOutcome(*unit.definition.result.decode(data))
 
-    def unit(self, orders: Orders, count: int, attempt: int) -> Activity[..., Any]:
-        """Return the activity for a slice: many items at once, or one in its attempt."""
-        lost_max = LOST_MAX if count > 1 else max(orders.attempts_max - attempt + 1, 1)
+    def unit(self, orders: Orders, attempt: int, alone: bool) -> Activity[..., Any]:
+        """Return the activity for a slice. If its one item goes alone, a loss counts as the item's attempt."""
+        lost_max = max(orders.attempts_max - attempt + 1, 1) if alone else LOST_MAX
         key = orders, lost_max
         found = self._units.get(key)
         if found is None:
@@ -111,6 +111,7 @@ class Slices:
             first: int,
             count: int,
             attempt: int,
+            alone: bool = False,
             items: Any = None,
             chunk: str | None = None,
             token: str = "",
@@ -119,7 +120,8 @@ class Slices:
             if chunk is not None:
                 whole = await self._store.chunk(durable.activity_info().run_id, chunk)
                 found = whole[first % CHUNK_ITEMS : first % CHUNK_ITEMS + count]
-            return await self._perform(found, first, attempt, token, orders, policy)
+            number = attempt + durable.activity_info().attempt - 1 if alone else attempt
+            return await self._perform(found, first, number, token, orders, policy)
 
         hint: Any = self._hint
         work.__annotations__["items"] = list[hint] | None
@@ -136,11 +138,10 @@ class Slices:
     # ─ performing ──
 
     async def _perform(
-        self, items: list[Any], first: int, attempt: int, token: str, orders: Orders, policy: Retry
+        self, items: list[Any], first: int, number: int, token: str, orders: Orders, policy: Retry
     ) -> SliceOutcome:
         info = durable.activity_info()
         place = info.idempotency_key.rpartition(info.activity)[0]
-        number = attempt + info.attempt - 1
         mark = f"item-{token}" if token else "item"
         tasks: list[asyncio.Task[Any]] = []
         for at, item in enumerate(items):

@@ -28,8 +28,8 @@ ROOT: Final = Path(__file__).parents[2]
 SIDES: Final[tuple[Literal["before", "after"], ...]] = ("before", "after")
 
 
-def run(directory: Path, plan: Plan) -> bool:
-    """Run the script; return whether it was killed as planned."""
+def run(directory: Path, plan: Plan, *program: str) -> bool:
+    """Run the script; return whether it was killed as planned, or killed itself."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [
@@ -38,6 +38,7 @@ def run(directory: Path, plan: Plan) -> bool:
             "tests.crash.programs.bulk_used",
             str(directory),
             msgspec.json.encode(plan).decode(),
+            *program,
         ],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": str(plan.n)},
@@ -46,7 +47,7 @@ def run(directory: Path, plan: Plan) -> bool:
         timeout=60,
         check=False,
     )
-    assert done.returncode in (0, -signal.SIGKILL), done.stdout + done.stderr
+    assert done.returncode in (0, 9, -signal.SIGKILL), done.stdout + done.stderr
     return done.returncode != 0
 
 
@@ -133,3 +134,13 @@ def test_a_death_at_any_commit_changes_no_outcome(tmp_path: Path) -> None:
 
     print(f"killed at {died} points")
     assert died >= 30
+
+
+def test_an_item_that_kills_its_worker_fails_alone(tmp_path: Path) -> None:
+    """Whoever was on the way with it is tried apart from it; it has its attempts, and then it has failed."""
+    lives = 0
+    while run(tmp_path, Plan(), "poisoned"):
+        lives += 1
+        assert lives < 10
+
+    assert lives == 4  # twice with its slice, then two attempts of its own

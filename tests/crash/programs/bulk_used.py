@@ -1,6 +1,6 @@
 """The bulk operations and state machines of the crash suite: a script that may be killed, and is run again with the same ids.
 
-`python -m tests.crash.programs.bulk_used DIRECTORY PLAN`.
+`python -m tests.crash.programs.bulk_used DIRECTORY PLAN [poisoned]`.
 """
 
 from __future__ import annotations
@@ -73,6 +73,22 @@ async def holding(directory: str) -> list[Any]:
     return [states, found.results, [error.index for error in found.errors]]
 
 
+async def deadly(item: int) -> int:
+    if item == 3:
+        os._exit(9)
+    return item
+
+
+async def poisoned(directory: Path) -> None:
+    """One item kills the process, each time; its neighbours are innocent."""
+    durable.configure(f"sqlite:///{directory / 'runs.db'}", durability="process")
+    config = BulkOperationConfig(max_concurrency=6, retry_attempts=1, retry_delay=0.01)
+    found = (await BulkOperation(deadly, config).execute(range(6), run_id="poisoned")).unwrap()
+    assert found.results == [0, 1, 2, 4, 5]
+    (error,) = found.errors
+    assert (error.index, error.error_type, error.attempts) == (3, "WorkerLostError", 2)
+
+
 async def main(directory: Path) -> None:
     durable.configure(f"sqlite:///{directory / 'runs.db'}", durability="process")
     found = (await apart.execute(items(PADDING), run_id="apart")).unwrap()
@@ -93,5 +109,5 @@ if __name__ == "__main__":
     os.environ[crash_ledger.VARIABLE] = str(where / "ledger.jsonl")
     logging.basicConfig(level=logging.WARNING)
     crash_points.install(msgspec.json.decode(sys.argv[2], type=Plan), where / "deaths.jsonl")
-    asyncio.run(main(where))
+    asyncio.run(poisoned(where) if sys.argv[3:] == ["poisoned"] else main(where))
     print("write transactions:", len(crash_points.points.names))
