@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from durable import Blocker, Entry, Run
+from durable_cli.batches import collapsed, is_slice, slice_name
 from durable_cli.durations import ago_text, duration_text
 from durable_cli.output import COLOURS, Terminal, columns, count, cut, escaped, glyph, iso, value_text
 
@@ -108,6 +109,13 @@ def step_name(entry: Entry, kind: str = "workflow") -> str:
             return escaped(entry.name)
         case "compensation":
             return f"undo {escaped(entry.name.removesuffix('/compensation'))}"
+        case "transition":
+            machine, _, event = entry.name.rpartition("/")
+            return f"{escaped(machine)}: {escaped(event)}"
+        case "batch":
+            return escaped(entry.name)
+        case "bulk" if is_slice(entry):
+            return escaped(slice_name(entry))
         case _:
             return f"{escaped(entry.name)}({_call(entry.input)})"
 
@@ -141,8 +149,10 @@ def entry_result(entry: Entry, now: datetime) -> str:
         return f"attempt {entry.attempts + 1} {when} after {escaped(entry.error or 'an error')}"
     if entry.error is not None:
         return escaped(entry.error)
-    if entry.kind in ("cancel", "patch"):
+    if entry.kind in ("cancel", "patch", "batch"):
         return escaped(str(entry.result or ""))
+    if entry.kind == "transition" and isinstance(entry.result, dict) and "state" in entry.result:
+        return f"→ {escaped(str(entry.result['state']))}"
     if entry.status == "waiting" and entry.due_at is not None:
         return f"until {iso(entry.due_at)}"
     if entry.status == "waiting" and entry.ask:
@@ -176,7 +186,7 @@ def facts(run: Run, now: datetime) -> Iterator[Sequence[str]]:
         yield "closed", iso(run.closed_at)
     yield "took", took(run, now)
     yield "input", value_text(run.input)
-    for number, entry in enumerate(run.journal, 1):
+    for number, entry in enumerate(collapsed(run).journal, 1):
         yield _step_row(number, entry, now, run.kind)
     for one in run.waiting_on if not run.status.is_closed else ():
         yield "waiting on", escaped(one.text), one.source
@@ -226,8 +236,9 @@ def picture(run: Run, terminal: Terminal, now: datetime) -> Iterator[str]:
     yield f"{verb} {iso(begin)} ({ago})   took {took(run, now)}   queue {escaped(run.task_queue)}"
     yield cut(f"input   {value_text(run.input)}", width)
     yield ""
-    if run.journal:
-        yield from _table(run, terminal, now)
+    told = collapsed(run)
+    if told.journal:
+        yield from _table(told, terminal, now)
         yield ""
     yield from _ending(run, terminal)
     yield f"next: {' · '.join(next_steps(run))}"
