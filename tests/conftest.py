@@ -25,7 +25,7 @@ hypothesis.settings.register_profile("durable", deadline=None)
 hypothesis.settings.load_profile("durable")
 
 KINDS: Final = ("sqlite", "postgres")
-ON_BOTH: Final = ("store",)
+ON_BOTH: Final = ("store", "worker", "client")
 _numbers = itertools.count(1)
 
 

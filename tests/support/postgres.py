@@ -7,18 +7,28 @@ gets there, and flushes nothing. Run by root, it is handed to a user who is not.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import itertools
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
+
+import asyncpg
+
+from durable.store.postgres.location import locate
+
+T = TypeVar("T")
 
 SETTINGS: Final = {
     "fsync": "off",
@@ -188,3 +198,52 @@ def _unprivileged() -> str | None:
 def _short_temporary_directory() -> str:
     """A socket's path holds a hundred bytes; pytest's own directories are longer."""
     return "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()
+
+
+# ─ past the library ──
+
+
+def looked_up(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    """Run one statement in the schema of `url`, as another program would, and return its rows."""
+    return _beside(url, lambda db: _fetched(db, statement, parameters))
+
+
+def tampered(url: str, *statements: str, parameters: tuple[Any, ...] = ()) -> None:
+    """Change rows past the triggers. Statements are written as for SQLite."""
+
+    async def change(db: Any) -> None:
+        async with db.transaction():
+            await db.execute("ALTER TABLE journal DISABLE TRIGGER USER")
+            for statement in statements:
+                await db.execute(_as_postgres(statement), *parameters)
+            await db.execute("ALTER TABLE journal ENABLE TRIGGER USER")
+
+    _beside(url, change)
+
+
+def _as_postgres(statement: str) -> str:
+    """Return a statement written for SQLite in Postgres's words."""
+    numbers = itertools.count(1)
+    text = re.sub(r"\?", lambda _: f"${next(numbers)}", statement)
+    text = re.sub(r"\bx'([0-9a-f]*)'", r"'\\x\1'::bytea", text)
+    text = re.sub(r"CAST\((\w+) AS TEXT\)", r"convert_from(\1, 'UTF8')", text)
+    return re.sub(r"CAST\((.*?) AS BLOB\)", r"convert_to(\1, 'UTF8')", text)
+
+
+async def _fetched(db: Any, statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in await db.fetch(statement, *parameters)]
+
+
+def _beside(url: str, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    """Do `work` on a connection and a loop of its own, whatever loop is running here."""
+    place = locate(url, "the test's database")
+
+    async def connected() -> T:
+        db = await asyncpg.connect(place.dsn, server_settings={"search_path": place.schema})
+        try:
+            return await work(db)
+        finally:
+            await db.close()
+
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(lambda: asyncio.run(connected())).result()

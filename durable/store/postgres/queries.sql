@@ -132,7 +132,7 @@ ORDER BY id;
 -- ─ starting ──
 
 -- name: start_run
--- A start under an id that is free, in one statement. `epoch_is_new` divides by zero, and so undoes all of it, if retention
+-- A start under an id that is free, in one statement. Delay and timeout begin now, by this clock. `epoch_is_new` divides by zero, and so undoes all of it, if retention
 -- deleted a run of that id while the insert waited for it: then the epoch was read too early (P6).
 WITH fence AS MATERIALIZED (
     SELECT worker FROM durable.worker_fence WHERE worker = :owner::bigint AND slot = :slot::smallint FOR UPDATE
@@ -143,21 +143,20 @@ WITH fence AS MATERIALIZED (
     )
     SELECT :run_id::text, (SELECT last_value FROM durable.epoch_floor) + 1, :workflow::text, :version::integer, :task_queue::text,
         CASE WHEN :owner::bigint IS NULL THEN 0 ELSE 1 END, CASE WHEN :owner::bigint IS NULL THEN 0 ELSE 1 END, :owner::bigint,
-        coalesce(:ready_at_us::bigint, durable.instant(:now_us)),
-        :owner::bigint IS NULL AND coalesce(:ready_at_us::bigint > durable.instant(:now_us), false),
-        :deadline_us::bigint, durable.instant(:now_us), CASE WHEN :owner::bigint IS NULL THEN NULL ELSE durable.instant(:now_us) END,
+        durable.instant(:now_us) + :delay_us::bigint, :owner::bigint IS NULL AND :delay_us::bigint > 0,
+        durable.instant(:now_us) + :timeout_us::bigint, durable.instant(:now_us), CASE WHEN :owner::bigint IS NULL THEN NULL ELSE durable.instant(:now_us) END,
         :parent::text
     WHERE (:owner::bigint IS NULL OR EXISTS (SELECT 1 FROM fence))
         AND NOT EXISTS (SELECT 1 FROM durable.request WHERE request_id = :request_id::text)
     ON CONFLICT (run_id) DO NOTHING
-    RETURNING id, epoch, ready_at_us, is_delayed, created_at_us,
+    RETURNING id, epoch, ready_at_us, is_delayed, deadline_us, created_at_us,
         1 / (CASE WHEN (SELECT last_value FROM durable.epoch_floor) < made.epoch THEN 1 ELSE 0 END) AS epoch_is_new
 ), payload AS (
     INSERT INTO durable.run_payload (run, generation, input) SELECT id, 1, :input::bytea FROM new_run
 ), remembered AS (
     INSERT INTO durable.request (request_id, run, generation) SELECT :request_id::text, id, 1 FROM new_run
 )
-SELECT id, epoch, ready_at_us, is_delayed, created_at_us, epoch_is_new, (SELECT name FROM durable.worker WHERE worker.id = :owner::bigint) AS owner_name
+SELECT id, epoch, ready_at_us, is_delayed, deadline_us, created_at_us, epoch_is_new, (SELECT name FROM durable.worker WHERE worker.id = :owner::bigint) AS owner_name
 FROM new_run;
 
 -- name: hold_fence

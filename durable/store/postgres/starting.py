@@ -34,23 +34,35 @@ class Starter:
         self._database = database
         self._slots = slots
 
-    async def start_runs(self, requests: Sequence[StartRequest], now_us: int | None) -> list[StartOutcome]:
-        """Start all of `requests` or, raising, none; see the contract."""
+    async def start_runs(
+        self, requests: Sequence[StartRequest], asked_at_us: int, now_us: int | None
+    ) -> list[StartOutcome]:
+        """Start all of `requests` or, raising, none; see the contract.
+
+        Their delays and deadlines count from `asked_at_us`, by the caller's clock; here they begin when the server takes them in.
+        """
         if not requests:
             return []
-        if len(requests) == 1 and (outcome := await self._start_at_once(requests[0], now_us)) is not None:
+        if (
+            len(requests) == 1
+            and (outcome := await self._start_at_once(requests[0], asked_at_us, now_us)) is not None
+        ):
             return [outcome]
         for _ in range(LOOKS_MAX):
             try:
                 async with self._slots.take() as slot:
-                    return await self._database.run(lambda db: _decide_all(db, slot, requests, now_us))
+                    return await self._database.run(
+                        lambda db: _decide_all(db, slot, requests, asked_at_us, now_us)
+                    )
             except KeyTaken:
                 continue
         raise StoreBusyError(
             f"{self._database.shown}: others kept starting runs of the same ids; nothing was written, try again"
         )
 
-    async def _start_at_once(self, request: StartRequest, now_us: int | None) -> StartOutcome | None:
+    async def _start_at_once(
+        self, request: StartRequest, asked_at_us: int, now_us: int | None
+    ) -> StartOutcome | None:
         """Start a run whose id is free; None if it is not, or if the caller is not the worker it says: decide at leisure."""
         try:
             async with self._slots.take() as slot:
@@ -64,8 +76,8 @@ class Starter:
                     input=request.input,
                     owner=request.owner,
                     slot=slot,
-                    ready_at_us=request.ready_at_us,
-                    deadline_us=request.deadline_us,
+                    delay_us=max(0, (request.ready_at_us or asked_at_us) - asked_at_us),
+                    timeout_us=None if request.deadline_us is None else request.deadline_us - asked_at_us,
                     parent=request.parent,
                     now_us=now_us,
                 )
@@ -78,6 +90,7 @@ class Starter:
             epoch=row["epoch"],
             ready_at_us=row["ready_at_us"],
             is_delayed=row["is_delayed"],
+            deadline_us=row["deadline_us"],
             created_at_us=row["created_at_us"],
         )
         return _started(request, new, row["owner_name"])
@@ -90,6 +103,7 @@ class _New(msgspec.Struct, frozen=True):
     epoch: int
     ready_at_us: int
     is_delayed: bool
+    deadline_us: int | None
     created_at_us: int
 
 
@@ -104,7 +118,7 @@ class _Known(msgspec.Struct):
 
 
 async def _decide_all(
-    db: Session, slot: int, requests: Sequence[StartRequest], now_us: int | None
+    db: Session, slot: int, requests: Sequence[StartRequest], asked_at_us: int, now_us: int | None
 ) -> list[StartOutcome]:
     names = {
         owner: await _hold_fence(db, owner, slot) for owner in sorted({r.owner for r in requests if r.owner})
@@ -113,7 +127,16 @@ async def _decide_all(
     if decided:
         await db.fetch("lock_runs_by_run_ids", run_ids=decided)
     now = int(await db.value("read_instant", now_us=now_us))
-    return await _Starts(db, requests, now, names).decide_all()
+    return await _Starts(db, [_begun(one, now - asked_at_us) for one in requests], now, names).decide_all()
+
+
+def _begun(request: StartRequest, shift_us: int) -> StartRequest:
+    """Move what was reckoned by the caller's clock to the server's."""
+    if not shift_us or (request.ready_at_us is None and request.deadline_us is None):
+        return request
+    ready_at_us = None if request.ready_at_us is None else request.ready_at_us + shift_us
+    deadline_us = None if request.deadline_us is None else request.deadline_us + shift_us
+    return msgspec.structs.replace(request, ready_at_us=ready_at_us, deadline_us=deadline_us)
 
 
 async def _hold_fence(db: Session, worker: int, slot: int) -> str:
@@ -245,7 +268,7 @@ class _Starts:
         self._payloads.append((pk, 1, request.input))
         self._remember(request, pk, 1)
         self._known[request.run_id] = _Known(pk, 1, code, request.workflow, request.input)
-        new = _New(pk, epoch, ready_at_us, is_delayed, now_us)
+        new = _New(pk, epoch, ready_at_us, is_delayed, request.deadline_us, now_us)
         return _started(request, new, None if owner is None else self._owner_names[owner])
 
     async def _restart(self, request: StartRequest, known: _Known) -> StartOutcome:
@@ -337,7 +360,7 @@ def _started(request: StartRequest, new: _New, owner_name: str | None) -> StartO
         created_at_us=new.created_at_us,
         started_at_us=None if owner is None else new.created_at_us,
         closed_at_us=None,
-        deadline_us=request.deadline_us,
+        deadline_us=new.deadline_us,
         due_at_us=new.ready_at_us if new.is_delayed else None,
         owner=owner,
         owner_name=owner_name,

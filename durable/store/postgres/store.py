@@ -187,7 +187,7 @@ class PostgresStore:
     async def start_runs(self, requests: Sequence[StartRequest], now_us: int) -> list[StartOutcome]:
         """Decide all requests in one transaction. Safe to repeat: request ids tell what was done (P4)."""
         self._require_writable()
-        outcomes = await self._starter.start_runs(requests, self._given(now_us))
+        outcomes = await self._starter.start_runs(requests, now_us, self._given(now_us))
         if any(outcome.how == "started" for outcome in outcomes):
             self._wakeups.tell(
                 work=any(outcome.how == "started" and outcome.claim is None for outcome in outcomes)
