@@ -10,14 +10,14 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NoReturn
 
 import hypothesis
 import pytest
 
 import durable
 from durable import Client
-from tests.support.postgres import NoServer, Server, find_binaries, in_schema
+from tests.support.postgres import NoPooler, NoServer, Pooler, Server, find_binaries, in_schema
 from tests.support.workers import no_durability
 
 # A machine that is slow for a moment fails no test.
@@ -25,6 +25,7 @@ hypothesis.settings.register_profile("durable", deadline=None)
 hypothesis.settings.load_profile("durable")
 
 KINDS: Final = ("sqlite", "postgres")
+POOLED: Final = pytest.param("pgbouncer", marks=pytest.mark.slow)  # the contract through a pooler, too
 ON_BOTH: Final = ("store", "worker", "client")
 _numbers = itertools.count(1)
 
@@ -35,7 +36,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     here = Path(__file__).parent
     room = metafunc.definition.path.relative_to(here).parts[0]
     marker = metafunc.definition.get_closest_marker("stores")
-    kinds: tuple[str, ...] = KINDS if room in ON_BOTH else KINDS[:1]
+    kinds: tuple[Any, ...] = KINDS if room in ON_BOTH else KINDS[:1]
+    if room == "store":
+        kinds = (*KINDS, POOLED)
     if marker is not None:
         kinds = marker.args
     elif "database" in metafunc.fixturenames:
@@ -54,7 +57,18 @@ def postgres() -> Iterator[Server]:
     server.remove()
 
 
-def _do_without(why: str) -> None:
+@pytest.fixture(scope="session")
+def pooler(postgres: Server) -> Iterator[Pooler]:
+    """A pgbouncer in transaction mode before it."""
+    try:
+        pooler = Pooler(postgres)
+    except NoPooler as missing:
+        _do_without(str(missing))
+    yield pooler
+    pooler.remove()
+
+
+def _do_without(why: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(why)
     pytest.skip(why)
@@ -72,6 +86,8 @@ def url(store_kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
     if store_kind == "sqlite":
         return f"sqlite:///{tmp_path / 'durable.db'}"
     schema = f"t{os.getpid()}_{next(_numbers)}"
+    if store_kind == "pgbouncer":
+        return in_schema(request.getfixturevalue("pooler").url, schema)
     if (given := os.environ.get("DURABLE_TEST_PG")) is not None:
         return in_schema(given, schema)
     return in_schema(request.getfixturevalue("postgres").url, schema)

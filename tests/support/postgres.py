@@ -17,6 +17,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -130,6 +131,58 @@ class Server:
             told = log.read_text()[-2000:] if log.exists() else ""
             raise RuntimeError(f"{program} failed: {done.stdout} {done.stderr or ''} {told}")
         return done.stdout
+
+
+class NoPooler(Exception):
+    """There is no pgbouncer to test with."""
+
+
+class Pooler:
+    """A pgbouncer in transaction mode before a server of ours, with fewer connections to it than it takes itself."""
+
+    def __init__(self, server: Server) -> None:
+        program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        if program is None:
+            raise NoPooler("no pgbouncer: apt-get install pgbouncer")
+        self.port = free_port()
+        self.directory = server.directory
+        settings = self.directory / "pgbouncer.ini"
+        settings.write_text(
+            "[databases]\n"
+            f"postgres = host={server.directory} port={server.port} user=postgres\n"
+            "[pgbouncer]\n"
+            f"listen_addr = 127.0.0.1\nlisten_port = {self.port}\nunix_socket_dir =\n"
+            "auth_type = any\npool_mode = transaction\ndefault_pool_size = 5\nmax_client_conn = 500\n"
+            f"logfile = {self.directory}/pgbouncer.log\npidfile = {self.directory}/pgbouncer.pid\n"
+        )
+        self._process = subprocess.Popen(
+            [program, "-q", str(settings)],
+            user=server.user,
+            cwd=self.directory,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._wait()
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def remove(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            except OSError:
+                time.sleep(0.02)
+        raise RuntimeError(
+            f"pgbouncer did not start: {(self.directory / 'pgbouncer.log').read_text()[-2000:]}"
+        )
 
 
 @cache

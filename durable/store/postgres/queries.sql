@@ -12,16 +12,12 @@ SELECT pg_backend_pid() AS pid, current_setting('server_version') AS version, cu
     pg_is_in_recovery() AS is_standby, durable_now.us AS now_us
 FROM (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS us) AS durable_now;
 
--- name: schema_exists
-SELECT to_regclass(:migration_table) IS NOT NULL;
-
--- name: schema_is_foreign
--- A schema of that name, with tables, none of which is our list of migrations.
-SELECT EXISTS (
-    SELECT 1 FROM pg_catalog.pg_class
-    JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace
-    WHERE pg_namespace.nspname = :schema AND pg_class.relkind IN ('r', 'p', 'v', 'm', 'f')
-);
+-- name: look_at_schema
+-- Is it ours, is it anybody's: as of one moment, for somebody may be making it right now.
+SELECT coalesce(bool_or(pg_class.relname = 'migration'), false) AS is_ours, count(*) > 0 AS is_used
+FROM pg_catalog.pg_class
+JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace
+WHERE pg_namespace.nspname = :schema AND pg_class.relkind IN ('r', 'p', 'v', 'm', 'f');
 
 -- name: lock_migrations
 -- One migrator per database at a time, whatever the schema. Released with the transaction, so it works through a pooler, too.
@@ -711,8 +707,8 @@ JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace
 WHERE pg_namespace.nspname = :schema AND pg_class.relkind IN ('r', 'm');
 
 -- name: read_settings
-SELECT current_setting('server_version') AS version, current_setting('wal_level') AS wal_level,
-    current_setting('synchronous_commit') AS synchronous_commit, pg_is_in_recovery() AS is_standby,
+SELECT current_setting('server_version') AS version, current_setting('fsync') AS fsync,
+    current_setting('synchronous_commit') AS synchronous_commit,
     has_table_privilege(:run_table, 'INSERT') AS may_write;
 
 -- name: recent_workflows

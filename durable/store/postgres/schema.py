@@ -21,11 +21,12 @@ _LOCK_WAIT: Final = "SET LOCAL lock_timeout = 60000"
 
 async def probe(db: Session, shown: str) -> int:
     """Return the version of the schema, 0 if it is not there or empty; refuse one that is not ours, or newer than this code."""
-    if not await db.value("schema_exists", migration_table=f'"{db.schema}".migration'):
-        if await db.value("schema_is_foreign", schema=db.schema):
-            raise NotADatabaseError(
-                f"{shown}: the schema {db.schema!r} holds other tables; it was not touched. Name another one with ?schema="
-            )
+    found = await db.row("look_at_schema", schema=db.schema)
+    if found["is_used"] and not found["is_ours"]:
+        raise NotADatabaseError(
+            f"{shown}: the schema {db.schema!r} holds other tables; it was not touched. Name another one with ?schema="
+        )
+    if not found["is_ours"]:
         return 0
     version = int(await db.value("read_schema_version"))
     newest = len(load_migrations(PACKAGE))

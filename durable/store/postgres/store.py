@@ -267,6 +267,12 @@ class PostgresStore:
             self._wakeups.tell(work=work, ends=ends)
         return verdicts
 
+    def commit_turns_now(
+        self, worker_id: int, commits: Sequence[TurnCommit], now_us: int
+    ) -> list[Verdict] | None:
+        """A server is never asked on the spot."""
+        return None
+
     async def read_inbox(self, worker_id: int) -> list[Message]:
         return [rows.message(row) for row in await self._read("read_inbox_of_worker", worker=worker_id)]
 
@@ -394,13 +400,13 @@ class PostgresStore:
         )
         return StoreHealth(
             engine=f"postgres {settings['version'].split()[0]}",
-            journal_mode=f"wal ({settings['wal_level']})",
+            journal_mode=f"wal (synchronous_commit {settings['synchronous_commit']}, fsync {settings['fsync']})",
             durability=self._durability,
             schema=Schema(version=await self.schema_version(), newest=len(load_migrations(PACKAGE))),
             database_bytes=size,
-            log_bytes=0,
-            free_bytes=0,
-            locks="",
+            log_bytes=None,
+            free_bytes=None,
+            locks=None,
             unwritable=unwritable,
             open_runs=open_runs(groups),
         )
