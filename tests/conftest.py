@@ -52,7 +52,7 @@ def postgres() -> Iterator[Server]:
     try:
         server = Server(find_binaries())
     except NoServer as missing:
-        _do_without(str(missing))
+        without_server(str(missing))
     yield server
     server.remove()
 
@@ -63,12 +63,12 @@ def pooler(postgres: Server) -> Iterator[Pooler]:
     try:
         pooler = Pooler(postgres)
     except NoPooler as missing:
-        _do_without(str(missing))
+        without_server(str(missing))
     yield pooler
     pooler.remove()
 
 
-def _do_without(why: str) -> NoReturn:
+def without_server(why: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(why)
     pytest.skip(why)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
-from durable.errors import StoreError
+from durable.errors import StoreBusyError, StoreError
 from durable.seams import Clock, ServerClock, ThreadExecutor, pause
 from durable.store.migrations import load_migrations
 from durable.store.postgres import liveness, maintenance, messages, reading, schema
@@ -59,6 +59,7 @@ T = TypeVar("T")
 LOST_SECONDS: Final = (
     30.0  # a worker that did not beat for so long is called lost; a rescue goes by its own lease
 )
+PATIENCE_SECONDS: Final = 30.0  # how long callers ride over a server that restarts
 SKIPPED_SECONDS: Final = 0.05  # before a run is read again whose close met somebody's open transaction
 _RECENT_RUNS: Final = 10_000  # among which names of workflows are looked for
 _CLOSED: Final = "the store is closed: open it again"
@@ -175,7 +176,7 @@ class PostgresStore:
         return await liveness.release_runs(db, worker, self._given())
 
     async def list_workers(self, *, alive_only: bool = True) -> list[WorkerRecord]:
-        return [rows.worker_record(row) for row in await self._read("list_workers", alive_only=alive_only)]
+        return [rows.worker_record(row) for row in await self._look("list_workers", alive_only=alive_only)]
 
     async def find_lost_workers(self) -> list[int]:
         """Only beats tell here, so a process that is gone counts as lost after 30 s; a rescue goes by its own lease."""
@@ -187,7 +188,9 @@ class PostgresStore:
     async def start_runs(self, requests: Sequence[StartRequest], now_us: int) -> list[StartOutcome]:
         """Decide all requests in one transaction. Safe to repeat: request ids tell what was done (P4)."""
         self._require_writable()
-        outcomes = await self._starter.start_runs(requests, now_us, self._given(now_us))
+        outcomes = await self._patiently(
+            lambda: self._starter.start_runs(requests, now_us, self._given(now_us))
+        )
         if any(outcome.how == "started" for outcome in outcomes):
             self._wakeups.tell(
                 work=any(outcome.how == "started" and outcome.claim is None for outcome in outcomes)
@@ -323,7 +326,11 @@ class PostgresStore:
         """Safe to repeat with a message id; without one, an error leaves open whether it was sent."""
         self._require_writable()
         outgoing = messages.Outgoing(run_id=run_id, kind=kind, name=name, data=data, message_id=message_id)
-        outcome = await messages.send_message(self._database, outgoing, self._given(now_us))
+
+        async def send() -> SendOutcome:
+            return await messages.send_message(self._database, outgoing, self._given(now_us))
+
+        outcome = await (send() if message_id is None else self._patiently(send))
         if not outcome.duplicate:
             self._wakeups.tell(work=True)
         return outcome
@@ -345,34 +352,37 @@ class PostgresStore:
     # ─ reading ──
 
     async def get_run(self, run_id: str, generation: int | None = None) -> RunRecord:
+        self._require_usable()
         now_us = self._clock.now_us()
-        return await self._work(lambda db: reading.get_run(db, run_id, generation, now_us))
+        return await self._patiently(
+            lambda: self._database.run(lambda db: reading.get_run(db, run_id, generation, now_us))
+        )
 
     async def read_ended(self, runs: Sequence[tuple[int, int]]) -> list[RunRecord]:
         wanted = {"runs": [pk for pk, _ in runs], "generations": [generation for _, generation in runs]}
-        found = await self._read("read_ended", **wanted)
+        found = await self._look("read_ended", **wanted)
         if any(generation > 0 for _, generation in runs) and len(found) < len(runs):
-            found += await self._read("read_ended_earlier", **wanted)
+            found += await self._look("read_ended_earlier", **wanted)
         return self._records(found)
 
     async def find_run_ids(self, text: str, limit: int = 5) -> list[str]:
         pattern = reading.as_literal_like(text)
-        found = await self._read("find_run_ids", prefix=f"{pattern}%", suffix=f"%{pattern}", count=limit)
+        found = await self._look("find_run_ids", prefix=f"{pattern}%", suffix=f"%{pattern}", count=limit)
         return [row["run_id"] for row in found]
 
     async def list_runs(self, filter: RunFilter) -> list[RunRecord]:
-        return self._records(await self._read("list_runs", **reading.filter_parameters(filter)))
+        return self._records(await self._look("list_runs", **reading.filter_parameters(filter)))
 
     async def read_journal(self, pk: int, generation: int) -> list[JournalRow]:
-        return [JournalRow(*row) for row in await self._read("read_journal", run=pk, generation=generation)]
+        return [JournalRow(*row) for row in await self._look("read_journal", run=pk, generation=generation)]
 
     async def read_attempts(self, pk: int, generation: int) -> list[AttemptRow]:
-        found = await self._read("read_attempts", run=pk, generation=generation)
+        found = await self._look("read_attempts", run=pk, generation=generation)
         return [rows.attempt_row(row) for row in found]
 
     async def count_backlog(self, task_queue: str | None, definitions: Sequence[tuple[str, int]]) -> Backlog:
         """Count open runs of these definitions, on `task_queue` or (None) on any."""
-        found = await self._read(
+        found = await self._look(
             "count_backlog",
             task_queue=task_queue,
             workflows=[workflow for workflow, _ in definitions],
@@ -381,20 +391,20 @@ class PostgresStore:
         return rows.backlog(found[0])
 
     async def schema_version(self) -> int:
-        return int((await self._read("read_schema_version"))[0][0])
+        return int((await self._look("read_schema_version"))[0][0])
 
     async def read_meta(self, key: str) -> str | None:
         """Return a fact about the database: "database_id", "hash_seed" (P28), "created_at_us"."""
-        found = await self._read("read_meta", key=key)
+        found = await self._look("read_meta", key=key)
         return str(found[0][0]) if found else None
 
     # ─ care ──
 
     async def read_health(self) -> StoreHealth:
         place = self._database.place
-        groups = await self._read("open_runs", now_us=self._given(self._clock.now_us()))
-        ((size,),) = await self._read("read_sizes", schema=place.schema)
-        (settings,) = await self._read("read_settings", run_table=f'"{place.schema}".run')
+        groups = await self._look("open_runs", now_us=self._given(self._clock.now_us()))
+        ((size,),) = await self._look("read_sizes", schema=place.schema)
+        (settings,) = await self._look("read_settings", run_table=f'"{place.schema}".run')
         unwritable = self._unwritable or (
             "" if settings["may_write"] else "this role may only read; give it the rights of a worker"
         )
@@ -412,7 +422,7 @@ class PostgresStore:
         )
 
     async def recent_workflows(self) -> list[str]:
-        return [row[0] for row in await self._read("recent_workflows", count=_RECENT_RUNS)]
+        return [row[0] for row in await self._look("recent_workflows", count=_RECENT_RUNS)]
 
     async def back_up(self, target: Path) -> int:
         """Not done from here: the server's own tools copy a schema, and whole servers, better."""
@@ -423,14 +433,14 @@ class PostgresStore:
         )
 
     async def count_closed_runs(self, chosen: ClosedRuns) -> int:
-        found = await self._read("count_closed_runs", **maintenance.chosen_parameters(chosen))
+        found = await self._look("count_closed_runs", **maintenance.chosen_parameters(chosen))
         return int(found[0][0])
 
     async def find_closed_runs(
         self, chosen: ClosedRuns, *, after: tuple[int, int] | None, limit: int
     ) -> list[tuple[int, int]]:
         after_us, after_run = after or (-(1 << 62), 0)
-        found = await self._read(
+        found = await self._look(
             "find_closed_runs",
             **maintenance.chosen_parameters(chosen),
             after_us=after_us,
@@ -469,9 +479,21 @@ class PostgresStore:
         self._require_usable()
         return await self._database.fetch(name, **parameters)
 
-    async def _work(self, work: Callable[[Session], Awaitable[T]]) -> T:
-        self._require_usable()
-        return await self._database.run(work)
+    async def _look(self, name: str, /, **parameters: object) -> list[Any]:
+        """Read for a caller who has no loop of his own to try again: ride over a restart."""
+        return await self._patiently(lambda: self._read(name, **parameters))
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Repeat what may be repeated, reads and writes that are recognised, while the server is away."""
+        deadline, wait = self._clock.monotonic() + PATIENCE_SECONDS, 0.02
+        while True:
+            try:
+                return await call()
+            except StoreBusyError:
+                if self._gone is not None or self._clock.monotonic() + wait > deadline:
+                    raise
+            await pause(wait)
+            wait = min(wait * 2, 1.0)
 
     async def _write(self, work: Callable[[Session], Awaitable[T]]) -> T:
         self._require_writable()
