@@ -26,7 +26,7 @@ hypothesis.settings.load_profile("durable")
 
 KINDS: Final = ("sqlite", "postgres")
 POOLED: Final = pytest.param("pgbouncer", marks=pytest.mark.slow)  # the contract through a pooler, too
-ON_BOTH: Final = ("store", "worker", "client")
+ON_BOTH: Final = ("store", "worker", "client", "crash")
 _numbers = itertools.count(1)
 
 

@@ -261,6 +261,18 @@ def looked_up(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...
     return _beside(url, lambda db: _fetched(db, statement, parameters))
 
 
+def snapshot(url: str, table: str, statements: Sequence[str]) -> list[list[tuple[Any, ...]]] | None:
+    """Return the rows of several statements, as of one moment; None if the schema has no such table yet."""
+
+    async def look(db: Any) -> list[list[tuple[Any, ...]]] | None:
+        async with db.transaction(isolation="repeatable_read", readonly=True):
+            if await db.fetchval("SELECT to_regclass($1)", f"{locate(url, '').schema}.{table}") is None:
+                return None
+            return [await _fetched(db, statement, ()) for statement in statements]
+
+    return _beside(url, look)
+
+
 def tampered(url: str, *statements: str, parameters: tuple[Any, ...] = ()) -> None:
     """Change rows past the triggers. Statements are written as for SQLite."""
 

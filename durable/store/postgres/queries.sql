@@ -8,9 +8,7 @@
 -- ─ schema ──
 
 -- name: look_at_server
-SELECT pg_backend_pid() AS pid, current_setting('server_version') AS version, current_user AS role,
-    pg_is_in_recovery() AS is_standby, durable_now.us AS now_us
-FROM (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS us) AS durable_now;
+SELECT pg_backend_pid() AS pid, pg_is_in_recovery() AS is_standby;
 
 -- name: look_at_schema
 -- Is it ours, is it anybody's: as of one moment, for somebody may be making it right now.

@@ -46,6 +46,17 @@ async def migrate(database: Database, *, create: bool) -> None:
         await database.run(lambda db: _apply(db, database.shown))
 
 
+async def require_current(database: Database) -> None:
+    """For a database that cannot be written: its schema must be the one this code knows."""
+    version = await database.run(lambda db: probe(db, database.shown))
+    if version == 0:
+        raise StoreError(f"{database.shown}: no run was ever started here")
+    if version < len(load_migrations(PACKAGE)):
+        raise SchemaVersionError(
+            f"{database.shown} has an older schema ({version}) and is a standby; migrate its primary first: durable migrate"
+        )
+
+
 async def _apply(db: Session, shown: str) -> None:
     await db.execute(_LOCK_WAIT)
     await db.fetch("lock_migrations")

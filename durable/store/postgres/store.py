@@ -60,6 +60,7 @@ LOST_SECONDS: Final = (
     30.0  # a worker that did not beat for so long is called lost; a rescue goes by its own lease
 )
 PATIENCE_SECONDS: Final = 30.0  # how long callers ride over a server that restarts
+CLOCK_SAMPLES: Final = 3
 SKIPPED_SECONDS: Final = 0.05  # before a run is read again whose close met somebody's open transaction
 _RECENT_RUNS: Final = 10_000  # among which names of workflows are looked for
 _CLOSED: Final = "the store is closed: open it again"
@@ -92,14 +93,15 @@ class PostgresStore:
         """Connect; create and migrate the schema if needed. On a standby, and for a role without rights to write, read only."""
         database = Database(place, durability=durability, name="durable")
         try:
-            asked_at = clock.monotonic()
             server = await database.probe()
-            if isinstance(clock, ServerClock):
-                clock.learn(server["now_us"], asked_at, clock.monotonic())
-            unwritable = "the server is a standby; opened for reading, nothing was written"
-            if not server["is_standby"]:
+            if server["is_standby"]:
+                unwritable = "the server is a standby; opened for reading, nothing was written"
+                await schema.require_current(database)
+            else:
                 unwritable = ""
                 await schema.migrate(database, create=create)
+            if isinstance(clock, ServerClock):
+                await _set_clock(clock, database)
         except BaseException:
             await database.close()
             raise
@@ -522,3 +524,11 @@ class PostgresStore:
         self._require_usable()
         if self._unwritable:
             raise StoreError(f"{self.url}: {self._unwritable}")
+
+
+async def _set_clock(clock: ServerClock, database: Database) -> None:
+    """Ask the server for its time; the quickest of a few answers counts."""
+    for _ in range(CLOCK_SAMPLES):
+        asked_at = clock.monotonic()
+        now_us = await database.value("read_instant", now_us=None)
+        clock.learn(now_us, asked_at, clock.monotonic())
