@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+import msgspec
+
 from durable.errors import InternalError, LeaseLostError
 from durable.store.postgres.connection import Database, FenceSlots, Session, columns
 from durable.store.postgres.faults import KeyTaken
@@ -22,6 +24,7 @@ from durable.store.records import (
     HandBack,
     NextGeneration,
     Park,
+    Redelivery,
     Stay,
     TurnCommit,
     Verdict,
@@ -31,6 +34,10 @@ from durable.store.sqlite.codes import CODES
 
 FIRST_PART: Final = 1
 _VERDICTS: Final[tuple[Verdict, ...]] = ("committed", "stayed", "messages", "lost")
+_MARK_COLUMNS: Final = (
+    "pks", "generations", "ops", "attempts", "states", "due_ats_us", "failures", "details", "completions",
+    "limit_ats_us", "heartbeats_us",
+)  # fmt: skip
 _AFTERS: Final = {Stay: 0, Wait: 1, HandBack: 2, Park: 3, Close: 4}
 
 
@@ -132,17 +139,15 @@ def _verdicts(worker: int, row: Sequence[Any]) -> dict[int, Verdict]:
 
 def _batch(worker: int, slot: int, commits: Sequence[TurnCommit], now_us: int | None) -> dict[str, object]:
     """Return the parameters of `commit_turns`."""
-    pks, generations, claim_nos, afters, seens, due_ats_us, statuses, reasons = columns(
-        [_item(commit) for commit in commits], 8
+    pks, generations, claim_nos, afters, seens, due_ats_us, statuses, reasons, codes = columns(
+        [_item(commit) for commit in commits], 9
     )
     lines = columns([line for commit in commits for line in journal_rows(commit)], 5)
     consumed = columns([(commit.pk, one) for commit in commits for one in commit.consumed], 2)
     open_ones = [commit for commit in commits if commit.after.__class__ is not Close]
-    marks = columns([mark for commit in open_ones for mark in _marks(commit)], 8)
+    marks = columns([mark for commit in open_ones for mark in _marks(commit)], 11)
     done = columns([(c.pk, c.generation, op) for c in open_ones for op in c.attempts_done], 3)
-    outcomes = columns(
-        [(c.pk, c.after.result, c.after.failure) for c in commits if isinstance(c.after, Close)], 3
-    )
+    outcomes = columns([_outcome(c.pk, c.after) for c in commits if isinstance(c.after, Close | Park)], 3)
     return {
         "worker": worker,
         "slot": slot,
@@ -155,14 +160,11 @@ def _batch(worker: int, slot: int, commits: Sequence[TurnCommit], now_us: int | 
         "due_ats_us": due_ats_us,
         "statuses": statuses,
         "reasons": reasons,
+        "codes": codes,
         "moving": [pk for pk, after in zip(pks, afters, strict=True) if after],
         **_named("line", ("pks", "generations", "turns", "parts", "datas"), lines),
         **_named("consumed", ("pks", "ids"), consumed),
-        **_named(
-            "mark",
-            ("pks", "generations", "ops", "attempts", "states", "due_ats_us", "failures", "details"),
-            marks,
-        ),
+        **_named("mark", _MARK_COLUMNS, marks),
         **_named("done", ("pks", "generations", "ops"), done),
         **_named("outcome", ("pks", "results", "failures"), outcomes),
     }
@@ -177,8 +179,13 @@ def _item(commit: TurnCommit) -> tuple[Any, ...]:
     due_at_us = after.due_at_us if isinstance(after, Wait) else None
     status = CODES[after.status] if isinstance(after, Close) else None
     reason = after.reason if isinstance(after, Close | Park) else None
-    code = _AFTERS[after.__class__]
-    return commit.pk, commit.generation, commit.claim_no, code, commit.seen, due_at_us, status, reason
+    code = after.code if isinstance(after, Park) else None
+    kind = _AFTERS[after.__class__]
+    return commit.pk, commit.generation, commit.claim_no, kind, commit.seen, due_at_us, status, reason, code
+
+
+def _outcome(pk: int, after: Close | Park) -> tuple[int, bytes | None, bytes | None]:
+    return pk, after.result if isinstance(after, Close) else None, after.failure
 
 
 def _marks(commit: TurnCommit) -> list[tuple[Any, ...]]:
@@ -187,17 +194,17 @@ def _marks(commit: TurnCommit) -> list[tuple[Any, ...]]:
     for row in commit.attempts:
         former = rows.get(row.op)
         if former is not None and row.details is None:
-            row = AttemptRow(
-                op=row.op, attempt=row.attempt, state=row.state, due_at_us=row.due_at_us, failure=row.failure,
-                details=former.details,
-            )  # fmt: skip
+            row = msgspec.structs.replace(row, details=former.details)
         rows[row.op] = row
     for op in commit.attempts_done:
         rows.pop(op, None)
     return [
-        (commit.pk, commit.generation, r.op, r.attempt, r.state, r.due_at_us, r.failure, r.details)
+        (
+            commit.pk, commit.generation, r.op, r.attempt, r.state, r.due_at_us, r.failure, r.details, r.completion,
+            r.limit_at_us, r.heartbeat_us,
+        )
         for r in rows.values()
-    ]
+    ]  # fmt: skip
 
 
 def journal_rows(commit: TurnCommit) -> list[tuple[int, int, int, int, bytes]]:
@@ -258,10 +265,15 @@ async def _open_next(db: Session, worker: int, commit: TurnCommit, now_us: int |
         "insert_turn", run=run, generation=generation + 1, turn=after.copy_turns + 1, parts=list(after.parts)
     )
     await db.fetch("consume_messages", run=run, ids=list(commit.consumed))
+    await redeliver(db, run, after.redeliver, now_us)
+    return "committed"
+
+
+async def redeliver(db: Session, run: int, messages: Sequence[Redelivery], now_us: int | None) -> None:
+    """Put messages back into a run's inbox under their old numbers."""
     msgs, kinds, names, datas, ids = columns(
-        [(m.msg, m.kind, m.name, m.data, m.message_id) for m in after.redeliver], 5
+        [(m.msg, m.kind, m.name, m.data, m.message_id) for m in messages], 5
     )
     await db.fetch(
         "redeliver_messages", run=run, msgs=msgs, kinds=kinds, names=names, datas=datas, message_ids=ids, now_us=now_us
     )  # fmt: skip
-    return "committed"

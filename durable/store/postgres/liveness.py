@@ -14,7 +14,9 @@ from typing import Final
 
 import msgspec
 
+from durable.store.postgres.committing import lease_lost
 from durable.store.postgres.connection import Session
+from durable.store.postgres.suspects import release_runs
 from durable.store.records import WorkerInfo
 
 FENCES: Final = 4  # fenced statements of one store under way at once
@@ -39,35 +41,49 @@ async def register_worker(db: Session, info: WorkerInfo, now_us: int | None) -> 
 
 async def retire_worker(db: Session, worker: int, now_us: int | None) -> int:
     """Stop the incarnation and set its runs ready; return how many. Nothing happens if it is stopped already."""
+    released, _ = await _stop(db, worker, is_crash=False, now_us=now_us)
+    return released
+
+
+async def declare_dead(db: Session, worker: int, now_us: int | None) -> tuple[int, list[str]]:
+    """Take a worker's runs back whatever its beat says."""
+    return await _stop(db, worker, is_crash=True, now_us=now_us)
+
+
+async def _stop(db: Session, worker: int, *, is_crash: bool, now_us: int | None) -> tuple[int, list[str]]:
     await db.execute(_LOCK_WAIT)
     if not await db.fetch("wait_for_worker", worker=worker):
-        return 0
+        return 0, []
     await db.fetch("lock_fences", worker=worker)
     await db.fetch("stop_heartbeat", worker=worker)
-    return await _stop(db, worker, now_us)
+    await db.fetch("stop_worker", worker=worker, now_us=now_us)
+    return await release_runs(db, worker, is_crash=is_crash, now_us=now_us)
 
 
-async def take_over(db: Session, worker: int, lease_us: int, now_us: int | None) -> int | None:
-    """Take a silent worker's runs back; return how many. None: it beat again, or somebody else is at it."""
+async def take_over(
+    db: Session, worker: int, lease_us: int, now_us: int | None
+) -> tuple[int, list[str]] | None:
+    """Take a silent worker's runs back; return how many, and which were parked as poison.
+
+    None: it beat again, or somebody else is at it.
+    """
     await db.execute(_LOCK_WAIT)
     if not await db.fetch("lock_worker", worker=worker):
         return None
     await db.fetch("lock_fences", worker=worker)
     if not await db.fetch("stop_silent_heartbeat", worker=worker, lease_us=lease_us):
         return None
-    return await _stop(db, worker, now_us)
-
-
-async def _stop(db: Session, worker: int, now_us: int | None) -> int:
     await db.fetch("stop_worker", worker=worker, now_us=now_us)
-    return await release_runs(db, worker, now_us)
+    return await release_runs(db, worker, is_crash=True, now_us=now_us)
 
 
-async def release_runs(db: Session, worker: int, now_us: int | None) -> int:
-    """Set a stopped worker's runs ready; those that an open transaction holds are left, and remembered."""
-    released = int(await db.value("release_runs_of_worker", worker=worker, now_us=now_us))
-    await db.fetch("mark_strays", worker=worker)
-    return released
+async def take_role(db: Session, worker: int, role: str) -> bool:
+    """Take the role if nobody alive has it. `LeaseLostError` for a dead worker."""
+    if not await db.value("worker_is_alive", worker=worker):
+        raise lease_lost(worker)
+    if await db.value("role_of", role=role) == worker:
+        return True
+    return bool(await db.fetch("take_role", worker=worker, role=role))
 
 
 async def settle_fences(db: Session, worker: int) -> None:

@@ -72,12 +72,25 @@ async def terminate_run(db: Session, run_id: str, reason: str | None, now_us: in
         raise _closed(run_id, code, started, "there is nothing to terminate")
 
 
-async def change_run(db: Session, name: str, run_id: str, now_us: int | None) -> bool:
+async def change_run(db: Session, name: str, run_id: str, **parameters: object) -> bool:
     """Run the statement `name` on one run; False if it changed nothing. `RunNotFoundError` for an unknown id."""
-    if await db.fetch(name, run_id=run_id, now_us=now_us):
+    if await db.fetch(name, run_id=run_id, **parameters):
         return True
     if await db.row("address_of_run", run_id=run_id) is None:
         raise await run_not_found(db, run_id)
+    return False
+
+
+async def pause_run(db: Session, run_id: str, reason: str | None, now_us: int | None) -> bool:
+    """Hold an open run back; False if it was paused already."""
+    if await db.fetch("pause_run", run_id=run_id, reason=reason, now_us=now_us):
+        return True
+    row = await db.row("address_of_run", run_id=run_id)
+    if row is None:
+        raise await run_not_found(db, run_id)
+    _, _, code, started = row
+    if is_closed(code):
+        raise _closed(run_id, code, started, "there is nothing to pause")
     return False
 
 

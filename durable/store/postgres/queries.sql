@@ -1,6 +1,6 @@
 -- Every statement of the Postgres store. Named parameters; `durable` stands for the schema in the URL. Names are those of the
 -- SQLite store where the statement does the same; a comment says where and why the two differ. Statuses: 0 ready, 1 owned,
--- 2 waiting, 3 parked, 10 and above closed. `:now_us` is null but for tests: the server's clock decides.
+-- 2 waiting, 3 parked, 4 held (it would be ready, but is paused), 10 and above closed. `:now_us` is null but for tests: the server's clock decides.
 --
 -- READ COMMITTED throughout: a statement sees what was committed when it began, and rows that it locks as they are now.
 -- So whatever must be seen *after* a lock was waited for stands in a statement of its own.
@@ -97,23 +97,59 @@ RETURNING worker;
 WITH unfenced AS (DELETE FROM durable.worker_fence WHERE worker = :worker)
 UPDATE durable.worker SET is_alive = false, stopped_at_us = durable.instant(:now_us) WHERE id = :worker AND is_alive;
 
+-- name: suspects_of_worker
+-- The run that a worker drove alone when it died (P14).
+SELECT id, run_id, generation FROM durable.run WHERE owner = :worker AND suspicion = 2;
+
+-- name: count_crash
+WITH free AS MATERIALIZED (
+    SELECT id FROM durable.run WHERE id = :run AND owner = :worker AND suspicion = 2 FOR UPDATE SKIP LOCKED
+)
+UPDATE durable.run SET crashes = crashes + 1, suspicion = 1 FROM free WHERE run.id = free.id RETURNING run.crashes;
+
+-- name: park_poison
+WITH parked AS (
+    UPDATE durable.run SET status = 3, owner = NULL, reason = :reason, ready_at_us = durable.instant(:now_us), is_delayed = false
+    WHERE id = :run
+    RETURNING id, generation
+)
+UPDATE durable.run_payload SET result = NULL, failure = :failure
+FROM parked WHERE run_payload.run = parked.id AND run_payload.generation = parked.generation;
+
 -- name: release_runs_of_worker
--- Runs whose row somebody's open transaction holds are left for later, and the worker is marked for it (P5).
+-- Runs whose row somebody's open transaction holds are left for later, and the worker is marked for it (P5). `is_crash`: nobody
+-- knows which of them ended the worker, so all of them are suspects (P14).
 WITH free AS MATERIALIZED (
     SELECT id FROM durable.run WHERE owner = :worker ORDER BY id FOR UPDATE SKIP LOCKED
 ), released AS (
-    UPDATE durable.run SET status = 0, owner = NULL, ready_at_us = durable.instant(:now_us), is_delayed = false
+    UPDATE durable.run SET
+        status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, owner = NULL, ready_at_us = durable.instant(:now_us),
+        is_delayed = false, suspicion = greatest(least(suspicion, 1), :is_crash::boolean::integer)
     FROM free WHERE run.id = free.id
     RETURNING 1
 )
 SELECT count(*) FROM released;
 
 -- name: mark_strays
-UPDATE durable.worker SET has_strays = EXISTS (SELECT 1 FROM durable.run WHERE run.owner = :worker) WHERE id = :worker
-RETURNING has_strays;
+UPDATE durable.worker SET
+    strays = CASE WHEN EXISTS (SELECT 1 FROM durable.run WHERE run.owner = :worker) THEN 1 + :is_crash::boolean::integer ELSE 0 END
+WHERE id = :worker;
 
 -- name: workers_with_strays
-SELECT id FROM durable.worker WHERE has_strays AND NOT is_alive;
+SELECT id, strays = 2 AS is_crash FROM durable.worker WHERE strays > 0 AND NOT is_alive;
+
+-- name: role_of
+SELECT worker FROM durable.role WHERE name = :role;
+
+-- name: take_role
+INSERT INTO durable.role AS known (name, worker)
+SELECT :role::text, worker FROM durable.worker_fence WHERE worker = :worker AND slot = 0
+ON CONFLICT (name) DO UPDATE SET worker = excluded.worker
+WHERE NOT EXISTS (SELECT 1 FROM durable.worker_fence WHERE worker_fence.worker = known.worker)
+RETURNING worker;
+
+-- name: worker_is_alive
+SELECT EXISTS (SELECT 1 FROM durable.worker_fence WHERE worker = :worker);
 
 -- name: list_workers
 SELECT id, name, host, pid, task_queue, is_embedded, is_alive, started_at_us, stopped_at_us, definitions,
@@ -221,9 +257,28 @@ UPDATE durable.run SET
     generation = generation + 1, epoch = epoch + 1, workflow = :workflow, version = :version, task_queue = :task_queue,
     status = :status, claim_no = claim_no + 1, attempt = 1, owner = :owner, ready_at_us = :ready_at_us,
     is_delayed = :is_delayed, due_at_us = NULL, deadline_us = :deadline_us, created_at_us = :now_us,
-    started_at_us = :started_at_us, closed_at_us = NULL, reason = NULL, parent = :parent
+    started_at_us = :started_at_us, closed_at_us = NULL, reason = NULL, parent = :parent, paused_at_us = NULL,
+    pause_reason = NULL, suspicion = 0, crashes = 0, tried_code = ''
 WHERE id = :run
 RETURNING generation, epoch, claim_no, msg_seq;
+
+-- name: lifetime_of_run
+-- How long it may take, by its first generation in this epoch; later ones share that one's deadline.
+SELECT deadline_us - created_at_us FROM (
+    SELECT generation, deadline_us, created_at_us, epoch FROM durable.generation WHERE run = :run
+    UNION ALL
+    SELECT generation, deadline_us, created_at_us, epoch FROM durable.run WHERE id = :run
+) AS life
+WHERE epoch = (SELECT epoch FROM durable.run WHERE id = :run)
+ORDER BY generation LIMIT 1;
+
+-- name: reopen_run
+UPDATE durable.run SET
+    generation = generation + 1, epoch = epoch + :new_epoch::boolean::integer, attempt = :attempt, status = 0, claim_no = claim_no + 1,
+    ready_at_us = :now_us, is_delayed = false, due_at_us = NULL, deadline_us = :deadline_us, created_at_us = :now_us,
+    started_at_us = NULL, closed_at_us = NULL, reason = NULL, paused_at_us = NULL, pause_reason = NULL, suspicion = 0,
+    crashes = 0, tried_code = ''
+WHERE id = :run;
 
 -- ─ claiming ──
 
@@ -231,7 +286,12 @@ RETURNING generation, epoch, claim_no, msg_seq;
 -- SQLite looks first and claims what it found; here both are one statement, and whoever comes second skips what the first one
 -- has locked. One bounded seek per definition: runs that nobody here serves, however many and old, are never looked at (P13).
 -- The fence row is locked only if there is something to claim: an idle claimer writes nothing. First column: is the worker alive.
-WITH found AS MATERIALIZED (
+WITH may_claim AS MATERIALIZED (
+    SELECT NOT EXISTS (SELECT 1 FROM durable.pause WHERE kind = 'task_queue' AND name = :task_queue)
+        AND NOT EXISTS (
+            SELECT 1 FROM durable.pause JOIN durable.worker ON worker.name = pause.name WHERE pause.kind = 'worker' AND worker.id = :worker
+        ) AS yes
+), found AS MATERIALIZED (
     SELECT candidate.id, candidate.ready_at_us
     FROM unnest(:workflows::text[], :versions::integer[]) AS wanted (workflow, version)
     CROSS JOIN LATERAL (
@@ -242,11 +302,13 @@ WITH found AS MATERIALIZED (
         LIMIT :count
         FOR UPDATE SKIP LOCKED
     ) AS candidate
+    WHERE (SELECT yes FROM may_claim)
     UNION ALL
     SELECT delayed.id, delayed.ready_at_us FROM (
         SELECT run.id, run.ready_at_us FROM durable.run
         WHERE run.status = 0 AND run.is_delayed AND run.ready_at_us <= durable.instant(:now_us) AND run.task_queue = :task_queue
             AND (run.workflow, run.version) IN (SELECT * FROM unnest(:workflows::text[], :versions::integer[]))
+            AND (SELECT yes FROM may_claim)
         ORDER BY run.ready_at_us, run.id
         LIMIT :count
         FOR UPDATE SKIP LOCKED
@@ -260,7 +322,7 @@ WITH found AS MATERIALIZED (
 ), claimed AS (
     UPDATE durable.run SET
         status = 1, owner = :worker, claim_no = claim_no + 1, due_at_us = NULL, is_delayed = false,
-        started_at_us = coalesce(started_at_us, durable.instant(:now_us))
+        started_at_us = coalesce(started_at_us, durable.instant(:now_us)), suspicion = least(suspicion, 1)
     FROM chosen WHERE run.id = chosen.id AND EXISTS (SELECT 1 FROM fence)
     RETURNING run.id, run.ready_at_us, run.generation, run.claim_no, run.msg_seq
 )
@@ -274,6 +336,10 @@ WITH chosen AS MATERIALIZED (
     SELECT run.id FROM durable.run
     WHERE run.status = 0 AND (NOT run.is_delayed OR run.ready_at_us <= durable.instant(:now_us))
         AND (run.workflow, run.version) IN (SELECT * FROM unnest(:workflows::text[], :versions::integer[]))
+    AND NOT EXISTS (SELECT 1 FROM durable.pause WHERE kind = 'task_queue' AND name = run.task_queue)
+        AND NOT EXISTS (
+            SELECT 1 FROM durable.pause JOIN durable.worker ON worker.name = pause.name WHERE pause.kind = 'worker' AND worker.id = :worker
+        )
     ORDER BY run.ready_at_us, run.id
     LIMIT :count
     FOR UPDATE SKIP LOCKED
@@ -284,7 +350,7 @@ WITH chosen AS MATERIALIZED (
 ), claimed AS (
     UPDATE durable.run SET
         status = 1, owner = :worker, claim_no = claim_no + 1, due_at_us = NULL, is_delayed = false,
-        started_at_us = coalesce(started_at_us, durable.instant(:now_us))
+        started_at_us = coalesce(started_at_us, durable.instant(:now_us)), suspicion = least(suspicion, 1)
     FROM chosen WHERE run.id = chosen.id AND EXISTS (SELECT 1 FROM fence)
     RETURNING run.id, run.ready_at_us, run.generation, run.claim_no, run.msg_seq
 )
@@ -300,6 +366,10 @@ WITH chosen AS MATERIALIZED (
         AND (NOT run.is_delayed OR run.ready_at_us <= durable.instant(:now_us))
         AND (:task_queue::text IS NULL OR run.task_queue = :task_queue::text)
         AND (run.workflow, run.version) IN (SELECT * FROM unnest(:workflows::text[], :versions::integer[]))
+    AND NOT EXISTS (SELECT 1 FROM durable.pause WHERE kind = 'task_queue' AND name = run.task_queue)
+        AND NOT EXISTS (
+            SELECT 1 FROM durable.pause JOIN durable.worker ON worker.name = pause.name WHERE pause.kind = 'worker' AND worker.id = :worker
+        )
     ORDER BY run.ready_at_us, run.id
     LIMIT :count
     FOR UPDATE SKIP LOCKED
@@ -310,7 +380,7 @@ WITH chosen AS MATERIALIZED (
 ), claimed AS (
     UPDATE durable.run SET
         status = 1, owner = :worker, claim_no = claim_no + 1, due_at_us = NULL, is_delayed = false,
-        started_at_us = coalesce(started_at_us, durable.instant(:now_us))
+        started_at_us = coalesce(started_at_us, durable.instant(:now_us)), suspicion = least(suspicion, 1)
     FROM chosen WHERE run.id = chosen.id AND EXISTS (SELECT 1 FROM fence)
     RETURNING run.id, run.ready_at_us, run.generation, run.claim_no, run.msg_seq
 )
@@ -319,14 +389,45 @@ FROM (SELECT EXISTS (SELECT 1 FROM durable.worker_fence WHERE worker = :worker) 
 LEFT JOIN claimed ON true
 ORDER BY claimed.ready_at_us, claimed.id;
 
+-- name: claim_parked_runs
+WITH chosen AS MATERIALIZED (
+    SELECT run.id, wanted.code
+    FROM unnest(:workflows::text[], :versions::integer[], :codes::text[]) AS wanted (workflow, version, code)
+    JOIN durable.run ON run.workflow = wanted.workflow AND run.version = wanted.version
+    WHERE run.task_queue = :task_queue AND run.status = 3
+        AND strpos(' ' || run.tried_code || ' ', ' ' || wanted.code || ' ') = 0
+    ORDER BY run.id
+    LIMIT :count
+    FOR UPDATE OF run SKIP LOCKED
+), fence AS MATERIALIZED (
+    SELECT worker FROM durable.worker_fence
+    WHERE worker = :worker AND slot = :slot::smallint AND EXISTS (SELECT 1 FROM chosen)
+    FOR UPDATE
+), claimed AS (
+    UPDATE durable.run SET
+        status = 1, owner = :worker, claim_no = claim_no + 1, is_delayed = false, reason = NULL,
+        suspicion = least(suspicion, 1), tried_code = ltrim(tried_code || ' ' || chosen.code)
+    FROM chosen WHERE run.id = chosen.id AND EXISTS (SELECT 1 FROM fence)
+    RETURNING run.id, run.generation
+), forgotten AS (
+    UPDATE durable.run_payload SET failure = NULL FROM claimed
+    WHERE run_payload.run = claimed.id AND run_payload.generation = claimed.generation
+)
+SELECT alive.yes, claimed.id
+FROM (SELECT EXISTS (SELECT 1 FROM chosen) AS found, EXISTS (SELECT 1 FROM fence) AS yes) AS alive
+LEFT JOIN claimed ON true
+WHERE alive.found
+ORDER BY claimed.id;
+
 -- name: read_owned_runs
 -- One statement, so that run, journal, inbox and attempts are of one moment; SQLite reads them one after the other in a
 -- transaction. Each of the last three comes as columns.
 SELECT run.id, run.run_id, run.generation, run.epoch, run.claim_no, run.workflow, run.version, run.task_queue,
-    run.attempt, run_payload.input, run.deadline_us, run.created_at_us, run.msg_seq,
+    run.attempt, run_payload.input, run.deadline_us, run.created_at_us, run.msg_seq, run.suspicion,
     told.turns, told.parts, told.datas,
     unread.ids, unread.msgs, unread.kinds, unread.names, unread.datas, unread.message_ids, unread.sent_ats_us,
-    tried.ops, tried.attempts, tried.states, tried.due_ats_us, tried.failures, tried.details
+    tried.ops, tried.attempts, tried.states, tried.due_ats_us, tried.failures, tried.details,
+    tried.completions, tried.limit_ats_us, tried.heartbeats_us
 FROM unnest(:runs::bigint[]) WITH ORDINALITY AS chosen (id, place)
 JOIN durable.run ON run.id = chosen.id
 JOIN durable.run_payload ON run_payload.run = run.id AND run_payload.generation = run.generation
@@ -344,7 +445,8 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT array_agg(op ORDER BY op) AS ops, array_agg(attempt.attempt ORDER BY op) AS attempts, array_agg(state ORDER BY op) AS states,
         array_agg(attempt.due_at_us ORDER BY op) AS due_ats_us, array_agg(failure ORDER BY op) AS failures,
-        array_agg(details ORDER BY op) AS details
+        array_agg(details ORDER BY op) AS details, array_agg(completion ORDER BY op) AS completions,
+        array_agg(limit_at_us ORDER BY op) AS limit_ats_us, array_agg(heartbeat_us ORDER BY op) AS heartbeats_us
     FROM durable.attempt WHERE attempt.run = run.id AND attempt.generation = run.generation
 ) AS tried
 WHERE run.owner = :worker
@@ -388,8 +490,8 @@ WITH fence AS MATERIALIZED (
 ), item AS MATERIALIZED (
     SELECT * FROM unnest(
         :pks::bigint[], :generations::integer[], :claim_nos::bigint[], :afters::smallint[], :seens::bigint[],
-        :due_ats_us::bigint[], :statuses::smallint[], :reasons::text[]
-    ) AS item (pk, generation, claim_no, after, seen, due_at_us, status, reason)
+        :due_ats_us::bigint[], :statuses::smallint[], :reasons::text[], :codes::text[]
+    ) AS item (pk, generation, claim_no, after, seen, due_at_us, status, reason, code)
     WHERE EXISTS (SELECT 1 FROM fence)
 ), held AS MATERIALIZED (
     SELECT run.id, run.owner, run.claim_no, run.msg_seq FROM durable.run
@@ -413,13 +515,22 @@ WITH fence AS MATERIALIZED (
 ), moved AS (
     -- The message count is compared on the run row itself, never by looking into the inbox (P2).
     UPDATE durable.run SET
-        status = CASE judged.after WHEN 1 THEN 2 WHEN 2 THEN 0 WHEN 3 THEN 3 ELSE judged.status END,
+        status = CASE judged.after
+            WHEN 1 THEN 2
+            WHEN 2 THEN CASE WHEN run.paused_at_us IS NULL THEN 0 ELSE 4 END
+            WHEN 3 THEN 3
+            ELSE judged.status
+        END,
         owner = NULL,
         due_at_us = CASE judged.after WHEN 1 THEN judged.due_at_us ELSE run.due_at_us END,
         ready_at_us = CASE judged.after WHEN 2 THEN durable.instant(:now_us) ELSE run.ready_at_us END,
         is_delayed = CASE judged.after WHEN 2 THEN false ELSE run.is_delayed END,
         closed_at_us = CASE judged.after WHEN 4 THEN durable.instant(:now_us) ELSE run.closed_at_us END,
-        reason = CASE WHEN judged.after IN (3, 4) THEN judged.reason ELSE run.reason END
+        reason = CASE WHEN judged.after IN (3, 4) THEN judged.reason ELSE run.reason END,
+        tried_code = CASE
+            WHEN judged.after <> 3 OR strpos(' ' || run.tried_code || ' ', ' ' || judged.code || ' ') > 0 THEN run.tried_code
+            ELSE ltrim(run.tried_code || ' ' || judged.code)
+        END
     FROM judged WHERE run.id = judged.pk AND judged.after <> 0 AND judged.verdict = 0
 ), written AS (
     INSERT INTO durable.journal (run, generation, turn, part, data)
@@ -431,16 +542,21 @@ WITH fence AS MATERIALIZED (
     DELETE FROM durable.inbox USING unnest(:consumed_pks::bigint[], :consumed_ids::bigint[]) AS message (pk, id), judged
     WHERE inbox.id = message.id AND inbox.run = message.pk AND judged.pk = message.pk AND judged.verdict <= 1
 ), counted AS (
-    INSERT INTO durable.attempt AS known (run, generation, op, attempt, state, due_at_us, failure, details)
-    SELECT mark.pk, mark.generation, mark.op, mark.attempt, mark.state, mark.due_at_us, mark.failure, mark.details
+    INSERT INTO durable.attempt AS known (
+        run, generation, op, attempt, state, due_at_us, failure, details, completion, limit_at_us, heartbeat_us
+    )
+    SELECT mark.pk, mark.generation, mark.op, mark.attempt, mark.state, mark.due_at_us, mark.failure, mark.details,
+        mark.completion, mark.limit_at_us, mark.heartbeat_us
     FROM unnest(
         :mark_pks::bigint[], :mark_generations::integer[], :mark_ops::integer[], :mark_attempts::integer[], :mark_states::text[],
-        :mark_due_ats_us::bigint[], :mark_failures::bytea[], :mark_details::bytea[]
-    ) AS mark (pk, generation, op, attempt, state, due_at_us, failure, details)
+        :mark_due_ats_us::bigint[], :mark_failures::bytea[], :mark_details::bytea[],
+        :mark_completions::text[], :mark_limit_ats_us::bigint[], :mark_heartbeats_us::bigint[]
+    ) AS mark (pk, generation, op, attempt, state, due_at_us, failure, details, completion, limit_at_us, heartbeat_us)
     JOIN judged ON judged.pk = mark.pk AND judged.verdict <= 1
     ON CONFLICT (run, generation, op) DO UPDATE SET
         attempt = excluded.attempt, state = excluded.state, due_at_us = excluded.due_at_us, failure = excluded.failure,
-        details = coalesce(excluded.details, known.details)
+        details = coalesce(excluded.details, known.details), completion = excluded.completion,
+        limit_at_us = excluded.limit_at_us, heartbeat_us = excluded.heartbeat_us
 ), done AS (
     DELETE FROM durable.attempt USING unnest(:done_pks::bigint[], :done_generations::integer[], :done_ops::integer[])
         AS mark (pk, generation, op), judged
@@ -452,13 +568,38 @@ WITH fence AS MATERIALIZED (
 ), outcome AS (
     UPDATE durable.run_payload SET result = made.result, failure = made.failure
     FROM unnest(:outcome_pks::bigint[], :outcome_results::bytea[], :outcome_failures::bytea[]) AS made (pk, result, failure)
-    JOIN judged ON judged.pk = made.pk AND judged.after = 4 AND judged.verdict = 0
+    JOIN judged ON judged.pk = made.pk AND judged.after IN (3, 4) AND judged.verdict = 0
     WHERE run_payload.run = judged.pk AND run_payload.generation = judged.generation
 )
 SELECT EXISTS (SELECT 1 FROM fence) AS alive, array(SELECT pk FROM judged) AS pks, array(SELECT verdict FROM judged) AS verdicts;
 
+-- name: try_suspect
+-- What came of earlier suspects, and which one is driven next, alone: in one statement, before it is driven (P14).
+WITH fence AS MATERIALIZED (
+    SELECT worker FROM durable.worker_fence WHERE worker = :worker AND slot = :slot::smallint FOR UPDATE
+), cleared AS (
+    -- Whether it is still held here or has gone to rest; not if somebody else has claimed it since.
+    UPDATE durable.run SET suspicion = 0, crashes = 0
+    FROM unnest(:passed_pks::bigint[], :passed_claim_nos::bigint[]) AS passed (pk, claim_no)
+    WHERE run.id = passed.pk AND run.claim_no = passed.claim_no AND run.suspicion > 0 AND EXISTS (SELECT 1 FROM fence)
+), adjourned AS (
+    UPDATE durable.run SET suspicion = 1
+    FROM unnest(:adjourned_pks::bigint[], :adjourned_claim_nos::bigint[]) AS adjourned (pk, claim_no)
+    WHERE run.id = adjourned.pk AND run.claim_no = adjourned.claim_no AND run.suspicion = 2 AND EXISTS (SELECT 1 FROM fence)
+), tried AS (
+    UPDATE durable.run SET
+        suspicion = 2,
+        tried_code = CASE
+            WHEN strpos(' ' || tried_code || ' ', ' ' || :code::text || ' ') > 0 THEN tried_code
+            ELSE ltrim(tried_code || ' ' || :code::text)
+        END
+    WHERE id = :run::bigint AND owner = :worker AND claim_no = :claim_no::bigint AND EXISTS (SELECT 1 FROM fence)
+    RETURNING 1
+)
+SELECT EXISTS (SELECT 1 FROM fence) AS alive, EXISTS (SELECT 1 FROM tried) AS is_ours;
+
 -- name: hand_back_run
-UPDATE durable.run SET status = 0, owner = NULL, ready_at_us = durable.instant(:now_us), is_delayed = false
+UPDATE durable.run SET status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, owner = NULL, ready_at_us = durable.instant(:now_us), is_delayed = false
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
 
 -- name: hold_run
@@ -479,8 +620,8 @@ FROM durable.run WHERE id = :run;
 
 -- name: next_generation
 UPDATE durable.run SET
-    generation = generation + 1, attempt = :attempt, status = 0, owner = NULL, ready_at_us = :ready_at_us,
-    is_delayed = :ready_at_us > durable.instant(:now_us), created_at_us = durable.instant(:now_us), started_at_us = NULL
+    generation = generation + 1, attempt = :attempt, status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END,
+    owner = NULL, ready_at_us = :ready_at_us, is_delayed = :ready_at_us > durable.instant(:now_us), created_at_us = durable.instant(:now_us), started_at_us = NULL
 WHERE id = :run;
 
 -- name: insert_turn
@@ -519,7 +660,8 @@ WITH due AS MATERIALIZED (
     ORDER BY due_at_us, id LIMIT :count
     FOR UPDATE SKIP LOCKED
 ), woken AS (
-    UPDATE durable.run SET status = 0, ready_at_us = due_at_us, is_delayed = false, due_at_us = NULL
+    UPDATE durable.run SET
+        status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, ready_at_us = due_at_us, is_delayed = false, due_at_us = NULL
     FROM due WHERE run.id = due.id
     RETURNING 1
 )
@@ -552,14 +694,14 @@ SELECT msg FROM durable.message_id WHERE run = :run AND message_id = :message_id
 
 -- name: send_message
 -- Count and message in one statement. The count is unconditional for an open run, so that it meets every wait and close of the
--- owner on the run row (P2); parked stays parked. No row: unknown, closed, or that message id is known.
+-- owner on the run row (P2); parked and held stay so. No row: unknown, closed, or that message id is known.
 WITH counted AS (
     UPDATE durable.run SET
         msg_seq = msg_seq + 1,
         ready_at_us = CASE WHEN status = 2 THEN durable.instant(:now_us) ELSE ready_at_us END,
         due_at_us = CASE WHEN status = 2 THEN NULL ELSE due_at_us END,
         is_delayed = CASE WHEN status = 2 THEN false ELSE is_delayed END,
-        status = CASE WHEN status = 2 THEN 0 ELSE status END
+        status = CASE WHEN status <> 2 THEN status WHEN paused_at_us IS NULL THEN 0 ELSE 4 END
     WHERE run_id = :run_id AND status < 10
         AND NOT EXISTS (SELECT 1 FROM durable.message_id WHERE message_id.run = run.id AND message_id.message_id = :message_id::text)
     RETURNING id, msg_seq
@@ -586,6 +728,10 @@ WITH closed AS (
         coalesce((SELECT max(turn) FROM durable.journal AS last WHERE last.run = closed.id AND last.generation = closed.generation), 0) + 1,
         part.number, part.data
     FROM closed, unnest(:parts::bytea[]) WITH ORDINALITY AS part (data, number)
+), outcome AS (
+    -- What a parked run stopped on is not what it ended with.
+    UPDATE durable.run_payload SET result = NULL, failure = NULL FROM closed
+    WHERE run_payload.run = closed.id AND run_payload.generation = closed.generation
 ), emptied AS (
     DELETE FROM durable.inbox USING closed WHERE inbox.run = closed.id
 ), ended AS (
@@ -593,51 +739,115 @@ WITH closed AS (
 )
 SELECT count(*) FROM closed;
 
+-- name: started_attempt
+SELECT completion, due_at_us FROM durable.attempt
+WHERE run = :run AND generation = :generation AND op = :op AND attempt = :attempt AND state = 'started'
+FOR UPDATE;
+
+-- name: settle_attempt
+UPDATE durable.attempt SET completion = :completion WHERE run = :run AND generation = :generation AND op = :op;
+
+-- name: beat_attempt
+UPDATE durable.attempt SET
+    details = :details,
+    due_at_us = CASE
+        WHEN completion <> 'open' OR heartbeat_us IS NULL THEN due_at_us
+        ELSE least(limit_at_us, durable.instant(:now_us) + heartbeat_us)
+    END
+WHERE run = :run AND generation = :generation AND op = :op;
+
 -- name: unpark_run
-UPDATE durable.run SET status = 0, ready_at_us = durable.instant(:now_us), is_delayed = false, reason = NULL
-WHERE run_id = :run_id AND status = 3
-RETURNING id;
+-- One that has ended workers goes on as a suspect, with one crash to go: it had its chances.
+WITH unparked AS (
+    UPDATE durable.run SET
+        status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, ready_at_us = durable.instant(:now_us), is_delayed = false,
+        reason = NULL, suspicion = least(crashes, 1), crashes = least(crashes, :crashes_max::integer - 1)
+    WHERE run_id = :run_id AND status = 3
+    RETURNING id, generation
+), forgotten AS (
+    UPDATE durable.run_payload SET failure = NULL FROM unparked
+    WHERE run_payload.run = unparked.id AND run_payload.generation = unparked.generation
+)
+SELECT id FROM unparked;
 
 -- name: wake_run
-UPDATE durable.run SET status = 0, ready_at_us = durable.instant(:now_us), is_delayed = false, due_at_us = NULL
+UPDATE durable.run SET
+    status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, ready_at_us = durable.instant(:now_us), is_delayed = false,
+    due_at_us = NULL
 WHERE run_id = :run_id AND status = 2
 RETURNING id;
+
+-- name: pause_run
+UPDATE durable.run SET
+    paused_at_us = durable.instant(:now_us), pause_reason = :reason, status = CASE WHEN status = 0 THEN 4 ELSE status END
+WHERE run_id = :run_id AND status < 10 AND paused_at_us IS NULL
+RETURNING id;
+
+-- name: resume_run
+UPDATE durable.run SET paused_at_us = NULL, pause_reason = NULL, status = CASE WHEN status = 4 THEN 0 ELSE status END
+WHERE run_id = :run_id AND status < 10 AND paused_at_us IS NOT NULL
+RETURNING id;
+
+-- name: pause
+INSERT INTO durable.pause (kind, name, at_us, reason) VALUES (:kind, :name, durable.instant(:now_us), :reason)
+ON CONFLICT DO NOTHING
+RETURNING kind;
+
+-- name: resume
+DELETE FROM durable.pause WHERE kind = :kind AND name = :name RETURNING kind;
+
+-- name: list_pauses
+SELECT kind, name, at_us, reason FROM durable.pause ORDER BY kind, name COLLATE "C";
+
+-- name: read_pauses
+-- Paused runs by their own index, however many others the worker owns.
+SELECT
+    EXISTS (
+        SELECT 1 FROM durable.pause JOIN durable.worker ON worker.name = pause.name WHERE pause.kind = 'worker' AND worker.id = :worker
+    ) AS is_worker_paused,
+    array(SELECT name FROM durable.pause WHERE kind = 'task_queue') AS task_queues,
+    array(SELECT id FROM durable.run WHERE paused_at_us IS NOT NULL AND owner = :worker) AS pks;
 
 -- ─ reading ──
 
 -- name: get_run
-SELECT * FROM durable.run_record WHERE run_id = :run_id;
+SELECT * FROM durable.run_seen WHERE run_id = :run_id;
 
 -- name: get_run_by_pk
-SELECT * FROM durable.run_record WHERE id = :run;
+SELECT * FROM durable.run_seen WHERE id = :run;
 
 -- name: get_generation
 SELECT
     run.id, run.run_id, generation.generation, generation.epoch, generation.workflow, generation.version,
     generation.task_queue, generation.status, generation.attempt, generation.created_at_us, generation.started_at_us,
     generation.closed_at_us, generation.deadline_us, NULL::bigint, generation.created_at_us, NULL::bigint, NULL::text,
-    NULL::boolean, generation.reason, run_payload.input, run_payload.result, run_payload.failure, 0
+    NULL::boolean, generation.reason, run_payload.input, run_payload.result, run_payload.failure, 0,
+    NULL::bigint, NULL::text
 FROM durable.run
 JOIN durable.generation ON generation.run = run.id AND generation.generation = :generation
 LEFT JOIN durable.run_payload ON run_payload.run = run.id AND run_payload.generation = generation.generation
 WHERE run.run_id = :run_id;
 
 -- name: read_ended
-SELECT run_record.*
+SELECT run_seen.*
 FROM unnest(:runs::bigint[], :generations::integer[]) AS wanted (run, generation)
-JOIN durable.run_record ON run_record.id = wanted.run AND run_record.generation = wanted.generation
-WHERE run_record.status >= 10 OR run_record.status = 3;
+JOIN durable.run_seen ON run_seen.id = wanted.run AND run_seen.generation = wanted.generation
+WHERE run_seen.status >= 10 OR run_seen.status = 3;
 
 -- name: read_ended_earlier
 SELECT
     run.id, run.run_id, generation.generation, generation.epoch, generation.workflow, generation.version,
     generation.task_queue, generation.status, generation.attempt, generation.created_at_us, generation.started_at_us,
     generation.closed_at_us, generation.deadline_us, NULL::bigint, generation.created_at_us, NULL::bigint, NULL::text,
-    NULL::boolean, generation.reason, run_payload.input, run_payload.result, run_payload.failure, 0
+    NULL::boolean, generation.reason, run_payload.input, run_payload.result, run_payload.failure, 0,
+    NULL::bigint, NULL::text
 FROM unnest(:runs::bigint[], :generations::integer[]) AS wanted (run, generation)
 JOIN durable.generation ON generation.run = wanted.run AND generation.generation = wanted.generation
 JOIN durable.run ON run.id = generation.run
 LEFT JOIN durable.run_payload ON run_payload.run = run.id AND run_payload.generation = generation.generation;
+
+-- name: find_gone
+SELECT wanted.run FROM unnest(:runs::bigint[]) AS wanted (run) WHERE NOT EXISTS (SELECT 1 FROM durable.run WHERE run.id = wanted.run);
 
 -- name: recent_run_ids
 SELECT run_id FROM durable.run ORDER BY id DESC LIMIT :count;
@@ -649,9 +859,9 @@ ORDER BY created_at_us DESC, id DESC
 LIMIT :count;
 
 -- name: list_runs
--- -1 stands for "ready and never started", which people call pending.
-SELECT * FROM durable.run_record
-WHERE (:statuses::integer[] IS NULL OR CASE WHEN status = 0 AND started_at_us IS NULL THEN -1 ELSE status END = ANY (:statuses::integer[]))
+-- -1 stands for "ready (or held) and never started", which people call pending.
+SELECT * FROM durable.run_seen
+WHERE (:statuses::integer[] IS NULL OR CASE WHEN status IN (0, 4) AND started_at_us IS NULL THEN -1 ELSE status END = ANY (:statuses::integer[]))
     AND (:workflow::text IS NULL OR workflow LIKE :workflow::text)
     AND (:task_queue::text IS NULL OR task_queue = :task_queue::text)
     AND (:run_id::text IS NULL OR run_id LIKE :run_id::text)
@@ -665,25 +875,28 @@ LIMIT :count;
 SELECT turn, part, data FROM durable.journal WHERE run = :run AND generation = :generation ORDER BY turn, part;
 
 -- name: read_attempts
-SELECT op, attempt, state, due_at_us, failure, details FROM durable.attempt WHERE run = :run AND generation = :generation ORDER BY op;
+SELECT op, attempt, state, due_at_us, failure, details, completion, limit_at_us, heartbeat_us
+FROM durable.attempt WHERE run = :run AND generation = :generation ORDER BY op;
 
 -- name: count_backlog
+-- One arm per partial index: ready, delayed, owned, resting. What is paused waits for somebody.
 SELECT
     count(*) FILTER (WHERE status = 0),
     count(*) FILTER (WHERE status = 1),
-    count(*) FILTER (WHERE status = 2 AND due_at_us IS NOT NULL),
-    count(*) FILTER (WHERE (status = 2 AND due_at_us IS NULL) OR status = 3)
+    count(*) FILTER (WHERE status = 2 AND due_at_us IS NOT NULL AND paused_at_us IS NULL),
+    count(*) FILTER (WHERE (status = 2 AND (due_at_us IS NULL OR paused_at_us IS NOT NULL)) OR status = 3)
 FROM (
-    SELECT run.status, run.due_at_us, run.task_queue, run.workflow, run.version FROM durable.run WHERE run.status = 0 AND NOT run.is_delayed
+    SELECT status, due_at_us, paused_at_us, task_queue, workflow, version FROM durable.run WHERE run.status = 0 AND NOT run.is_delayed
     UNION ALL
-    SELECT run.status, run.due_at_us, run.task_queue, run.workflow, run.version FROM durable.run WHERE run.status = 0 AND run.is_delayed
+    SELECT status, due_at_us, paused_at_us, task_queue, workflow, version FROM durable.run WHERE run.status = 0 AND run.is_delayed
     UNION ALL
-    SELECT run.status, run.due_at_us, run.task_queue, run.workflow, run.version FROM durable.run WHERE run.owner IS NOT NULL
+    SELECT status, due_at_us, paused_at_us, task_queue, workflow, version FROM durable.run WHERE run.owner IS NOT NULL
     UNION ALL
-    SELECT run.status, run.due_at_us, run.task_queue, run.workflow, run.version FROM durable.run WHERE run.status IN (2, 3)
+    SELECT status, due_at_us, paused_at_us, task_queue, workflow, version FROM durable.run WHERE run.status IN (2, 3)
 ) AS open_run
 WHERE (:task_queue::text IS NULL OR task_queue = :task_queue::text)
-    AND (workflow, version) IN (SELECT * FROM unnest(:workflows::text[], :versions::integer[]));
+    AND (workflow, version) IN (SELECT * FROM unnest(:workflows::text[], :versions::integer[]))
+    AND (status <> 0 OR NOT EXISTS (SELECT 1 FROM durable.pause WHERE pause.kind = 'task_queue' AND pause.name = open_run.task_queue));
 
 -- ─ care ──
 
@@ -691,7 +904,7 @@ WHERE (:task_queue::text IS NULL OR task_queue = :task_queue::text)
 SELECT
     task_queue, workflow, version,
     CASE WHEN status = 0 AND ready_at_us > durable.instant(:now_us) THEN 'delayed' WHEN status = 0 THEN 'ready' WHEN status = 1 THEN 'owned'
-        WHEN status = 2 THEN 'waiting' ELSE 'parked' END AS state,
+        WHEN status = 2 THEN 'waiting' WHEN status = 3 THEN 'parked' ELSE 'paused' END AS state,
     count(*), min(ready_at_us)
 FROM durable.run WHERE status < 10
 GROUP BY task_queue, workflow, version, state

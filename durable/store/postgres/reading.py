@@ -49,7 +49,7 @@ async def read_claims(db: Session, worker: int, pks: Sequence[int]) -> list[Clai
 def _claim(row: Sequence[Any]) -> Claim:
     (
         pk, run_id, generation, epoch, claim_no, workflow, version, task_queue, attempt, input, deadline, created,
-        msg_seq, *told,
+        msg_seq, suspicion, *told,
     ) = row  # fmt: skip
     turns, unread, tried = told[:3], told[3:10], told[10:]
     return Claim(
@@ -69,6 +69,7 @@ def _claim(row: Sequence[Any]) -> Claim:
         journal=[JournalRow(*line) for line in _lines(turns)],
         inbox=[message((line[0], pk, *line[1:])) for line in _lines(unread)],
         attempts=[attempt_row(line) for line in _lines(tried)],
+        is_suspect=suspicion > 0,
     )
 
 

@@ -11,10 +11,10 @@ from typing import Final
 
 from durable.errors import NotADatabaseError, SchemaVersionError, StoreError
 from durable.seams import SystemClock, SystemRandom
-from durable.store.migrations import load_migrations
+from durable.store.migrations import Migration, load_migrations
 from durable.store.postgres.connection import PACKAGE, Database, Session, in_schema
 from durable.store.postgres.location import Place
-from durable.store.records import Schema
+from durable.store.records import PendingMigration, Schema
 
 _LOCK_WAIT: Final = "SET LOCAL lock_timeout = 60000"
 
@@ -94,3 +94,20 @@ async def read_schema(place: Place) -> Schema:
             f"{database.shown}: there is no schema {place.schema!r}: no run was ever started here"
         )
     return Schema(version=version, newest=len(load_migrations(PACKAGE)))
+
+
+async def pending_migrations(place: Place) -> list[PendingMigration]:
+    """Return the migrations that an existing schema lacks, for psql."""
+    version = (await read_schema(place)).version
+    return [
+        PendingMigration(number=one.number, name=one.name, sql=_script(one, place.schema))
+        for one in load_migrations(PACKAGE)[version:]
+    ]
+
+
+def _script(migration: Migration, schema: str) -> str:
+    recorded = (
+        "INSERT INTO durable.migration (number, name, applied_at_us)\n"
+        f"VALUES ({migration.number}, '{migration.name}', (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);"
+    )
+    return in_schema("\n\n".join(["BEGIN;", migration.script.strip(), recorded, "COMMIT;"]), schema)

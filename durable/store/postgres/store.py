@@ -16,7 +16,16 @@ from typing import Any, Final, Self, TypeVar
 from durable.errors import StoreBusyError, StoreError
 from durable.seams import Clock, ServerClock, ThreadExecutor, pause
 from durable.store.migrations import load_migrations
-from durable.store.postgres import liveness, maintenance, messages, reading, schema
+from durable.store.postgres import (
+    completions,
+    liveness,
+    maintenance,
+    messages,
+    reading,
+    reopening,
+    schema,
+    suspects,
+)
 from durable.store.postgres.committing import TurnWriter, lease_lost
 from durable.store.postgres.connection import PACKAGE, Database, FenceSlots, Session
 from durable.store.postgres.heartbeat import Heartbeat
@@ -24,18 +33,26 @@ from durable.store.postgres.location import Place
 from durable.store.postgres.starting import Starter
 from durable.store.postgres.wakeups import Wakeups
 from durable.store.records import (
+    CRASHES_MAX,
+    ActivityAnswer,
+    AnswerVerdict,
     AttemptRow,
     Backlog,
     Claim,
     Close,
     ClosedRuns,
     DueOutcome,
+    Expiry,
     HandBack,
     JournalRow,
     Message,
     NextGeneration,
     Park,
+    PauseKind,
+    PauseRecord,
+    Pauses,
     PruneOutcome,
+    Reopen,
     Rescue,
     RunFilter,
     RunRecord,
@@ -45,6 +62,7 @@ from durable.store.records import (
     StartRequest,
     Stay,
     StoreHealth,
+    Trial,
     TurnCommit,
     Verdict,
     WorkerInfo,
@@ -161,21 +179,21 @@ class PostgresStore:
             worker, name = row["id"], row["name"]
             if worker == observer:
                 continue
-            runs = await self._write(partial(self._take_over, worker, lease_us))
-            if runs is not None:
-                rescued.append(Rescue(worker_id=worker, name=name, runs=runs))
+            taken = await self._write(partial(self._take_over, worker, lease_us))
+            if taken is not None:
+                runs, poison = taken
+                rescued.append(Rescue(worker_id=worker, name=name, runs=runs, poison=tuple(poison)))
         for row in await self._read("workers_with_strays"):
-            worker = row["id"]
-            await self._write(partial(self._release_strays, worker))
+            await self._write(partial(self._release_strays, row["id"], row["is_crash"]))
         if rescued:
             self._wakeups.tell(work=True)
         return rescued
 
-    async def _take_over(self, worker: int, lease_us: int, db: Session) -> int | None:
+    async def _take_over(self, worker: int, lease_us: int, db: Session) -> tuple[int, list[str]] | None:
         return await liveness.take_over(db, worker, lease_us, self._given())
 
-    async def _release_strays(self, worker: int, db: Session) -> int:
-        return await liveness.release_runs(db, worker, self._given())
+    async def _release_strays(self, worker: int, is_crash: bool, db: Session) -> None:
+        await suspects.release_runs(db, worker, is_crash=is_crash, now_us=self._given(), are_strays=True)
 
     async def list_workers(self, *, alive_only: bool = True) -> list[WorkerRecord]:
         return [rows.worker_record(row) for row in await self._look("list_workers", alive_only=alive_only)]
@@ -184,6 +202,9 @@ class PostgresStore:
         """Only beats tell here, so a process that is gone counts as lost after 30 s; a rescue goes by its own lease."""
         found = await self._read("silent_workers", lease_us=round(LOST_SECONDS * 1_000_000))
         return [row["id"] for row in found]
+
+    async def take_role(self, worker_id: int, role: str) -> bool:
+        return await self._write(lambda db: liveness.take_role(db, worker_id, role))
 
     # ─ starting ──
 
@@ -238,6 +259,44 @@ class PostgresStore:
         return await self._database.run(
             lambda db: reading.read_claims(db, worker_id, claimed), is_single=True
         )
+
+    async def claim_parked_runs(
+        self,
+        worker_id: int,
+        *,
+        limit: int,
+        task_queue: str,
+        codes: Sequence[tuple[str, int, str]],
+    ) -> list[Claim]:
+        self._require_writable()
+        async with self._slots.take() as slot:
+            found = await self._database.fetch(
+                "claim_parked_runs",
+                worker=worker_id,
+                slot=slot,
+                count=limit,
+                task_queue=task_queue,
+                workflows=[workflow for workflow, _, _ in codes],
+                versions=[version for _, version, _ in codes],
+                codes=[code for _, _, code in codes],
+            )
+        if not found:
+            return []
+        if not found[0]["yes"]:
+            raise lease_lost(worker_id)
+        claimed = [row["id"] for row in found if row["id"] is not None]
+        return await self._database.run(
+            lambda db: reading.read_claims(db, worker_id, claimed), is_single=True
+        )
+
+    async def try_suspect(self, worker_id: int, trial: Trial) -> bool:
+        self._require_writable()
+        async with self._slots.take() as slot:
+            parameters = suspects.trial_parameters(worker_id, slot, trial)
+            ((alive, is_ours),) = await self._database.fetch("try_suspect", **parameters)
+        if not alive:
+            raise lease_lost(worker_id)
+        return bool(is_ours)
 
     async def read_claims(self, worker_id: int, pks: Sequence[int]) -> list[Claim]:
         """First waits until the server is done with whatever this incarnation sent it: then what is read is true (P16)."""
@@ -337,19 +396,86 @@ class PostgresStore:
             self._wakeups.tell(work=True)
         return outcome
 
+    async def answer_activity(self, answer: ActivityAnswer, now_us: int) -> AnswerVerdict:
+        """Safe to repeat: the second answer of an attempt is a duplicate."""
+        self._require_writable()
+        verdict = await self._patiently(
+            lambda: self._database.run(
+                lambda db: completions.answer_activity(db, answer, self._given(now_us))
+            )
+        )
+        if verdict == "taken" and answer.kind != "heartbeat":
+            self._wakeups.tell(work=True)
+        return verdict
+
+    async def expire_attempt(
+        self, worker_id: int, *, pk: int, generation: int, claim_no: int, attempt: AttemptRow, now_us: int
+    ) -> Expiry:
+        self._require_writable()
+        async with self._slots.take() as slot:
+            return await self._database.run(
+                lambda db: completions.expire_attempt(
+                    db,
+                    worker_id,
+                    slot,
+                    pk=pk,
+                    claim_no=claim_no,
+                    generation=generation,
+                    attempt=attempt,
+                    now_us=self._given(now_us),
+                )
+            )
+
     async def terminate_run(self, run_id: str, reason: str | None, now_us: int) -> None:
         await self._write_repeatedly(
             lambda db: messages.terminate_run(db, run_id, reason, self._given(now_us))
         )
         self._wakeups.tell(work=True, ends=True)
 
+    async def reopen_run(self, reopen: Reopen, now_us: int) -> None:
+        await self._write(lambda db: reopening.reopen_run(db, reopen, self._given(now_us)))
+        self._wakeups.tell(work=True)
+
     async def unpark_run(self, run_id: str, now_us: int) -> bool:
         """Raises `RunNotFoundError` for an unknown id."""
-        return await self._change_run("unpark_run", run_id, now_us)
+        return await self._change_run(
+            "unpark_run", run_id, now_us=self._given(now_us), crashes_max=CRASHES_MAX
+        )
 
     async def wake_run(self, run_id: str, now_us: int) -> bool:
         """Raises `RunNotFoundError` for an unknown id."""
-        return await self._change_run("wake_run", run_id, now_us)
+        return await self._change_run("wake_run", run_id, now_us=self._given(now_us))
+
+    # ─ pauses ──
+
+    async def pause_run(self, run_id: str, reason: str | None, now_us: int) -> bool:
+        paused = await self._write(lambda db: messages.pause_run(db, run_id, reason, self._given(now_us)))
+        self._wakeups.tell(work=True)
+        return paused
+
+    async def resume_run(self, run_id: str) -> bool:
+        return await self._change_run("resume_run", run_id)
+
+    async def pause(self, kind: PauseKind, name: str, reason: str | None, now_us: int) -> bool:
+        values = {"kind": kind, "name": name, "reason": reason, "now_us": self._given(now_us)}
+        paused = bool(await self._write(lambda db: db.fetch("pause", **values)))
+        self._wakeups.tell(work=True)
+        return paused
+
+    async def resume(self, kind: PauseKind, name: str) -> bool:
+        resumed = bool(await self._write(lambda db: db.fetch("resume", kind=kind, name=name)))
+        self._wakeups.tell(work=True)
+        return resumed
+
+    async def list_pauses(self) -> list[PauseRecord]:
+        return [
+            PauseRecord(kind=kind, name=name, at_us=at_us, reason=reason)
+            for kind, name, at_us, reason in await self._look("list_pauses")
+        ]
+
+    async def read_pauses(self, worker_id: int) -> Pauses:
+        ((is_worker_paused, queues, pks),) = await self._read("read_pauses", worker=worker_id)
+        return Pauses(is_worker_paused=is_worker_paused, task_queues=frozenset(queues), pks=frozenset(pks))
 
     # ─ reading ──
 
@@ -366,6 +492,9 @@ class PostgresStore:
         if any(generation > 0 for _, generation in runs) and len(found) < len(runs):
             found += await self._look("read_ended_earlier", **wanted)
         return self._records(found)
+
+    async def find_gone(self, pks: Sequence[int]) -> list[int]:
+        return [row[0] for row in await self._look("find_gone", runs=list(pks))]
 
     async def find_run_ids(self, text: str, limit: int = 5) -> list[str]:
         pattern = reading.as_literal_like(text)
@@ -506,8 +635,8 @@ class PostgresStore:
         self._require_writable()
         return await messages.until_first(self._database, work)
 
-    async def _change_run(self, name: str, run_id: str, now_us: int) -> bool:
-        changed = await self._write(lambda db: messages.change_run(db, name, run_id, self._given(now_us)))
+    async def _change_run(self, name: str, run_id: str, **parameters: object) -> bool:
+        changed = await self._write(lambda db: messages.change_run(db, name, run_id, **parameters))
         if changed:
             self._wakeups.tell(work=True)
         return changed
