@@ -28,6 +28,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import asyncpg
 
 from durable.store.postgres.location import locate
+from durable.store.statements import numbered
 
 T = TypeVar("T")
 
@@ -273,20 +274,24 @@ def snapshot(url: str, table: str, statements: Sequence[str]) -> list[list[tuple
     return _beside(url, look)
 
 
-def tampered(url: str, *statements: str, parameters: tuple[Any, ...] = ()) -> None:
+def tampered(url: str, *statements: str, parameters: tuple[Any, ...] | dict[str, Any] = ()) -> None:
     """Change rows past the triggers. Statements are written as for SQLite."""
 
     async def change(db: Any) -> None:
         async with db.transaction():
             await db.execute("ALTER TABLE journal DISABLE TRIGGER USER")
             for statement in statements:
-                await db.execute(_as_postgres(statement), *parameters)
+                if isinstance(parameters, dict):
+                    text, names = numbered(statement)
+                    await db.execute(as_postgres(text), *(parameters[name] for name in names))
+                else:
+                    await db.execute(as_postgres(statement), *parameters)
             await db.execute("ALTER TABLE journal ENABLE TRIGGER USER")
 
     _beside(url, change)
 
 
-def _as_postgres(statement: str) -> str:
+def as_postgres(statement: str) -> str:
     """Return a statement written for SQLite in Postgres's words."""
     numbers = itertools.count(1)
     text = re.sub(r"\?", lambda _: f"${next(numbers)}", statement)

@@ -148,6 +148,14 @@ async def declare_dead(client: Client, worker: Worker) -> int:
     return worker_id
 
 
+def looked_up(database: Path | str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    """Read rows past the library, written as for SQLite."""
+    if isinstance(database, str):
+        return postgres.looked_up(database, postgres.as_postgres(statement), *parameters)
+    with closing(sqlite3.connect(database, timeout=10, isolation_level=None)) as db:
+        return db.execute(statement, parameters).fetchall()
+
+
 def tampered(database: Path | str, *statements: str, parameters: tuple[Any, ...] = ()) -> None:
     """Change rows behind the library's back, as a damaged disk or a stranger's script would."""
     if isinstance(database, str):
