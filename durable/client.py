@@ -886,7 +886,7 @@ def connect(
     codec: PayloadCodec | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Client:
-    """Return a client for `sqlite:///file.db` or a path; use it with `async with`.
+    """Return a client for `sqlite:///file.db`, a path, or `postgresql://host/database?schema=name`; use it with `async with`.
 
     `durability="full"` (default) survives power loss; "process" survives a killed process only; "off" is for tests.
     `create=False`: the database must exist. `codec` turns every payload into other bytes before it is stored, for example

@@ -41,7 +41,7 @@ from durable.journal.lifecycle import RunStatus
 from durable.seams import SystemClock
 from durable.store.contract import Store
 from durable.store.migrations import load_migrations
-from durable.store.opening import open_store, read_schema
+from durable.store.opening import open_store, read_pending_migrations, read_schema
 from durable.store.postgres import connection, liveness
 from durable.store.postgres.location import locate
 from durable.store.postgres.store import PostgresStore
@@ -322,11 +322,23 @@ async def test_a_schema_of_somebody_else_is_left_alone(postgres: Server, url: st
 
 async def test_a_schema_that_is_not_there_is_not_made_for_a_look(url: str) -> None:
     """`create=False` and reading its version change nothing."""
-    for opening in (open_store(url, create=False), read_schema(url)):
-        with pytest.raises(StoreError, match="no run was ever started"):
-            await opening
+    with pytest.raises(StoreError, match="no run was ever started"):
+        await open_store(url, create=False)
+    assert (await read_schema(url)).version == 0
     count = "SELECT count(*) FROM pg_namespace WHERE nspname = $1"
     assert looked_up(url, count, locate(url, "").schema) == [(0,)]
+
+
+async def test_what_is_pending_can_be_run_by_hand(postgres: Server, url: str) -> None:
+    """An administrator's own tool makes the same schema as opening it does."""
+    for migration in await read_pending_migrations(url):
+        postgres.sql(migration.sql)
+
+    assert await read_pending_migrations(url) == []
+    store = await opened(url)
+    await start(store, "x")
+    assert await store.read_meta("hash_seed")
+    await store.close()
 
 
 async def test_a_newer_schema_is_refused_loudly(store: Store, url: str) -> None:

@@ -15,7 +15,13 @@ from durable.store.migrations import Migration, load_migrations
 from durable.store.postgres.connection import PACKAGE, Database, Session, in_schema
 from durable.store.postgres.location import Place
 from durable.store.records import PendingMigration, Schema
+from durable.store.statements import load_statements
 
+# What `_write_meta` writes, for people who run migrations by hand.
+_META: Final = """INSERT INTO durable.meta (key, value) VALUES
+    ('database_id', md5(random()::text || clock_timestamp()::text)),
+    ('hash_seed', floor(random() * 4294967296)::bigint::text),
+    ('created_at_us', (extract(epoch FROM clock_timestamp()) * 1000000)::bigint::text);"""
 _LOCK_WAIT: Final = "SET LOCAL lock_timeout = 60000"
 
 
@@ -82,22 +88,18 @@ async def _write_meta(db: Session) -> None:
 
 
 async def read_schema(place: Place) -> Schema:
-    """Return the version of an existing schema without changing it."""
+    """Return the version of a schema without changing it; 0 if it is not there."""
     database = Database(place, durability="full", name="durable")
     try:
         await database.probe()
         version = await database.run(lambda db: probe(db, database.shown))
     finally:
         await database.close()
-    if version == 0:
-        raise StoreError(
-            f"{database.shown}: there is no schema {place.schema!r}: no run was ever started here"
-        )
     return Schema(version=version, newest=len(load_migrations(PACKAGE)))
 
 
 async def pending_migrations(place: Place) -> list[PendingMigration]:
-    """Return the migrations that an existing schema lacks, for psql."""
+    """Return the migrations that a schema lacks, for psql; the first one makes it."""
     version = (await read_schema(place)).version
     return [
         PendingMigration(number=one.number, name=one.name, sql=_script(one, place.schema))
@@ -110,4 +112,8 @@ def _script(migration: Migration, schema: str) -> str:
         "INSERT INTO durable.migration (number, name, applied_at_us)\n"
         f"VALUES ({migration.number}, '{migration.name}', (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);"
     )
-    return in_schema("\n\n".join(["BEGIN;", migration.script.strip(), recorded, "COMMIT;"]), schema)
+    sql = load_statements(PACKAGE)
+    made = [f"{sql['create_schema']};", f"{sql['create_migration_table']};"] if migration.number == 1 else []
+    facts = [_META] if migration.number == 1 else []
+    parts = ["BEGIN;", *made, migration.script.strip(), *facts, recorded, "COMMIT;"]
+    return in_schema("\n\n".join(parts), schema)
