@@ -46,7 +46,11 @@ def through(proxy: Proxy, schema: str) -> str:
 # ─ the connection ──
 
 
-@pytest.mark.parametrize("marks", [COMMITS, STARTS, SENDS], ids=["commits", "starts", "signals"])
+@pytest.mark.parametrize(
+    "marks",
+    [COMMITS, pytest.param(STARTS, marks=pytest.mark.slow), pytest.param(SENDS, marks=pytest.mark.slow)],
+    ids=["commits", "starts", "signals"],
+)
 async def test_replies_that_never_come(through: str, proxy: Proxy, marks: tuple[bytes, ...]) -> None:
     """Committed, and nobody was told: the truth is read before anything else is done (P16, P4)."""
     async with at_work(through) as world:
@@ -59,6 +63,7 @@ async def test_replies_that_never_come(through: str, proxy: Proxy, marks: tuple[
     assert proxy.done == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marks", [COMMITS, STARTS, SENDS], ids=["commits", "starts", "signals"])
 async def test_statements_that_never_arrive(through: str, proxy: Proxy, marks: tuple[bytes, ...]) -> None:
     """Cut off before the server got them: nothing was written, and it is done again."""
@@ -72,6 +77,7 @@ async def test_statements_that_never_arrive(through: str, proxy: Proxy, marks: t
     assert proxy.done == 6
 
 
+@pytest.mark.slow
 async def test_connections_that_are_cut_again_and_again(through: str, proxy: Proxy) -> None:
     """All of them, at any moment, the heartbeat's and the listener's included."""
     async with at_work(through) as world:
@@ -81,6 +87,7 @@ async def test_connections_that_are_cut_again_and_again(through: str, proxy: Pro
             await asyncio.sleep(0.07)
 
 
+@pytest.mark.slow
 async def test_a_server_that_cannot_be_reached_for_longer_than_a_lease(through: str, proxy: Proxy) -> None:
     """Nobody can take anything over meanwhile, and everybody begins anew."""
     async with at_work(through) as world:
@@ -103,6 +110,7 @@ async def test_a_worker_that_hears_nothing_is_replaced_and_its_late_writes_do_no
         proxy.reset()
 
 
+@pytest.mark.slow
 async def test_a_slow_way(through: str, proxy: Proxy) -> None:
     """Twenty milliseconds each way: slower, and nothing else."""
     proxy.delay = 0.02
@@ -125,7 +133,7 @@ async def test_sessions_that_are_terminated(direct: str, victim: Server) -> None
             await asyncio.sleep(0.1)
 
 
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
+@pytest.mark.parametrize("mode", [pytest.param("fast", marks=pytest.mark.slow), "immediate"])
 async def test_a_server_that_restarts(direct: str, victim: Server, mode: str) -> None:
     """With or without time to say good-bye; workers and clients ride over it."""
     async with at_work(direct) as world:
@@ -136,6 +144,7 @@ async def test_a_server_that_restarts(direct: str, victim: Server, mode: str) ->
             await until(lambda sent=sent: len(world.sent) > sent, seconds=30)
 
 
+@pytest.mark.slow
 async def test_a_server_that_becomes_read_only_under_live_connections(direct: str, victim: Server) -> None:
     """A fail-over with the sockets still open: writes are refused, nobody sticks to the old one's connections."""
     async with at_work(direct) as world:
@@ -149,6 +158,7 @@ async def test_a_server_that_becomes_read_only_under_live_connections(direct: st
         await asyncio.to_thread(victim.sql, alter.format("off"))
 
 
+@pytest.mark.slow
 async def test_no_connection_left(direct: str, victim: Server) -> None:
     """Others have taken them all: what is open goes on, the rest waits its turn."""
     async with at_work(direct) as world, AsyncExitStack() as stack:
@@ -173,7 +183,10 @@ async def every_connection(url: str) -> list[Any]:
             return hogs
 
 
-@pytest.mark.parametrize("state", ["40001", "40P01", "57014", "53200", "55P03"])
+@pytest.mark.parametrize(
+    "state",
+    ["40001", *(pytest.param(one, marks=pytest.mark.slow) for one in ("40P01", "57014", "53200", "55P03"))],
+)
 async def test_statements_that_fail_for_no_fault_of_ours(direct: str, state: str) -> None:
     """Serialization failures, deadlocks, cancelled statements, no memory, locks: one insert in five."""
     async with at_work(direct) as world:
@@ -196,6 +209,7 @@ async def test_statements_that_fail_for_no_fault_of_ours(direct: str, state: str
             looked_up(direct, f"DROP TRIGGER trouble ON {table}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
     [

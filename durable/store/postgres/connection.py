@@ -22,7 +22,13 @@ import asyncpg
 
 from durable.errors import InternalError, StoreError
 from durable.seams import pause, spawn
-from durable.store.postgres.faults import explained, explaining, is_worth_repeating
+from durable.store.postgres.faults import (
+    DRIVER_ERRORS,
+    LOST,
+    explained,
+    explaining,
+    is_worth_repeating,
+)
 from durable.store.postgres.location import Place
 from durable.store.statements import Numbered, load_statements, numbered
 
@@ -151,7 +157,7 @@ class Database:
         if not session.connection.is_closed():
             try:
                 await session.execute("ROLLBACK")
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            except DRIVER_ERRORS:
                 session.connection.terminate()  # the first error is the one to tell
 
     @property
@@ -174,12 +180,7 @@ class Database:
                 if error.sqlstate == "25006":
                     self.forget_idle()  # all of them lead to what is no primary any more
                 raise
-            except (
-                asyncpg.InterfaceError,
-                asyncpg.InternalClientError,
-                OSError,
-                asyncio.IncompleteReadError,
-            ) as error:
+            except LOST as error:
                 self._drop(connection, error)
                 raise explained(error, self.shown) from error
             except asyncio.CancelledError:
@@ -301,7 +302,7 @@ async def close_quietly(connection: asyncpg.Connection[Any]) -> None:
     except asyncio.CancelledError:
         connection.terminate()
         raise
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+    except DRIVER_ERRORS:
         connection.terminate()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -46,14 +45,15 @@ _LASTING: Final = {
 }
 _TAKEN: Final = ("23505", "22012")  # unique key; `start_run` divides by zero when its epoch has become stale
 _AGAIN: Final = ("40001", "40P01")
-# What the driver raises for a connection that is gone; nothing of it says what the server has done.
-_GONE: Final = (
+# What the driver raises for a connection that is gone; nothing of it says what the server has done. The internal error is one of
+# them: news that a session was ended may find the driver in the middle of something.
+LOST: Final = (
     asyncpg.InterfaceError,
-    asyncpg.ConnectionDoesNotExistError,
-    asyncpg.ConnectionFailureError,
+    asyncpg.InternalClientError,
     OSError,
-    asyncio.IncompleteReadError,
+    EOFError,
 )
+DRIVER_ERRORS: Final = (asyncpg.PostgresError, *LOST)
 
 
 class KeyTaken(StoreError):
@@ -86,7 +86,7 @@ def explained(error: BaseException, shown: str) -> StoreError:
         return StoreError(f"{shown} cannot be used ({_first_line(error)}): correct the URL")
     if isinstance(error, asyncpg.DataError | ValueError):
         return StoreError(f"{shown}: a value cannot be stored ({_first_line(error)}); nothing was written")
-    if isinstance(error, _GONE):
+    if isinstance(error, LOST):
         return StoreBusyError(f"{shown}: no connection ({_first_line(error)}); {UNSURE}; it is tried again")
     return StoreError(f"{shown}: {_first_line(error)}")
 
@@ -101,5 +101,5 @@ def explaining(shown: str) -> Iterator[None]:
     """Raise what the driver raises inside the block as errors of ours."""
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InternalClientError, *_GONE, TimeoutError) as error:
+    except DRIVER_ERRORS as error:
         raise explained(error, shown) from error

@@ -102,8 +102,10 @@ class Heartbeat:
             except asyncio.CancelledError:
                 self._connection.terminate()
                 raise
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-                self._connection.terminate()  # whatever it is, a new one is cheap
+            except (
+                Exception
+            ) as error:  # whatever it is: a beat that raised anything else would end its thread
+                self._connection.terminate()  # a new one is cheap
                 raise explained(error, self._database.shown) from error
 
     async def _beat_in_transaction(self, session: Session, worker: int) -> bool:

@@ -14,11 +14,10 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-import asyncpg
-
 from durable.errors import StoreError
 from durable.seams import SystemRandom, pause, spawn
 from durable.store.postgres.connection import Database, close_quietly
+from durable.store.postgres.faults import DRIVER_ERRORS
 
 POLL_SECONDS: Final = 0.1  # without LISTEN
 RECONNECT_SECONDS: Final = 1.0
@@ -121,7 +120,7 @@ class Wakeups:
             try:
                 if not self._database.is_pooled:
                     await self._listen_until_lost()
-            except (StoreError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            except (StoreError, *DRIVER_ERRORS) as error:
                 log.debug("no listening for the moment: %s", error)
             since = self._loop.time()
             while self._database.is_pooled or self._loop.time() - since < RECONNECT_SECONDS:
