@@ -139,8 +139,8 @@ def _verdicts(worker: int, row: Sequence[Any]) -> dict[int, Verdict]:
 
 def _batch(worker: int, slot: int, commits: Sequence[TurnCommit], now_us: int | None) -> dict[str, object]:
     """Return the parameters of `commit_turns`."""
-    pks, generations, claim_nos, afters, seens, due_ats_us, statuses, reasons, codes = columns(
-        [_item(commit) for commit in commits], 9
+    pks, generations, claim_nos, afters, seens, due_ats_us, statuses, reasons, codes, turns = columns(
+        [_item(commit) for commit in commits], 10
     )
     lines = columns([line for commit in commits for line in journal_rows(commit)], 5)
     consumed = columns([(commit.pk, one) for commit in commits for one in commit.consumed], 2)
@@ -161,6 +161,7 @@ def _batch(worker: int, slot: int, commits: Sequence[TurnCommit], now_us: int | 
         "statuses": statuses,
         "reasons": reasons,
         "codes": codes,
+        "turns": turns,
         "moving": [pk for pk, after in zip(pks, afters, strict=True) if after],
         **_named("line", ("pks", "generations", "turns", "parts", "datas"), lines),
         **_named("consumed", ("pks", "ids"), consumed),
@@ -181,7 +182,9 @@ def _item(commit: TurnCommit) -> tuple[Any, ...]:
     reason = after.reason if isinstance(after, Close | Park) else None
     code = after.code if isinstance(after, Park) else None
     kind = _AFTERS[after.__class__]
-    return commit.pk, commit.generation, commit.claim_no, kind, commit.seen, due_at_us, status, reason, code
+    return (
+        commit.pk, commit.generation, commit.claim_no, kind, commit.seen, due_at_us, status, reason, code, commit.turn
+    )  # fmt: skip
 
 
 def _outcome(pk: int, after: Close | Park) -> tuple[int, bytes | None, bytes | None]:
@@ -252,7 +255,12 @@ async def _open_next(db: Session, worker: int, commit: TurnCommit, now_us: int |
         return "messages"
     await db.fetch("archive_continued", run=run, now_us=now_us)
     await db.fetch(
-        "next_generation", run=run, attempt=after.attempt, ready_at_us=after.ready_at_us, now_us=now_us
+        "next_generation",
+        run=run,
+        attempt=after.attempt,
+        ready_at_us=after.ready_at_us,
+        now_us=now_us,
+        last_turn=after.copy_turns + bool(after.parts),
     )
     if commit.turn is not None:
         await db.fetch(

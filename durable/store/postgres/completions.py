@@ -40,6 +40,7 @@ async def answer_activity(db: Session, answer: ActivityAnswer, now_us: int | Non
         name=answer.kind,
         data=answer.data,
         message_id=message_id,
+        unread_max=None,
         now_us=now_us,
     )
     return "taken"

@@ -44,6 +44,8 @@ def locate(url: str, shown: str) -> Place:
         _ = parts.port  # refuses what is no number
     except ValueError as error:
         raise DefinitionError(f"{shown} is no Postgres URL: {error}") from None
+    if parts.fragment:
+        raise DefinitionError(f"{shown}: write # as %23, / as %2F and ? as %3F in a user or password")
     schema, is_pooled = DEFAULT_SCHEMA, False
     rest: list[tuple[str, str]] = []
     for name, value in parse_qsl(parts.query, keep_blank_values=True):

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from durable.errors import StoreBusyError, WorkflowStateError
+from durable.errors import InboxFullError, StoreBusyError, WorkflowStateError
 from durable.store.postgres.closing import terminate, time_out
 from durable.store.postgres.connection import Database, Session
 from durable.store.postgres.faults import KeyTaken
@@ -32,13 +32,17 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     data: bytes
     message_id: str | None
+    unread_max: int | None = None
 
 
 async def send_message(database: Database, message: Outgoing, now_us: int | None) -> SendOutcome:
     """Count the message on the run row and put it into the inbox under that number (P2)."""
+    values = {**msgspec.structs.asdict(message), "now_us": now_us}
+    if message.kind != "signal":
+        values["unread_max"] = None  # a cancel or an answer always finds room
     for _ in range(LOOKS_MAX):
         try:
-            msg = await database.value("send_message", **msgspec.structs.asdict(message), now_us=now_us)
+            msg = await database.value("send_message", **values)
         except KeyTaken:
             msg = None  # the same message id, at the same moment: it is there now
         if msg is not None:
@@ -49,7 +53,7 @@ async def send_message(database: Database, message: Outgoing, now_us: int | None
 
 
 async def _why_not(db: Session, message: Outgoing) -> SendOutcome | None:
-    """Say why nothing was sent: taken in before, closed, unknown. None: neither is true any more."""
+    """Say why nothing was sent: taken in before, closed, full, unknown. None: none of it is true any more."""
     row = await db.row("address_of_run", run_id=message.run_id)
     if row is None:
         raise await run_not_found(db, message.run_id)
@@ -60,6 +64,10 @@ async def _why_not(db: Session, message: Outgoing) -> SendOutcome | None:
             return SendOutcome(msg=msg, duplicate=True)
     if is_closed(code):
         raise _closed(message.run_id, code, started, "it takes no more messages")
+    if message.kind == "signal" and message.unread_max is not None:
+        unread = await db.value("count_unread", run=run, count=message.unread_max)
+        if unread >= message.unread_max:
+            raise InboxFullError(message.run_id, message.unread_max)
     return None
 
 

@@ -258,7 +258,7 @@ UPDATE durable.run SET
     status = :status, claim_no = claim_no + 1, attempt = 1, owner = :owner, ready_at_us = :ready_at_us,
     is_delayed = :is_delayed, due_at_us = NULL, deadline_us = :deadline_us, created_at_us = :now_us,
     started_at_us = :started_at_us, closed_at_us = NULL, reason = NULL, parent = :parent, paused_at_us = NULL,
-    pause_reason = NULL, suspicion = 0, crashes = 0, tried_code = ''
+    pause_reason = NULL, suspicion = 0, crashes = 0, tried_code = '', last_turn = 0
 WHERE id = :run
 RETURNING generation, epoch, claim_no, msg_seq;
 
@@ -277,7 +277,7 @@ UPDATE durable.run SET
     generation = generation + 1, epoch = epoch + :new_epoch::boolean::integer, attempt = :attempt, status = 0, claim_no = claim_no + 1,
     ready_at_us = :now_us, is_delayed = false, due_at_us = NULL, deadline_us = :deadline_us, created_at_us = :now_us,
     started_at_us = NULL, closed_at_us = NULL, reason = NULL, paused_at_us = NULL, pause_reason = NULL, suspicion = 0,
-    crashes = 0, tried_code = ''
+    crashes = 0, tried_code = '', last_turn = :last_turn
 WHERE id = :run;
 
 -- ─ claiming ──
@@ -394,7 +394,11 @@ WITH chosen AS MATERIALIZED (
     SELECT run.id, wanted.code
     FROM unnest(:workflows::text[], :versions::integer[], :codes::text[]) AS wanted (workflow, version, code)
     JOIN durable.run ON run.workflow = wanted.workflow AND run.version = wanted.version
-    WHERE run.task_queue = :task_queue AND run.status = 3
+    WHERE run.task_queue = :task_queue AND run.status = 3 AND run.paused_at_us IS NULL
+        AND NOT EXISTS (SELECT 1 FROM durable.pause WHERE kind = 'task_queue' AND name = :task_queue)
+        AND NOT EXISTS (
+            SELECT 1 FROM durable.pause JOIN durable.worker ON worker.name = pause.name WHERE pause.kind = 'worker' AND worker.id = :worker
+        )
         AND strpos(' ' || run.tried_code || ' ', ' ' || wanted.code || ' ') = 0
     ORDER BY run.id
     LIMIT :count
@@ -421,16 +425,17 @@ ORDER BY claimed.id;
 
 -- name: read_owned_runs
 -- One statement, so that run, journal, inbox and attempts are of one moment; SQLite reads them one after the other in a
--- transaction. Each of the last three comes as columns.
+-- transaction. Each of the last three comes as columns. A run whose input is missing is driven like any other, and parks: left
+-- out, it would be owned and never move.
 SELECT run.id, run.run_id, run.generation, run.epoch, run.claim_no, run.workflow, run.version, run.task_queue,
-    run.attempt, run_payload.input, run.deadline_us, run.created_at_us, run.msg_seq, run.suspicion,
+    run.attempt, coalesce(run_payload.input, ''), run.deadline_us, run.created_at_us, run.msg_seq, run.suspicion, run.last_turn,
     told.turns, told.parts, told.datas,
     unread.ids, unread.msgs, unread.kinds, unread.names, unread.datas, unread.message_ids, unread.sent_ats_us,
     tried.ops, tried.attempts, tried.states, tried.due_ats_us, tried.failures, tried.details,
     tried.completions, tried.limit_ats_us, tried.heartbeats_us
 FROM unnest(:runs::bigint[]) WITH ORDINALITY AS chosen (id, place)
 JOIN durable.run ON run.id = chosen.id
-JOIN durable.run_payload ON run_payload.run = run.id AND run_payload.generation = run.generation
+LEFT JOIN durable.run_payload ON run_payload.run = run.id AND run_payload.generation = run.generation
 CROSS JOIN LATERAL (
     SELECT array_agg(turn ORDER BY turn, part) AS turns, array_agg(part ORDER BY turn, part) AS parts,
         array_agg(data ORDER BY turn, part) AS datas
@@ -490,8 +495,8 @@ WITH fence AS MATERIALIZED (
 ), item AS MATERIALIZED (
     SELECT * FROM unnest(
         :pks::bigint[], :generations::integer[], :claim_nos::bigint[], :afters::smallint[], :seens::bigint[],
-        :due_ats_us::bigint[], :statuses::smallint[], :reasons::text[], :codes::text[]
-    ) AS item (pk, generation, claim_no, after, seen, due_at_us, status, reason, code)
+        :due_ats_us::bigint[], :statuses::smallint[], :reasons::text[], :codes::text[], :turns::integer[]
+    ) AS item (pk, generation, claim_no, after, seen, due_at_us, status, reason, code, turn)
     WHERE EXISTS (SELECT 1 FROM fence)
 ), held AS MATERIALIZED (
     SELECT run.id, run.owner, run.claim_no, run.msg_seq FROM durable.run
@@ -530,7 +535,8 @@ WITH fence AS MATERIALIZED (
         tried_code = CASE
             WHEN judged.after <> 3 OR strpos(' ' || run.tried_code || ' ', ' ' || judged.code || ' ') > 0 THEN run.tried_code
             ELSE ltrim(run.tried_code || ' ' || judged.code)
-        END
+        END,
+        last_turn = greatest(run.last_turn, judged.turn)
     FROM judged WHERE run.id = judged.pk AND judged.after <> 0 AND judged.verdict = 0
 ), written AS (
     INSERT INTO durable.journal (run, generation, turn, part, data)
@@ -621,7 +627,8 @@ FROM durable.run WHERE id = :run;
 -- name: next_generation
 UPDATE durable.run SET
     generation = generation + 1, attempt = :attempt, status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END,
-    owner = NULL, ready_at_us = :ready_at_us, is_delayed = :ready_at_us > durable.instant(:now_us), created_at_us = durable.instant(:now_us), started_at_us = NULL
+    owner = NULL, ready_at_us = :ready_at_us, is_delayed = :ready_at_us > durable.instant(:now_us), created_at_us = durable.instant(:now_us), started_at_us = NULL,
+    last_turn = :last_turn
 WHERE id = :run;
 
 -- name: insert_turn
@@ -694,7 +701,7 @@ SELECT msg FROM durable.message_id WHERE run = :run AND message_id = :message_id
 
 -- name: send_message
 -- Count and message in one statement. The count is unconditional for an open run, so that it meets every wait and close of the
--- owner on the run row (P2); parked and held stay so. No row: unknown, closed, or that message id is known.
+-- owner on the run row (P2); parked and held stay so. No row: unknown, closed, full, or that message id is known.
 WITH counted AS (
     UPDATE durable.run SET
         msg_seq = msg_seq + 1,
@@ -703,6 +710,9 @@ WITH counted AS (
         is_delayed = CASE WHEN status = 2 THEN false ELSE is_delayed END,
         status = CASE WHEN status <> 2 THEN status WHEN paused_at_us IS NULL THEN 0 ELSE 4 END
     WHERE run_id = :run_id AND status < 10
+        AND (:unread_max::integer IS NULL OR (
+            SELECT count(*) FROM (SELECT 1 FROM durable.inbox WHERE inbox.run = run.id LIMIT :unread_max::integer) AS unread
+        ) < :unread_max::integer)
         AND NOT EXISTS (SELECT 1 FROM durable.message_id WHERE message_id.run = run.id AND message_id.message_id = :message_id::text)
     RETURNING id, msg_seq
 ), delivered AS (
@@ -713,6 +723,9 @@ WITH counted AS (
     SELECT id, :message_id::text, msg_seq FROM counted WHERE :message_id::text IS NOT NULL
 )
 SELECT msg_seq FROM counted;
+
+-- name: count_unread
+SELECT count(*) FROM (SELECT 1 FROM durable.inbox WHERE run = :run LIMIT :count) AS unread;
 
 -- name: close_run_by_force
 -- The claim number rises, so that whoever owned the run can write nothing more; the journal row comes after the last one. An
@@ -730,7 +743,7 @@ WITH closed AS (
     FROM closed, unnest(:parts::bytea[]) WITH ORDINALITY AS part (data, number)
 ), outcome AS (
     -- What a parked run stopped on is not what it ended with.
-    UPDATE durable.run_payload SET result = NULL, failure = NULL FROM closed
+    UPDATE durable.run_payload SET failure = NULL FROM closed
     WHERE run_payload.run = closed.id AND run_payload.generation = closed.generation
 ), emptied AS (
     DELETE FROM durable.inbox USING closed WHERE inbox.run = closed.id

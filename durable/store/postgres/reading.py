@@ -40,16 +40,18 @@ async def run_not_found(db: Session, run_id: str) -> RunNotFoundError:
 
 
 async def read_claims(db: Session, worker: int, pks: Sequence[int]) -> list[Claim]:
-    """Return what driving needs for those of `pks` that the worker owns, in that order, as of one moment."""
+    """Return what driving needs for those of `pks` that the worker owns, each once, in that order, as of one moment."""
     if not pks:
         return []
-    return [_claim(row) for row in await db.fetch("read_owned_runs", runs=list(pks), worker=worker)]
+    return [
+        _claim(row) for row in await db.fetch("read_owned_runs", runs=list(dict.fromkeys(pks)), worker=worker)
+    ]
 
 
 def _claim(row: Sequence[Any]) -> Claim:
     (
         pk, run_id, generation, epoch, claim_no, workflow, version, task_queue, attempt, input, deadline, created,
-        msg_seq, suspicion, *told,
+        msg_seq, suspicion, last_turn, *told,
     ) = row  # fmt: skip
     turns, unread, tried = told[:3], told[3:10], told[10:]
     return Claim(
@@ -70,6 +72,7 @@ def _claim(row: Sequence[Any]) -> Claim:
         inbox=[message((line[0], pk, *line[1:])) for line in _lines(unread)],
         attempts=[attempt_row(line) for line in _lines(tried)],
         is_suspect=suspicion > 0,
+        last_turn=last_turn,
     )
 
 

@@ -30,6 +30,7 @@ async def reopen_run(db: Session, reopen: Reopen, now_us: int | None) -> None:
         attempt=reopen.attempt,
         deadline_us=None if lifetime_us is None else now + lifetime_us,
         now_us=now,
+        last_turn=reopen.copy_turns + bool(reopen.parts),
     )
     await db.fetch("copy_input", run=run, generation=generation)
     await db.fetch("copy_turns", run=run, generation=generation, copy_turns=reopen.copy_turns)

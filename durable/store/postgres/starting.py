@@ -8,7 +8,7 @@ was faster with one of their keys, all of it is undone and decided again. A requ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -26,6 +26,13 @@ from durable.store.sqlite.codes import COMPLETED, OWNED, READY, is_closed
 LOOKS_MAX: Final = 10  # how often a start is decided anew because others were faster
 _FIRST_CLAIM: Final = 1
 
+SameInput = Callable[[StartRequest, bytes], bool]
+
+
+def same_bytes(request: StartRequest, stored: bytes) -> bool:
+    """Whether a stored input is the request's, byte for byte."""
+    return stored == request.input
+
 
 class Starter:
     """Starts runs for one store."""
@@ -35,7 +42,12 @@ class Starter:
         self._slots = slots
 
     async def start_runs(
-        self, requests: Sequence[StartRequest], asked_at_us: int, now_us: int | None
+        self,
+        requests: Sequence[StartRequest],
+        asked_at_us: int,
+        now_us: int | None,
+        *,
+        same_input: SameInput,
     ) -> list[StartOutcome]:
         """Start all of `requests` or, raising, none; see the contract.
 
@@ -52,7 +64,7 @@ class Starter:
             try:
                 async with self._slots.take() as slot:
                     return await self._database.run(
-                        lambda db: _decide_all(db, slot, requests, asked_at_us, now_us)
+                        lambda db: _decide_all(db, slot, requests, asked_at_us, now_us, same_input=same_input)
                     )
             except KeyTaken:
                 continue
@@ -118,7 +130,13 @@ class _Known(msgspec.Struct):
 
 
 async def _decide_all(
-    db: Session, slot: int, requests: Sequence[StartRequest], asked_at_us: int, now_us: int | None
+    db: Session,
+    slot: int,
+    requests: Sequence[StartRequest],
+    asked_at_us: int,
+    now_us: int | None,
+    *,
+    same_input: SameInput,
 ) -> list[StartOutcome]:
     names = {
         owner: await _hold_fence(db, owner, slot) for owner in sorted({r.owner for r in requests if r.owner})
@@ -127,7 +145,8 @@ async def _decide_all(
     if decided:
         await db.fetch("lock_runs_by_run_ids", run_ids=decided)
     now = int(await db.value("read_instant", now_us=now_us))
-    return await _Starts(db, [_begun(one, now - asked_at_us) for one in requests], now, names).decide_all()
+    begun = [_begun(one, now - asked_at_us) for one in requests]
+    return await _Starts(db, begun, now, names, same_input).decide_all()
 
 
 def _begun(request: StartRequest, shift_us: int) -> StartRequest:
@@ -154,12 +173,18 @@ class _Starts:
     """One call's requests. New rows are collected, and written before anything reads them back."""
 
     def __init__(
-        self, db: Session, requests: Sequence[StartRequest], now_us: int, owner_names: dict[int, str]
+        self,
+        db: Session,
+        requests: Sequence[StartRequest],
+        now_us: int,
+        owner_names: dict[int, str],
+        same_input: SameInput,
     ) -> None:
         self._db = db
         self._requests = requests
         self._now_us = now_us
         self._owner_names = owner_names
+        self._same_input = same_input
         self._by_request: dict[str, tuple[int, int]] = {}
         self._known: dict[str, _Known] = {}
         self._keys: list[tuple[int, int]] = []  # (pk, first epoch) for new runs
@@ -244,7 +269,7 @@ class _Starts:
                 "choose another id",
                 run_id=request.run_id,
             )
-        if known.input != request.input:
+        if not self._same_input(request, known.input):
             raise RunConflictError(
                 f"run {request.run_id!r} was started with other input; choose another id, or start it with the same",
                 run_id=request.run_id,

@@ -30,7 +30,7 @@ from durable.store.postgres.committing import TurnWriter, lease_lost
 from durable.store.postgres.connection import PACKAGE, Database, FenceSlots, Session
 from durable.store.postgres.heartbeat import Heartbeat
 from durable.store.postgres.location import Place
-from durable.store.postgres.starting import Starter
+from durable.store.postgres.starting import SameInput, Starter, same_bytes
 from durable.store.postgres.wakeups import Wakeups
 from durable.store.records import (
     CRASHES_MAX,
@@ -208,11 +208,15 @@ class PostgresStore:
 
     # ─ starting ──
 
-    async def start_runs(self, requests: Sequence[StartRequest], now_us: int) -> list[StartOutcome]:
+    async def start_runs(
+        self, requests: Sequence[StartRequest], now_us: int, *, same_input: SameInput | None = None
+    ) -> list[StartOutcome]:
         """Decide all requests in one transaction. Safe to repeat: request ids tell what was done (P4)."""
         self._require_writable()
         outcomes = await self._patiently(
-            lambda: self._starter.start_runs(requests, now_us, self._given(now_us))
+            lambda: self._starter.start_runs(
+                requests, now_us, self._given(now_us), same_input=same_input or same_bytes
+            )
         )
         if any(outcome.how == "started" for outcome in outcomes):
             self._wakeups.tell(
@@ -383,10 +387,13 @@ class PostgresStore:
         data: bytes,
         message_id: str | None,
         now_us: int,
+        unread_max: int | None = None,
     ) -> SendOutcome:
         """Safe to repeat with a message id; without one, an error leaves open whether it was sent."""
         self._require_writable()
-        outgoing = messages.Outgoing(run_id=run_id, kind=kind, name=name, data=data, message_id=message_id)
+        outgoing = messages.Outgoing(
+            run_id=run_id, kind=kind, name=name, data=data, message_id=message_id, unread_max=unread_max
+        )
 
         async def send() -> SendOutcome:
             return await messages.send_message(self._database, outgoing, self._given(now_us))
