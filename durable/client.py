@@ -42,10 +42,17 @@ from durable.payloads.codec import PayloadCodec, check_codec, shown_text
 from durable.retry import Seconds, seconds
 from durable.run_handle import Run, RunHandle, decode_entries, decode_failure
 from durable.scheduler.retention import Deleted, delete_closed
-from durable.seams import EPOCH, Clock, Random, SystemClock, SystemRandom, ThreadExecutor, pause
+from durable.seams import EPOCH, Clock, Random, SystemRandom, ThreadExecutor, pause
 from durable.stacks import Stack, rebuilt_stack, recorded_stack
 from durable.store.contract import Store
-from durable.store.opening import Durability, masked, open_store, read_pending_migrations, read_schema
+from durable.store.opening import (
+    Durability,
+    clock_for,
+    masked,
+    open_store,
+    read_pending_migrations,
+    read_schema,
+)
 from durable.store.records import (
     ActivityAnswer,
     Claim,
@@ -166,7 +173,7 @@ class Client:
         self.limits = limits
         self._durability = durability
         self._create = create
-        self.clock = clock or SystemClock()
+        self.clock = clock or clock_for(url)
         self.random = random or SystemRandom()
         self._store: Store | None = None
         self._watch: OutcomeWatch | None = None
@@ -951,7 +958,7 @@ def connect(
     codec: PayloadCodec | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Client:
-    """Return a client for `sqlite:///file.db` or a path; use it with `async with`.
+    """Return a client for `sqlite:///file.db`, a path, or `postgresql://host/database?schema=name`; use it with `async with`.
 
     `durability="full"` (default) survives power loss; "process" survives a killed process only; "off" is for tests.
     `create=False`: the database must exist. `codec` turns every payload into other bytes before it is stored, for example

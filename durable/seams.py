@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 T = TypeVar("T")
 
+SAMPLE_SECONDS: Final = 30.0  # what a server said of its clock counts for so long
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 STUCK_STATUS: Final = 70  # of a process that ended itself because its loop stood still (EX_SOFTWARE)
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # no i, l, o, u: ids are typed by people
@@ -118,6 +120,37 @@ class SystemClock:
         return time.time_ns() // 1000
 
     monotonic = staticmethod(time.monotonic)  # asked many times a step: not through a function of ours
+
+
+class ServerClock(SystemClock):
+    """A server's wall clock, as far as it can be known from here: never ahead of it, behind by a round trip at most.
+
+    Whoever asks the server for its time tells us; until then, this machine's clock has to do.
+    """
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, float]] = deque()  # (monotonic, offset), the youngest last
+        self._offset: float | None = None  # server's seconds = monotonic + offset
+        self._last_us = 0
+
+    def learn(self, server_us: int, asked_at: float, answered_at: float) -> None:
+        """The server said `server_us` at some moment between the two monotonic instants."""
+        lower, upper = server_us / 1e6 - answered_at, server_us / 1e6 - asked_at
+        if any(upper < offset for _, offset in self._samples):
+            self._samples.clear()  # it was set back
+            self._last_us = 0
+        while self._samples and self._samples[0][0] < answered_at - SAMPLE_SECONDS:
+            self._samples.popleft()
+        while self._samples and self._samples[-1][1] <= lower:
+            self._samples.pop()
+        self._samples.append((answered_at, lower))
+        self._offset = self._samples[0][1]
+
+    def now_us(self) -> int:
+        if self._offset is None:
+            return super().now_us()
+        self._last_us = max(self._last_us, int((self.monotonic() + self._offset) * 1e6))
+        return self._last_us
 
 
 class SystemRandom:

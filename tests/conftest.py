@@ -1,26 +1,96 @@
-"""A database per test, without flushing; the default engine pointed at it."""
+"""A database per test, without flushing; the default engine pointed at it.
+
+Tests of stores, workers and clients run once for each kind of database there is. One that is about files says so with
+`pytest.mark.stores("sqlite")`, or by taking the file (`database`).
+"""
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any, Final, NoReturn
 
 import hypothesis
 import pytest
 
 import durable
 from durable import Client
+from tests.support.postgres import NoPooler, NoServer, Pooler, Server, find_binaries, in_schema
 from tests.support.workers import no_durability
 
 # A machine that is slow for a moment fails no test.
 hypothesis.settings.register_profile("durable", deadline=None)
 hypothesis.settings.load_profile("durable")
 
+KINDS: Final = ("sqlite", "postgres")
+POOLED: Final = pytest.param("pgbouncer", marks=pytest.mark.slow)  # the contract through a pooler, too
+ON_BOTH: Final = ("store", "worker", "client", "crash")
+_numbers = itertools.count(1)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "store_kind" not in metafunc.fixturenames:
+        return
+    here = Path(__file__).parent
+    room = metafunc.definition.path.relative_to(here).parts[0]
+    marker = metafunc.definition.get_closest_marker("stores")
+    kinds: tuple[Any, ...] = KINDS if room in ON_BOTH else KINDS[:1]
+    if room == "store":
+        kinds = (*KINDS, POOLED)
+    if marker is not None:
+        kinds = marker.args
+    elif "database" in metafunc.fixturenames:
+        kinds = KINDS[:1]
+    metafunc.parametrize("store_kind", kinds, scope="function")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A Postgres of our own for this session. Without any: a loud skip, and a failure where that would hide something (CI)."""
+    try:
+        server = Server(find_binaries())
+    except NoServer as missing:
+        without_server(str(missing))
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def pooler(postgres: Server) -> Iterator[Pooler]:
+    """A pgbouncer in transaction mode before it."""
+    try:
+        pooler = Pooler(postgres)
+    except NoPooler as missing:
+        without_server(str(missing))
+    yield pooler
+    pooler.remove()
+
+
+def without_server(why: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(why)
+    pytest.skip(why)
+
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def store_kind(request: pytest.FixtureRequest) -> str:
+    """Which database a test runs on; see `pytest_generate_tests`."""
+    return str(request.param)
+
+
+@pytest.fixture
+def url(store_kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
     """The address of a database that does not exist yet."""
-    return f"sqlite:///{tmp_path / 'runs.db'}"
+    if store_kind == "sqlite":
+        return f"sqlite:///{tmp_path / 'durable.db'}"
+    schema = f"t{os.getpid()}_{next(_numbers)}"
+    if store_kind == "pgbouncer":
+        return in_schema(request.getfixturevalue("pooler").url, schema)
+    if (given := os.environ.get("DURABLE_TEST_PG")) is not None:
+        return in_schema(given, schema)
+    return in_schema(request.getfixturevalue("postgres").url, schema)
 
 
 @pytest.fixture

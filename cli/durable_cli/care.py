@@ -26,7 +26,7 @@ def migrate_command(settings: Settings, check: bool, shows_sql: bool) -> int:
     """Bring a database's schema up to this version of durable.
 
     Whatever opens a database for work does the same; this is for deployments that want it as a step of its own. There is no
-    way back: keep a backup. Exit code 4 if the database is newer than this code.
+    way back: keep a backup. In a Postgres database it makes the schema, if its role may. Exit code 4 if the database is newer than this code.
     """
     if check and shows_sql:
         raise Problem("--check and --sql do not go together")
@@ -53,6 +53,8 @@ async def _migrate(settings: Settings, output: Output, check: bool) -> int:
     before = await client.schema()
     after = before
     if not check:
+        if before.version == 0 and settings.db.startswith(("postgresql://", "postgres://")):
+            client = connect(settings.db)  # the database is there; only our schema is not
         async with client:
             after = await client.schema()
     if not output.is_text:

@@ -254,13 +254,18 @@ async def _checks(client: Client) -> AsyncIterator[Check]:
     lost = set(await client.find_lost_workers())
     yield Check("versions", "ok", versions(health.engine))
     yield Check("durability", "ok", f"{health.journal_mode}, durability {health.durability} as opened here")
-    yield Check(
-        "size",
-        "ok",
-        f"{bytes_text(health.database_bytes)}, of which {bytes_text(health.free_bytes)} are free for reuse",
+    free = (
+        "" if health.free_bytes is None else f", of which {bytes_text(health.free_bytes)} are free for reuse"
     )
-    yield check_log(health.log_bytes)
-    if health.unwritable:
+    yield Check("size", "ok", f"{bytes_text(health.database_bytes)}{free}")
+    if health.log_bytes is not None:
+        yield check_log(health.log_bytes)
+    if health.locks is None:
+        if health.unwritable:
+            yield Check(
+                "rights", "error", health.unwritable, "docs/guides/postgres.md lists the rights of each role"
+            )
+    elif health.unwritable:
         yield Check("locks", "error", health.unwritable, "check the owner and the rights of the file")
     elif not health.locks:
         yield Check(

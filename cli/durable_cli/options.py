@@ -110,7 +110,7 @@ def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
 
 
 _COMMON: Final = (
-    click.option("--db", metavar="URL", help="Database: sqlite:///file.db or a path.  [env: DURABLE_DB]",
+    click.option("--db", metavar="URL", help="Database: sqlite:///file.db, a path, or postgresql://host/database.  [env: DURABLE_DB]",
                  expose_value=False, callback=_keep("given_db")),
     click.option("--key-file", metavar="FILE", help="Keys of encrypted payloads.  [env: DURABLE_KEY_FILE]",
                  expose_value=False, callback=_keep("given_key_file")),

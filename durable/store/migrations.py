@@ -22,7 +22,12 @@ _FILE = re.compile(r"^(\d{4})_([a-z0-9_]+)\.sql$")
 class Migration(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     name: str
-    statements: tuple[str, ...]
+    script: str
+
+    @property
+    def statements(self) -> tuple[str, ...]:
+        """The script cut into SQLite statements; Postgres takes it whole."""
+        return split_script(self.script)
 
 
 @cache
@@ -35,7 +40,7 @@ def load_migrations(package: str) -> tuple[Migration, ...]:
                 Migration(
                     number=int(match.group(1)),
                     name=match.group(2),
-                    statements=split_script(entry.read_text(encoding="utf-8")),
+                    script=entry.read_text(encoding="utf-8"),
                 )
             )
     found.sort(key=lambda migration: migration.number)

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
-from durable.errors import DefinitionError, StoreError
-from durable.seams import Clock, SystemClock, ThreadExecutor
+from durable.errors import DefinitionError
+from durable.seams import Clock, ServerClock, SystemClock, ThreadExecutor
 from durable.store.contract import Store
 from durable.store.records import PendingMigration, Schema
 
+POSTGRES: Final = ("postgresql://", "postgres://")
 Durability = Literal["full", "process", "off"]
 T = TypeVar("T")
 
@@ -29,9 +30,14 @@ def masked(url: str) -> str:
     return _SECRET.sub(r"\1***", _AUTHORITY.sub(r"\1:***@", url))
 
 
+def clock_for(url: str) -> Clock:
+    """Return the clock that decides due times in the database of `url`: this machine's for a file, the server's for a server."""
+    return ServerClock() if url.startswith(POSTGRES) else SystemClock()
+
+
 def normalised(url: str) -> str:
     """Return `sqlite:///…` or `postgresql://…` for what a person may write, a bare path included."""
-    if url.startswith(("postgresql://", "postgres://")):
+    if url.startswith(POSTGRES):
         return "postgresql://" + url.split("://", 1)[1]
     if url.startswith("sqlite:"):
         if not url.startswith("sqlite:///"):
@@ -40,7 +46,9 @@ def normalised(url: str) -> str:
             )
         return url
     if "://" in url:
-        raise DefinitionError(f"no store for {masked(url)!r}: use sqlite:///file.db or a path")
+        raise DefinitionError(
+            f"no store for {masked(url)!r}: use sqlite:///file.db, a path, or postgresql://host/database"
+        )
     return f"sqlite:///{url}"
 
 
@@ -60,11 +68,22 @@ async def open_store(
         return await SqliteStore.open(
             _file(path), durability=durability, clock=clock or SystemClock(), create=create
         )
-    raise StoreError(f"{masked(url)}: this version stores runs in SQLite only; use sqlite:///file.db")
+    from durable.store.postgres.location import locate
+    from durable.store.postgres.store import PostgresStore
+
+    return await PostgresStore.open(
+        locate(url, masked(url)), durability=durability, clock=clock or clock_for(url), create=create
+    )
 
 
 async def read_schema(url: str) -> Schema:
     """Return the schema of an existing database, without bringing it up to date."""
+    url = normalised(url)
+    if url.startswith(POSTGRES):
+        from durable.store.postgres import schema
+        from durable.store.postgres.location import locate
+
+        return await schema.read_schema(locate(url, masked(url)))
     database = _file_of(url)
     from durable.store.sqlite import maintenance
 
@@ -73,6 +92,12 @@ async def read_schema(url: str) -> Schema:
 
 async def read_pending_migrations(url: str) -> list[PendingMigration]:
     """Return what opening an existing database would run, in order, without running it."""
+    url = normalised(url)
+    if url.startswith(POSTGRES):
+        from durable.store.postgres import schema
+        from durable.store.postgres.location import locate
+
+        return await schema.pending_migrations(locate(url, masked(url)))
     database = _file_of(url)
     from durable.store.sqlite import maintenance
 
@@ -80,9 +105,6 @@ async def read_pending_migrations(url: str) -> list[PendingMigration]:
 
 
 def _file_of(url: str) -> Path:
-    url = normalised(url)
-    if not url.startswith("sqlite:///"):
-        raise StoreError(f"{masked(url)}: this version stores runs in SQLite only; use sqlite:///file.db")
     return _file(url.removeprefix("sqlite:///"))
 
 

@@ -438,9 +438,11 @@ class StoreHealth(msgspec.Struct, frozen=True, kw_only=True):
     durability: str  # as this process opened it; each opener chooses
     schema: Schema
     database_bytes: int
-    log_bytes: int
-    free_bytes: int  # inside the database: reused before it grows
-    locks: str  # the directory of locks and sockets; empty if there is none
+    log_bytes: int | None  # None: the log is the server's own business
+    free_bytes: int | None  # inside the database: reused before it grows; None: not known
+    locks: (
+        str | None
+    )  # the directory of locks and sockets; empty if it is missing, None if there is none to be had
     unwritable: str  # why it can only be read; empty if it can be written
     open_runs: tuple[OpenRuns, ...]
 

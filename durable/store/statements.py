@@ -7,10 +7,13 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
+from typing import NamedTuple
 
 from durable.errors import InternalError
 
 _NAME = re.compile(r"^--\s*name:\s*([a-z][a-z0-9_]*)\s*$")
+_PARAMETER = re.compile(r"(?<![:\w]):([a-z]\w*)")  # not a cast
+_QUOTED = re.compile(r"'(?:[^']|'')*'")
 
 
 class Statements(Mapping[str, str]):
@@ -59,3 +62,26 @@ def parse_statements(text: str) -> Statements:
 def load_statements(package: str) -> Statements:
     """Return the statements in `queries.sql` of `package`, read once per process."""
     return parse_statements(resources.files(package).joinpath("queries.sql").read_text(encoding="utf-8"))
+
+
+class Numbered(NamedTuple):
+    """A statement whose parameters are `$1`, `$2`, ...: what each of them stands for, in order."""
+
+    text: str
+    names: tuple[str, ...]
+
+
+def numbered(sql: str) -> Numbered:
+    """Replace each `:name` by `$n`, the same name by the same number; leave casts and quoted text alone."""
+    names: dict[str, int] = {}
+
+    def number(match: re.Match[str]) -> str:
+        return f"${names.setdefault(match.group(1), len(names) + 1)}"
+
+    pieces: list[str] = []
+    end = 0
+    for quoted in _QUOTED.finditer(sql):
+        pieces += [_PARAMETER.sub(number, sql[end : quoted.start()]), quoted.group()]
+        end = quoted.end()
+    pieces.append(_PARAMETER.sub(number, sql[end:]))
+    return Numbered("".join(pieces), tuple(names))

@@ -1,4 +1,4 @@
-"""The command line: `python -m tests.bench --store sqlite [SCENARIO...] [-o json] [--quick]`."""
+"""The command line: `python -m tests.bench --store sqlite|postgres [SCENARIO...] [-o json] [--quick]`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.bench import bulk, crowds, in_process, machine, patterns, processes, 
 from tests.bench.place import Settings
 from tests.bench.rows import Row, as_json, merged, table
 
-STORES: Final = ("sqlite",)
+STORES: Final = ("sqlite", "postgres")
 SCENARIOS: Final[dict[str, Callable[[Settings], list[Row]]]] = {
     "sequential": in_process.sequential,
     "throughput": in_process.throughput,
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(table(rows))
         print(f"\n{machine.description()}; durability={settings.durability}")
         print(
-            "ratio: against the same store calls alone, in the same process on the same file; higher is better"
+            "ratio: against the same store calls alone, in the same process on the same database; higher is better"
         )
     return 0
 
@@ -81,6 +81,7 @@ def _measured(name: str, settings: Settings, rounds: int | None, *, as_lines: bo
         for row in found:
             row.extra["fdatasync_per_s"] = syncs
             row.extra["calibration_ms"] = calibration
+            row.extra["store"] = settings.store
             if settings.quick:
                 row.extra["quick"] = True
         done.append(found)

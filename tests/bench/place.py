@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import gc
+import itertools
 import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import msgspec
 
@@ -19,8 +22,10 @@ from durable import Client, Worker, connect
 from tests.bench.raw import CommitMeter, raw_rows_per_second
 from tests.bench.rows import Row, rated
 from tests.bench.workloads import chain, held
+from tests.support.postgres import Server, find_binaries, in_schema
 
 Durability = Literal["full", "process"]
+_schemas = itertools.count(1)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,9 +41,32 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return max(1, full // 5) if self.quick else full
 
 
+SERVER_SETTINGS: Final = {  # one that flushes, as people's do
+    "fsync": "on",
+    "full_page_writes": "on",
+    "shared_buffers": "1GB",
+    "max_wal_size": "8GB",
+}
+
+
+@cache
+def server() -> Server:
+    """The Postgres of this process's measurements, by its socket; it goes with the process."""
+    made = Server(find_binaries(), SERVER_SETTINGS)
+    atexit.register(made.remove)
+    return made
+
+
 @contextmanager
 def fresh_url(settings: Settings) -> Iterator[str]:
     """Yield the URL of a database that does not exist yet; it is removed in the end."""
+    if settings.store == "postgres":
+        schema = f"bench_{next(_schemas)}"
+        try:
+            yield in_schema(server().url, schema)
+        finally:
+            server().sql("SET client_min_messages = warning", f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+        return
     directory = Path(tempfile.mkdtemp(prefix="durable-bench-", dir=settings.directory))
     try:
         yield f"sqlite:///{directory / 'bench.db'}"

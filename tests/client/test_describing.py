@@ -24,11 +24,13 @@ from durable import (
 )
 from tests.support.workers import (
     declare_dead,
+    file_of,
     is_released,
     is_waiting,
     no_durability,
     running_worker,
     status_is,
+    tampered,
     until,
 )
 
@@ -184,12 +186,11 @@ async def test_a_run_of_a_dead_worker_says_so(client: Client) -> None:
     async with running_worker(client, waits) as worker:
         run = await client.start(waits, 1)
         await is_waiting(run, "signal")
-        store: Any = client.store
-        worker_id = worker.worker_id
-        await store._write(lambda db: db.execute("UPDATE worker SET is_alive = 0 WHERE id = ?", (worker_id,)))
+        dead = "UPDATE worker SET is_alive = NOT is_alive WHERE id = ?"
+        tampered(file_of(client), dead, parameters=(worker.worker_id,))
         text = (await run.describe()).waiting_on[0].text
         assert text == "its worker died: another will take over"
-        await store._write(lambda db: db.execute("UPDATE worker SET is_alive = 1 WHERE id = ?", (worker_id,)))
+        tampered(file_of(client), dead, parameters=(worker.worker_id,))
         await declare_dead(client, worker)
 
 

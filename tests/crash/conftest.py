@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.crashes import Scene, Zygote
+from tests.support.crashes import Scene, Stage, Zygote
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +20,14 @@ def zygotes() -> Iterator[list[Zygote]]:
 
 
 @pytest.fixture
-def scene(tmp_path: Path, zygotes: list[Zygote]) -> Iterator[Scene]:
-    with Scene(tmp_path / "scene", zygotes) as opened:
+def stage(store_kind: str, zygotes: list[Zygote], request: pytest.FixtureRequest) -> Stage:
+    """Where the scenes of a test are played."""
+    if store_kind == "sqlite":
+        return Stage(zygotes, None)
+    return Stage(zygotes, request.getfixturevalue("postgres").url)
+
+
+@pytest.fixture
+def scene(tmp_path: Path, stage: Stage) -> Iterator[Scene]:
+    with stage(tmp_path / "scene") as opened:
         yield opened

@@ -14,7 +14,7 @@ from durable import RunStatus
 from durable.journal.events import CancelRequested, SignalReceived
 from tests.support.crash_checks import Outcome, Reading, entries_of
 from tests.support.crash_points import Plan
-from tests.support.crashes import Scene, Zygote, until_untouched
+from tests.support.crashes import Scene, Stage, until_untouched
 
 RUNS: Final = 20
 SIGNALS: Final = 5
@@ -59,11 +59,9 @@ def killed_client(scene: Scene, plan: Plan, *, has_worker: bool) -> bool:
     return was_killed
 
 
-def killed_clients(
-    kind: str, directory: Path, zygotes: Sequence[Zygote], numbers: Sequence[int] | None = None
-) -> int:
+def killed_clients(kind: str, directory: Path, stage: Stage, numbers: Sequence[int] | None = None) -> int:
     def die_at(number: int) -> bool:
-        with Scene(directory / f"{kind}-{number}", zygotes) as scene:
+        with stage(directory / f"{kind}-{number}") as scene:
             plan = msgspec.convert({"kind": kind, "n": number}, Plan)
             return killed_client(scene, plan, has_worker=number % 2 == 0)
 
@@ -74,19 +72,17 @@ def killed_clients(
     ("kind", "numbers"), [("before", [3, 8]), ("after", [2, 5, 10]), ("answered", [21, 26])]
 )
 def test_a_killed_client_loses_nothing_it_was_told(
-    kind: str, numbers: list[int], tmp_path: Path, zygotes: list[Zygote]
+    kind: str, numbers: list[int], tmp_path: Path, stage: Stage
 ) -> None:
     """A few points of the next test."""
-    assert killed_clients(kind, tmp_path, zygotes, numbers) == len(numbers)
+    assert killed_clients(kind, tmp_path, stage, numbers) == len(numbers)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["before", "after", "answered"])
-def test_a_client_killed_anywhere_loses_nothing_it_was_told(
-    kind: str, tmp_path: Path, zygotes: list[Zygote]
-) -> None:
+def test_a_client_killed_anywhere_loses_nothing_it_was_told(kind: str, tmp_path: Path, stage: Stage) -> None:
     """Killed before and after each of its commits, and after each answer; asked again, everything has happened once."""
-    died = killed_clients(kind, tmp_path, zygotes)
+    died = killed_clients(kind, tmp_path, stage)
 
     print(f"clients killed at {died} points ({kind})")
     assert died >= 10

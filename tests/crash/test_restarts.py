@@ -11,7 +11,7 @@ import pytest
 from durable import RunStatus
 from tests.crash.test_every_commit import OUTCOMES
 from tests.support.crash_checks import Outcome
-from tests.support.crashes import Child, Scene, Zygote
+from tests.support.crashes import Child, Scene, Stage
 
 RUNS: Final = 50
 SIGNALS: Final = 20
@@ -59,12 +59,10 @@ def restarted(scene: Scene, seed: int, deaths: int) -> None:
     assert told >= {("started", run_id) for run_id in EXPECTED if run_id.startswith(("chain", "listener"))}
 
 
-def test_processes_that_open_a_file_at_the_same_moment_all_succeed(
-    tmp_path: Path, zygotes: list[Zygote]
-) -> None:
+def test_processes_that_open_a_file_at_the_same_moment_all_succeed(tmp_path: Path, stage: Stage) -> None:
     """A new file, and one that dead processes left: whoever comes second waits until the first has made it usable."""
     for number in range(5):
-        with Scene(tmp_path / f"scene-{number}", zygotes) as scene:
+        with stage(tmp_path / f"scene-{number}") as scene:
             openers = [scene.launch("starter", runs=10) for _ in range(6)]
             assert [child.wait() for child in openers] == [0] * 6, scene.story()
             workers = [scene.launch("worker") for _ in range(2)]
@@ -83,8 +81,8 @@ def test_a_machine_that_goes_down_three_times_loses_and_doubles_nothing(scene: S
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2, 12))
 def test_a_machine_that_goes_down_again_and_again_loses_and_doubles_nothing(
-    seed: int, tmp_path: Path, zygotes: list[Zygote]
+    seed: int, tmp_path: Path, stage: Stage
 ) -> None:
     """The same with more seeds, and more often. A failure names its seed."""
-    with Scene(tmp_path / f"seed-{seed}", zygotes) as scene:
+    with stage(tmp_path / f"seed-{seed}") as scene:
         restarted(scene, seed, deaths=6)

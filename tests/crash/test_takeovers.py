@@ -13,7 +13,7 @@ from durable import RunStatus
 from durable.journal.turns import decode_turn
 from tests.support.crash_checks import Outcome, Reading
 from tests.support.crash_points import Plan
-from tests.support.crashes import Child, Scene, Zygote, until_untouched
+from tests.support.crashes import Child, Scene, Stage, until_untouched
 
 LEASE_SECONDS: Final = 0.5
 SLACK_SECONDS: Final = 8.0  # a busy machine may be late; it must never be early
@@ -142,25 +142,23 @@ def drained_and_perhaps_frozen(scene: Scene, zombie: Child) -> None:
     assert zombie.wait() == 0, scene.story()
 
 
-def frozen_before_each(directory: Path, zygotes: Sequence[Zygote], numbers: Sequence[int] | None) -> int:
+def frozen_before_each(directory: Path, stage: Stage, numbers: Sequence[int] | None) -> int:
     def freeze_at(number: int) -> bool:
-        with Scene(directory / f"frozen-{number}", zygotes) as scene:
+        with stage(directory / f"frozen-{number}") as scene:
             return frozen_before(scene, number)
 
     return until_untouched(freeze_at, numbers)
 
 
-def test_a_worker_frozen_before_a_commit_does_not_commit_it_later(
-    tmp_path: Path, zygotes: list[Zygote]
-) -> None:
+def test_a_worker_frozen_before_a_commit_does_not_commit_it_later(tmp_path: Path, stage: Stage) -> None:
     """The fence is checked within the write: what was decided before the freeze is refused after it."""
-    assert frozen_before_each(tmp_path, zygotes, [2, 3, 5]) == 3
+    assert frozen_before_each(tmp_path, stage, [2, 3, 5]) == 3
 
 
 @pytest.mark.slow
-def test_a_worker_frozen_before_any_write_does_no_harm(tmp_path: Path, zygotes: list[Zygote]) -> None:
+def test_a_worker_frozen_before_any_write_does_no_harm(tmp_path: Path, stage: Stage) -> None:
     """The same before each of its write transactions, whatever it is, until all runs are done before."""
-    frozen = frozen_before_each(tmp_path, zygotes, None)
+    frozen = frozen_before_each(tmp_path, stage, None)
 
     print(f"frozen before {frozen} write transactions")
     assert frozen >= 5
@@ -169,6 +167,7 @@ def test_a_worker_frozen_before_any_write_does_no_harm(tmp_path: Path, zygotes: 
 # ─ gone for good ──
 
 
+@pytest.mark.stores("sqlite")
 def test_a_killed_worker_is_replaced_at_once(scene: Scene) -> None:
     """A dead process of this host loses its runs now, not when its lease has run out."""
     assert scene.launch("asker", workflow="patient", argument="gate", run_id="patient").wait() == 0

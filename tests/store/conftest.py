@@ -9,33 +9,25 @@ from pathlib import Path
 import pytest
 
 from durable.store.contract import Store
-from durable.store.opening import open_store
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-STORES = ("sqlite",)
+from store_steps import opened
 
 Opener = Callable[[], Awaitable[Store]]
-
-
-@pytest.fixture(params=STORES)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a database that does not exist yet."""
-    assert request.param == "sqlite"
-    return f"sqlite:///{tmp_path / 'durable.db'}"
 
 
 @pytest.fixture
 async def opener(url: str) -> AsyncIterator[Opener]:
     """Opens stores on the same database, as other processes would; all are closed at the end."""
-    opened: list[Store] = []
+    stores: list[Store] = []
 
     async def another() -> Store:
-        opened.append(await open_store(url, durability="off"))
-        return opened[-1]
+        stores.append(await opened(url))
+        return stores[-1]
 
     yield another
-    for one in opened:
+    for one in stores:
         await one.close()
 
 
@@ -46,5 +38,5 @@ async def store(opener: Opener) -> Store:
 
 @pytest.fixture
 def database(url: str) -> Path:
-    """The file behind a SQLite store."""
+    """The file behind a SQLite store: a test that takes it runs on SQLite only."""
     return Path(url.removeprefix("sqlite:///"))

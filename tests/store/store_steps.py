@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from durable.journal.lifecycle import RunStatus
+from durable.seams import SystemClock
 from durable.store.contract import Store
+from durable.store.opening import open_store
 from durable.store.records import Claim, Close, StartOutcome, StartRequest, TurnCommit, WorkerInfo
 
 NOW = 1_700_000_000_000_000
 SECOND = 1_000_000
 W1 = (("w", 1),)
 _numbers = itertools.count(1)
+
+
+async def opened(url: str) -> Store:
+    """Open a store that leaves flushing to the operating system and takes the time from its caller."""
+    return await open_store(url, durability="off", clock=SystemClock())
 
 
 async def a_worker(store: Store, name: str = "worker", definitions: tuple[tuple[str, int], ...] = W1) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from store_steps import NOW, a_worker, close, start, started_by
 
+from durable.errors import StoreError
 from durable.journal.lifecycle import RunStatus
 from durable.store.contract import Store
 from durable.store.records import RunFilter
@@ -65,7 +66,7 @@ async def test_pages_neither_repeat_nor_skip(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "hostile", ["'; DROP TABLE run; --", "[a-z]*", "%", "\x00", "🦆" * 100, ")", "*" * 50]
+    "hostile", ["'; DROP TABLE run; --", "[a-z]*", "%", "_", "\\", "🦆" * 100, ")", "*" * 50]
 )
 async def test_hostile_text_is_only_text(store: Store, hostile: str) -> None:
     """Ids, names and patterns are bound values, never SQL."""
@@ -75,6 +76,20 @@ async def test_hostile_text_is_only_text(store: Store, hostile: str) -> None:
     assert await listed(store, run_id=hostile) in ([hostile], [])
     assert await store.find_run_ids(hostile) == [hostile]
     assert await listed(store) == [hostile]
+
+
+async def test_text_that_a_database_cannot_hold_is_refused(store: Store, store_kind: str) -> None:
+    """Postgres stores no NUL: the start is refused with a clear error, and the next one is not in its way."""
+    if store_kind != "sqlite":
+        for run_id in ("\x00", "\ud800"):
+            with pytest.raises(StoreError, match="cannot be stored"):
+                await start(store, run_id)
+        assert await listed(store) == []
+    else:
+        await start(store, "\x00")
+        assert (await store.get_run("\x00")).run_id == "\x00"
+    await start(store, "x")
+    assert "x" in await listed(store)
 
 
 async def test_ids_are_found_by_how_they_begin_or_end(store: Store) -> None:

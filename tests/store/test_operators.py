@@ -243,9 +243,8 @@ async def test_a_repeated_start_of_a_pruned_run_is_a_new_run(store: Store) -> No
 LOAD = """
 import asyncio, sys
 from store_steps import *
-from durable.store.opening import open_store
 async def main():
-    store = await open_store(sys.argv[1], durability="off")
+    store = await opened(sys.argv[1])
     worker = await a_worker(store)
     held = [await started_by(store, worker, f"r{n}") for n in range(20)]
     number = 0
@@ -281,6 +280,7 @@ async def test_a_backup_under_load_is_one_moment(
     assert not [one for one in os.listdir(tmp_path) if "partial" in one]
 
 
+@pytest.mark.stores("sqlite")
 async def test_a_backup_is_a_database(store: Store, tmp_path: Path) -> None:
     """It opens, and its runs go on with a worker of its own."""
     await start(store, "r")
@@ -299,6 +299,7 @@ async def test_a_backup_is_a_database(store: Store, tmp_path: Path) -> None:
     assert await status(store, "r") is RunStatus.PENDING
 
 
+@pytest.mark.stores("sqlite")
 async def test_a_backup_overwrites_nothing_and_leaves_nothing(store: Store, tmp_path: Path) -> None:
     """A file, a directory, a dangling link, the database itself; a directory that is not there."""
     here = set(os.listdir(tmp_path))
@@ -314,6 +315,7 @@ async def test_a_backup_overwrites_nothing_and_leaves_nothing(store: Store, tmp_
     assert set(os.listdir(tmp_path)) == here
 
 
+@pytest.mark.stores("sqlite")
 async def test_two_backups_to_one_name_make_one(store: Store, tmp_path: Path) -> None:
     """Whoever comes second is refused, whenever it finds out."""
     copy = tmp_path / "copy.db"
@@ -324,20 +326,28 @@ async def test_two_backups_to_one_name_make_one(store: Store, tmp_path: Path) ->
     assert sql(copy, "PRAGMA integrity_check") == [("ok",)]
 
 
+@pytest.mark.stores("postgres")
+async def test_a_server_is_backed_up_by_its_own_tools(store: Store, tmp_path: Path) -> None:
+    """The refusal says how, and writes nothing."""
+    with pytest.raises(StoreError, match="pg_dump --schema=t"):
+        await store.back_up(tmp_path / "copy")
+    assert os.listdir(tmp_path) == []
+
+
 # ─ how things are ──
 
 DYING = """
 import asyncio, sys
 from store_steps import *
-from durable.store.opening import open_store
 async def main():
-    store = await open_store(sys.argv[1], durability="off")
+    store = await opened(sys.argv[1])
     print(await a_worker(store), flush=True)
     sys.stdin.readline()
 asyncio.run(main())
 """
 
 
+@pytest.mark.stores("sqlite")
 async def test_a_worker_is_lost_when_its_process_is_gone(store: Store, url: str) -> None:
     """Not before; being asked changes nothing, and the rescue still finds it."""
     mine = await a_worker(store)

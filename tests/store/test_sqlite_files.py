@@ -29,6 +29,8 @@ from durable.store.sqlite import connection, location
 from durable.store.sqlite.schema import APPLICATION_ID
 from durable.store.sqlite.store import SqliteStore
 
+pytestmark = pytest.mark.stores("sqlite")
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody without rights")
 
 

@@ -30,6 +30,7 @@ from durable.journal.events import (
 from durable.journal.lifecycle import RunStatus
 from durable.journal.turns import decode_turn
 from durable.store.sqlite.codes import shown_status
+from tests.support import postgres
 from tests.support.crash_ledger import Line
 
 PATTERN_ATTEMPTS_MAX: Final = 4  # of steps that a pattern made
@@ -65,6 +66,24 @@ EMPTY: Final = Reading(
 )
 
 
+JOURNALS: Final = (
+    "SELECT run.run_id, journal.generation, turn, part, data FROM journal JOIN run ON run.id = journal.run"
+    " ORDER BY run.id, journal.generation, turn, part"
+)
+GENERATIONS: Final = (
+    "SELECT run.run_id, generation.generation, generation.epoch FROM generation JOIN run ON run.id = run"
+)
+RUNS: Final = (
+    "SELECT run.run_id, run.status, started_at_us, run.generation, run.epoch, reason, result, failure FROM run"
+    " JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = run.generation"
+)
+INBOXES: Final = "SELECT run_id, kind, data FROM inbox JOIN run ON run.id = inbox.run ORDER BY run.id, msg"
+OWNED: Final = "SELECT run_id FROM run WHERE owner IS NOT NULL AND status >= 10"
+ATTEMPTS: Final = "SELECT run_id, op FROM attempt JOIN run ON run.id = attempt.run WHERE status >= 10"
+WORKERS: Final = "SELECT id, pid, is_alive, stopped_at_us FROM worker ORDER BY id"
+LOOKS: Final = (JOURNALS, GENERATIONS, RUNS, INBOXES, OWNED, ATTEMPTS, WORKERS)
+
+
 def read_database(database: Path) -> Reading:
     """Read through SQLite, never writing: a log that a dead process left is not merged into the file."""
     if not database.exists():
@@ -74,30 +93,22 @@ def read_database(database: Path) -> Reading:
         connection.execute("BEGIN")
         if not connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'journal'").fetchone()[0]:
             return EMPTY
-        return _read(connection)
+        return _reading([connection.execute(look).fetchall() for look in LOOKS])
     finally:
         connection.close()
 
 
-def _read(db: sqlite3.Connection) -> Reading:
-    journal = {
-        (run_id, generation, turn, part): data
-        for run_id, generation, turn, part, data in db.execute(
-            "SELECT run.run_id, journal.generation, turn, part, data FROM journal JOIN run ON run.id = journal.run"
-            " ORDER BY run.id, journal.generation, turn, part"
-        )
-    }
+def read_schema(url: str) -> Reading:
+    """Read a schema of a server, as of one moment."""
+    found = postgres.snapshot(url, "journal", LOOKS)
+    return EMPTY if found is None else _reading(found)
+
+
+def _reading(found: Sequence[Sequence[tuple[Any, ...]]]) -> Reading:
+    journals, closed, latest, inboxes, owned, attempts, workers = found
     runs, generations = {}, {}
-    epochs = {
-        (run_id, generation): epoch
-        for run_id, generation, epoch in db.execute(
-            "SELECT run.run_id, generation.generation, generation.epoch FROM generation JOIN run ON run.id = run"
-        )
-    }
-    for run_id, status, started, generation, epoch, reason, result, failure in db.execute(
-        "SELECT run.run_id, run.status, started_at_us, run.generation, run.epoch, reason, result, failure FROM run"
-        " JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = run.generation"
-    ):
+    epochs = {(run_id, generation): epoch for run_id, generation, epoch in closed}
+    for run_id, status, started, generation, epoch, reason, result, failure in latest:
         runs[run_id] = Outcome(
             status=shown_status(status, has_started=started is not None),
             result=None if result is None else msgspec.json.decode(result),
@@ -107,25 +118,14 @@ def _read(db: sqlite3.Connection) -> Reading:
         generations[run_id] = generation
         epochs[run_id, generation] = epoch
     return Reading(
-        journal=journal,
+        journal={(run_id, generation, turn, part): data for run_id, generation, turn, part, data in journals},
         runs=runs,
         generations=generations,
         epochs=epochs,
-        inbox=db.execute(
-            "SELECT run_id, kind, data FROM inbox JOIN run ON run.id = inbox.run ORDER BY run.id, msg"
-        ).fetchall(),
-        owned=[
-            row[0] for row in db.execute("SELECT run_id FROM run WHERE owner IS NOT NULL AND status >= 10")
-        ],
-        attempts=db.execute(
-            "SELECT run_id, op FROM attempt JOIN run ON run.id = attempt.run WHERE status >= 10"
-        ).fetchall(),
-        workers=[
-            (number, pid, bool(alive), stopped)
-            for number, pid, alive, stopped in db.execute(
-                "SELECT id, pid, is_alive, stopped_at_us FROM worker ORDER BY id"
-            )
-        ],
+        inbox=[(run_id, kind, data) for run_id, kind, data in inboxes],
+        owned=[run_id for (run_id,) in owned],
+        attempts=[(run_id, op) for run_id, op in attempts],
+        workers=[(number, pid, bool(alive), stopped) for number, pid, alive, stopped in workers],
     )
 
 
@@ -148,7 +148,10 @@ def entries_of(reading: Reading) -> dict[tuple[str, int], list[AnyEntry]]:
 
 
 class Checks:
-    """The rules, over one final reading. `shaken` are the processes that died, were stopped or were drained."""
+    """The rules, over one final reading. `shaken` are the processes that died, were stopped or were drained.
+
+    `slack_us`: how far the clock of the journal may be behind the one of the ledger (a server's is known to a round trip).
+    """
 
     def __init__(
         self,
@@ -159,12 +162,14 @@ class Checks:
         undisturbed_starts: Mapping[str, int],
         attempts_max: Mapping[str, int],
         drained: Collection[int] = (),
+        slack_us: int = 0,
     ) -> None:
         self.reading = reading
         self.ledger = ledger
         self.entries = entries_of(reading)
         self.shaken = set(shaken)
         self.drained = set(drained)
+        self.slack_us = slack_us
         self.undisturbed_starts = undisturbed_starts
         self.attempts_max = attempts_max
         self.by_key: defaultdict[str, list[Line]] = defaultdict(list)
@@ -244,12 +249,12 @@ class Checks:
         yield from self._started_late(key, entry.at)
         value = msgspec.json.decode(bytes(entry.result))
         ends = [line for line in self.by_key[key] if line.what == "end" and line.attempt == entry.attempts]
-        if not any(line.value == value and line.at_us <= entry.at for line in ends):
+        if not any(line.value == value and line.at_us <= entry.at + self.slack_us for line in ends):
             yield f"{key} has the result {value!r} of attempt {entry.attempts}, but its bodies ended as {ends}"
 
     def _started_late(self, key: str, at_us: int) -> Iterator[str]:
         for line in self.by_key[key]:
-            if line.what == "start" and line.at_us > at_us:
+            if line.what == "start" and line.at_us > at_us + self.slack_us:
                 yield f"{key} started again {line.at_us - at_us} us after its outcome was recorded: {line}"
 
     def _starts(self) -> Iterator[str]:

@@ -11,23 +11,28 @@ between them; the store itself runs unchanged. A plan says what happens at the N
 "answered" counts something else: killed when the N-th call of a client has returned and was noted down.
 
 Transactions in which an observer merely proves that it can write come and go with time: they are not counted.
+
+On a server a transaction is mostly one message: "before" is before it is sent, "within" when it is sent and no answer has come.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import signal
 import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
 
+from durable.store.postgres.connection import Database, Session
 from durable.store.sqlite.connection import Writer
 from durable.store.sqlite.heartbeat import Heartbeat
 from durable.store.sqlite.store import SqliteStore
@@ -36,6 +41,7 @@ from tests.support.crash_ledger import append
 
 UNCOUNTED: Final = frozenset({"prove_writable"})
 SPILL_PAGES: Final = 2
+WITHIN_TURNS: Final = 6  # of the loop, until the message is on its way
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,6 +183,7 @@ def install(plan: Plan, deaths: Path, *, warm_us: int | None = None, spill: bool
 
     sqlite3.connect = crash_connect  # type: ignore[assignment]
     _watch_heartbeats()
+    _watch_server()
     if plan.kind == "stop":
         _watch_writers()
 
@@ -205,3 +212,61 @@ def _watch_writers() -> None:
         return await run(self, work)
 
     Writer.run = watched  # type: ignore[method-assign,assignment]
+
+
+# ─ a server ──
+
+WRITES: Final = re.compile(r"\b(INSERT INTO|UPDATE \S+ SET|DELETE FROM)")
+# Idle claimers ask, however often, and write nothing; beats come with time.
+UNCOUNTED_THERE: Final = ("claim_ready_runs", "beat", "notify", "expire_beat")
+TORN: Final = ", sent and not answered"
+SAME: Final = {
+    "commit_staying_turns": "commit_turns",
+    "write_with_retries": "commit_turns",
+    "start_run": "start_runs",
+    "decide_all": "start_runs",
+}
+READING: Final = frozenset(
+    {"get_run", "settled", "why_not", "probe", "read_claims"}
+)  # several statements, none writes
+
+
+def _watch_server() -> None:
+    """Count transactions at the one door through which all of them go."""
+    fetch, run = Database.fetch, Database.run
+
+    async def watched_fetch(self: Database, name: str, /, **parameters: object) -> list[Any]:
+        text = self.sql[name].text
+        if not WRITES.search(text) or name.startswith(UNCOUNTED_THERE):
+            return await fetch(self, name, **parameters)
+        return await _counted(SAME.get(name, name), fetch(self, name, **parameters))
+
+    async def watched_run(self: Database, work: Callable[[Session], Any], *, is_single: bool = False) -> Any:
+        name = name_of(work)
+        if is_single or name in READING:
+            return await run(self, work, is_single=is_single)
+        return await _counted(SAME.get(name, name), run(self, work))
+
+    Database.fetch = watched_fetch  # type: ignore[method-assign]
+    Database.run = watched_run  # type: ignore[method-assign]
+
+
+async def _counted(name: str, work: Coroutine[Any, Any, Any]) -> Any:
+    if not points.begin(name):
+        return await work
+    where = f"{points.plan} ({name})"
+    match points.plan.kind:
+        case "stop":
+            points.stop(where)
+        case "before":
+            points.die(where)
+        case "within":
+            sending = asyncio.ensure_future(work)
+            for _ in range(WITHIN_TURNS):
+                await asyncio.sleep(0)
+            points.die(where + TORN)
+            await sending
+    done = await work
+    if points.plan.kind == "after":
+        points.die(where)
+    return done

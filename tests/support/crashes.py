@@ -23,13 +23,16 @@ import msgspec
 from durable import Activity
 from tests.crash.programs import workflows
 from tests.crash.programs.main import Options
-from tests.support import crash_ledger
-from tests.support.crash_checks import Checks, Outcome, Reading, differences, read_database
+from tests.support import crash_ledger, postgres
+from tests.support.crash_checks import Checks, Outcome, Reading, differences, read_database, read_schema
 from tests.support.crash_ledger import Line
 from tests.support.crash_points import Death
 
 ROOT: Final = Path(__file__).parents[2]
 WAIT_SECONDS: Final = 60.0
+SERVER_LEASE_SECONDS: Final = 1.0
+SERVER_SLACK_US: Final = 20_000
+_schemas = itertools.count(1)
 AT_ONCE: Final = 6  # scenes side by side
 LOG_CHARACTERS_MAX: Final = 6000
 
@@ -140,12 +143,38 @@ class Zygote:
         self._process.stdout.close()
 
 
-class Scene:
-    """One database and its processes. As a context manager, it kills what is left."""
+class Stage:
+    """Where scenes are played: on files, or in schemas of one server."""
 
-    def __init__(self, directory: Path, zygotes: Sequence[Zygote]) -> None:
+    def __init__(self, zygotes: Sequence[Zygote], server_url: str | None) -> None:
+        self._zygotes = zygotes
+        self._server_url = server_url
+
+    @property
+    def is_server(self) -> bool:
+        return self._server_url is not None
+
+    def __call__(self, directory: Path) -> Scene:
+        if self._server_url is None:
+            return Scene(directory, self._zygotes)
+        return Scene(
+            directory,
+            self._zygotes,
+            url=postgres.in_schema(self._server_url, f"c{os.getpid()}_{next(_schemas)}"),
+        )
+
+
+class Scene:
+    """One database and its processes. As a context manager, it kills what is left.
+
+    On a server only silence tells of a death: leases are short there unless a launch says otherwise.
+    """
+
+    def __init__(self, directory: Path, zygotes: Sequence[Zygote], *, url: str = "") -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
+        self.url = url
+        self.is_server = bool(url)
         self.database = directory / "runs.db"
         self.children: list[Child] = []
         self.shaken: set[int] = set()
@@ -163,9 +192,10 @@ class Scene:
     def launch(self, program: str, **options: Any) -> Child:
         """Start a process. Its neighbour gets another hash seed."""
         number = len(self.children)
-        chosen = msgspec.convert(
-            {"program": program, "directory": str(self.directory)} | msgspec.to_builtins(options), Options
-        )
+        where: dict[str, Any] = {"program": program, "directory": str(self.directory), "url": self.url}
+        if self.is_server:
+            where["lease_seconds"] = SERVER_LEASE_SECONDS
+        chosen = msgspec.convert(where | msgspec.to_builtins(options), Options)
         zygote = self._zygotes[number % len(self._zygotes)]
         child = zygote.launch(chosen, self.directory / f"{number}-{program}.log")
         self.children.append(child)
@@ -175,13 +205,16 @@ class Scene:
 
     def read(self) -> Reading:
         """Read the database; what is read must hold for ever."""
-        reading = read_database(self.database)
+        reading = self._read()
         self.readings.append(reading)
         return reading
 
+    def _read(self) -> Reading:
+        return read_schema(self.url) if self.is_server else read_database(self.database)
+
     def peek(self) -> Reading:
         """Read the database and forget it again: for conditions that are looked at often."""
-        return read_database(self.database)
+        return self._read()
 
     def ledger(self) -> list[Line]:
         return crash_ledger.read(self.directory / "ledger.jsonl")
@@ -200,7 +233,7 @@ class Scene:
         while not condition():
             if time.monotonic() - began > seconds:
                 raise AssertionError(f"not within {seconds:g} s: {what}\n{self.story()}")
-            time.sleep(0.005)
+            time.sleep(0.05 if self.is_server else 0.005)  # a look at a server costs more
         return time.monotonic() - began
 
     def wait_until_closed(self, run_ids: Sequence[str], seconds: float = WAIT_SECONDS) -> Reading:
@@ -270,6 +303,7 @@ class Scene:
             drained=self.drained,
             undisturbed_starts=workflows.UNDISTURBED_STARTS,
             attempts_max=ATTEMPTS_MAX,
+            slack_us=SERVER_SLACK_US if self.is_server else 0,
         )
         wrong.extend(checks.violations(expected))
         if wrong:

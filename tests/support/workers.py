@@ -16,6 +16,9 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from durable import Client, Retry, Run, RunHandle, Worker, Workflow, connect
+from durable.store.postgres import liveness
+from durable.store.sqlite.store import SqliteStore
+from tests.support import postgres
 
 T = TypeVar("T")
 
@@ -28,9 +31,11 @@ def no_durability(url: str) -> Client:
     return connect(url, durability="off")
 
 
-def file_of(client: Client) -> Path:
-    """Return the database file of a client."""
-    return Path(client.url.removeprefix("sqlite:///"))
+def file_of(client: Client) -> Any:
+    """Return what leads to a client's database past the library: its file, or the URL of its schema."""
+    if client.url.startswith("sqlite:///"):
+        return Path(client.url.removeprefix("sqlite:///"))
+    return client.raw_url
 
 
 def through_commit_turns(store: Any) -> None:
@@ -136,12 +141,26 @@ async def declare_dead(client: Client, worker: Worker) -> int:
     """Do to a worker what others do that think it dead; return the id it had."""
     worker_id = worker.worker_id
     store: Any = client.store
-    await store._write(lambda db: store._stop_worker(worker_id, None, True, db))
+    if isinstance(store, SqliteStore):
+        await store._write(lambda db: store._stop_worker(worker_id, None, True, db))
+    else:
+        await store._write(lambda db: liveness.declare_dead(db, worker_id, None))
     return worker_id
 
 
-def tampered(database: Path, *statements: str, parameters: tuple[Any, ...] = ()) -> None:
+def looked_up(database: Path | str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    """Read rows past the library, written as for SQLite."""
+    if isinstance(database, str):
+        return postgres.looked_up(database, postgres.as_postgres(statement), *parameters)
+    with closing(sqlite3.connect(database, timeout=10, isolation_level=None)) as db:
+        return db.execute(statement, parameters).fetchall()
+
+
+def tampered(database: Path | str, *statements: str, parameters: tuple[Any, ...] = ()) -> None:
     """Change rows behind the library's back, as a damaged disk or a stranger's script would."""
+    if isinstance(database, str):
+        postgres.tampered(database, *statements, parameters=parameters)
+        return
     with closing(sqlite3.connect(database, timeout=10, isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
         triggers = db.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from durable import connect
-from durable.errors import DefinitionError, StoreError
+from durable.errors import DefinitionError, StoreBusyError
 from durable.store.opening import masked, normalised, open_store
+from durable.store.postgres.location import locate
 
 
 @pytest.mark.parametrize(
@@ -71,8 +72,37 @@ async def test_memory_is_no_place_for_a_database(url: str) -> None:
         await open_store(url)
 
 
-async def test_a_database_without_a_store_is_a_clear_error() -> None:
-    """Postgres has no store yet; the password is not told."""
-    with pytest.raises(StoreError) as raised:
-        await open_store("postgresql://u:secret@h/db")
+async def test_a_server_that_is_not_there_is_busy_and_its_password_is_not_told() -> None:
+    """It may come up again, so whoever runs for long tries again."""
+    with pytest.raises(StoreBusyError) as raised:
+        await open_store("postgresql://u:secret@127.0.0.1:1/db?schema=mine")
     assert "secret" not in str(raised.value)
+    assert "127.0.0.1" in str(raised.value)
+
+
+def test_a_schema_and_a_pooler_are_taken_out_of_the_url() -> None:
+    """What is ours must not reach the driver, what is the driver's must."""
+    place = locate("postgresql://u:p@h:1/db?schema=shop&sslmode=require&pooler=transaction", "shown")
+
+    assert place.dsn == "postgresql://u:p@h:1/db?sslmode=require"
+    assert (place.schema, place.is_pooled, place.shown) == ("shop", True, "shown")
+    assert locate("postgresql://h/db", "").schema == "durable"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "schema=",
+        "schema=a-b",
+        'schema="x"',
+        "schema=A",
+        "schema=pg_x",
+        "schema=1a",
+        "schema=" + "a" * 49,
+        "pooler=session",
+    ],
+)
+def test_a_schema_is_a_plain_word(query: str) -> None:
+    """It stands in every statement: nothing may be in it that SQL could read as anything else."""
+    with pytest.raises(DefinitionError, match=r"schema|pooler"):
+        locate(f"postgresql://h/db?{query}", "the url")

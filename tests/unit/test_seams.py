@@ -78,6 +78,14 @@ ALLOWED: Final = {
         "durable/store/sqlite/heartbeat.py",
         "threading.Lock",
     ): "guards what two threads share; starts no thread",
+    (
+        "durable/store/postgres/heartbeat.py",
+        "threading.Lock",
+    ): "guards the making of its thread, which the seams start",
+    (
+        "durable/store/postgres/heartbeat.py",
+        "threading.Thread",
+    ): "the type of what seams.start_thread returns",
     ("durable/store/migrations.py", "sqlite3.complete_statement"): "used as a tokenizer; opens no database",
 }
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from durable.errors import InternalError
 from durable.store.migrations import load_migrations, split_script
-from durable.store.statements import load_statements, parse_statements
+from durable.store.postgres.connection import statements_for
+from durable.store.statements import load_statements, numbered, parse_statements
+
+STORES = ("durable.store.sqlite", "durable.store.postgres")
 
 
 def test_statements_are_found_by_name_without_comments() -> None:
@@ -39,10 +45,38 @@ def test_an_unknown_name_is_our_fault() -> None:
         load_statements("durable.store.sqlite")["nosuch"]
 
 
-def test_every_statement_of_the_sqlite_store_stands_alone() -> None:
+@pytest.mark.parametrize("package", STORES)
+def test_every_statement_of_a_store_stands_alone(package: str) -> None:
     """One statement per name."""
-    for name, sql in load_statements("durable.store.sqlite").items():
+    for name, sql in load_statements(package).items():
         assert ";" not in sql, name
+
+
+@pytest.mark.parametrize("package", STORES)
+def test_every_statement_of_a_store_is_used(package: str) -> None:
+    """Its name stands in the store's code."""
+    code = "".join(path.read_text() for path in Path(package.replace(".", "/")).glob("*.py"))
+
+    assert [name for name in load_statements(package) if f'"{name}"' not in code] == []
+
+
+def test_names_become_numbers() -> None:
+    """The same name is the same number; casts, words with colons and quoted text are left alone."""
+    found = numbered("SELECT :a::bigint, :b, ':c' WHERE x = :a AND y = 'it''s :d' AND z = :e_1")
+
+    assert found.text == "SELECT $1::bigint, $2, ':c' WHERE x = $1 AND y = 'it''s :d' AND z = $3"
+    assert found.names == ("a", "b", "e_1")
+
+
+def test_every_statement_of_the_postgres_store_names_its_schema() -> None:
+    """Whatever the search path of the role is, nothing of anybody else's is touched."""
+    tables = re.findall(
+        r"CREATE (?:TABLE|VIEW|SEQUENCE) durable\.(\w+)", load_migrations(STORES[1])[0].script
+    )
+    for name, sql in statements_for("shop").items():
+        for table in tables:
+            assert not re.search(rf"(FROM|JOIN|INTO|UPDATE|USING) {table}\b(?!\.)", sql.text), (name, table)
+        assert "durable" not in sql.text.replace("durable_now", ""), name
 
 
 def test_scripts_are_cut_at_statements_not_at_semicolons() -> None:
@@ -67,9 +101,10 @@ def test_a_script_that_ends_early_is_our_fault() -> None:
         split_script("CREATE TABLE a (x TEXT)")
 
 
-def test_migrations_are_numbered_from_one() -> None:
+@pytest.mark.parametrize("package", STORES)
+def test_migrations_are_numbered_from_one(package: str) -> None:
     """The number of migrations is the schema version."""
-    migrations = load_migrations("durable.store.sqlite")
+    migrations = load_migrations(package)
 
     assert [migration.number for migration in migrations] == list(range(1, len(migrations) + 1))
     assert migrations[0].name == "initial"

@@ -407,7 +407,7 @@ async def test_a_workflow_timeout_stops_its_running_activity(client: Client) -> 
         finally:
             stopped.set()
 
-    @workflow(timeout=0.1)
+    @workflow(timeout=0.5)
     async def late() -> None:
         await endless()
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from durable import Client, Retry, Run, RunHandle, Signal, WorkflowStateError, activity, sleep, workflow
-from tests.support.workers import Calls, file_of, is_waiting, running_worker, until
+from tests.support.workers import Calls, is_waiting, running_worker, until
 
 approved = Signal("approved", bool)
 calls = Calls()
@@ -17,8 +17,9 @@ gate = asyncio.Event()
 
 @pytest.fixture(autouse=True)
 def afresh() -> None:
+    global gate
     calls.names.clear()
-    gate.clear()
+    gate = asyncio.Event()  # each test has a loop of its own
 
 
 @activity
@@ -229,4 +230,3 @@ async def test_resuming_what_is_not_paused(client: Client) -> None:
         await run.resume()
     assert not await client.resume_task_queue("default")
     assert not await client.resume_worker("nobody")
-    assert file_of(client).exists()

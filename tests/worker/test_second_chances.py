@@ -19,6 +19,7 @@ from tests.support.workers import (
     file_of,
     is_released,
     is_waiting,
+    looked_up,
     running_worker,
     status_is,
     tampered,
@@ -43,10 +44,7 @@ async def waits() -> int:
 
 async def is_suspect(client: Client, run_id: str) -> bool:
     """Ask what a claim would tell."""
-    store: Any = client.store
-    with store._reading() as reader:
-        query = "SELECT suspicion FROM run WHERE run_id = ?"
-        ((suspicion,),) = reader.execute(query, (run_id,)).fetchall()
+    ((suspicion,),) = looked_up(file_of(client), "SELECT suspicion FROM run WHERE run_id = ?", run_id)
     return bool(suspicion)
 
 
@@ -255,9 +253,8 @@ async def test_the_same_code_does_not_try_a_parked_run_again(client: Client, sho
 
 
 async def _claims(client: Client) -> int:
-    store: Any = client.store
-    with store._reading() as reader:
-        return int(reader.execute("SELECT claim_no FROM run WHERE run_id = 'r'").fetchone()[0])
+    ((claim_no,),) = looked_up(file_of(client), "SELECT claim_no FROM run WHERE run_id = 'r'")
+    return int(claim_no)
 
 
 async def _parked_again(client: Client, claims: int) -> bool:

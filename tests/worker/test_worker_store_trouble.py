@@ -45,6 +45,10 @@ def quick_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(committing, "TROUBLE_SECONDS", 0.01)
 
 
+# Locks and disks of a file; what befalls a server is in tests/faults.
+pytestmark = pytest.mark.stores("sqlite")
+
+
 class Counting:
     """A workflow of five activities that notes every start."""
 

@@ -40,6 +40,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         "graph_worker",
     ]
     directory: str
+    url: str = ""  # default: a SQLite file in the directory
     plan: Plan = Plan()
     warm_us: int | None = None
     spill: bool = False
@@ -59,6 +60,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 def main(options: Options) -> int:
     directory = Path(options.directory)
     os.environ["CRASH_DIRECTORY"] = options.directory
+    os.environ["DURABLE_LEASE_TTL"] = str(options.lease_seconds)  # embedded engines have one, too
     os.environ[crash_ledger.VARIABLE] = str(directory / "ledger.jsonl")
     logging.basicConfig(
         level=logging.WARNING, format="%(created)f %(process)d %(levelname)s %(name)s %(message)s"
@@ -72,7 +74,7 @@ def main(options: Options) -> int:
 
 
 def url(options: Options) -> str:
-    return f"sqlite:///{Path(options.directory) / 'runs.db'}"
+    return options.url or f"sqlite:///{Path(options.directory) / 'runs.db'}"
 
 
 def acknowledge(options: Options, what: str, *details: object) -> None:

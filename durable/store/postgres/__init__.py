@@ -1,0 +1,1 @@
+"""The Postgres store: the same promises for many workers on many machines."""

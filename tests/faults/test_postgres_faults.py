@@ -1,0 +1,259 @@
+"""What befalls a server and the way to it: workers go on by themselves, nothing that was acknowledged is lost or doubled.
+
+Each test hurts, heals, and then everything that was acknowledged must end as if nothing had happened (I1 to I4, I10, I15, I17).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from contextlib import AsyncExitStack
+from typing import Any
+
+import asyncpg
+import pytest
+
+from durable import activity, connect, seams, workflow
+from tests.faults.world import at_work
+from tests.support.postgres import Server, in_schema, looked_up
+from tests.support.proxy import Proxy
+from tests.support.workers import running_worker, until
+
+_numbers = itertools.count(1)
+COMMITS = (b".journal (run",)
+STARTS = (b".request (request_id",)
+SENDS = (b".inbox (run, msg",)
+
+
+@pytest.fixture
+def schema() -> str:
+    return f"f{os.getpid()}_{next(_numbers)}"
+
+
+@pytest.fixture
+def direct(victim: Server, schema: str) -> str:
+    """The way that no proxy is on, as a role without any privilege but its own database."""
+    return in_schema(f"postgresql://app@127.0.0.1:{victim.port}/runs", schema)
+
+
+@pytest.fixture
+def through(proxy: Proxy, schema: str) -> str:
+    return in_schema(f"postgresql://app@127.0.0.1:{proxy.port}/runs", schema)
+
+
+# ─ the connection ──
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [COMMITS, pytest.param(STARTS, marks=pytest.mark.slow), pytest.param(SENDS, marks=pytest.mark.slow)],
+    ids=["commits", "starts", "signals"],
+)
+async def test_replies_that_never_come(through: str, proxy: Proxy, marks: tuple[bytes, ...]) -> None:
+    """Committed, and nobody was told: the truth is read before anything else is done (P16, P4)."""
+    async with at_work(through) as world:
+        await until(lambda: len(world.sent) >= 2)
+        proxy.marks = marks
+        for _ in range(6):
+            proxy.lost_replies += 1
+            await until(lambda: proxy.lost_replies == 0)
+            await asyncio.sleep(0.05)
+    assert proxy.done == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("marks", [COMMITS, STARTS, SENDS], ids=["commits", "starts", "signals"])
+async def test_statements_that_never_arrive(through: str, proxy: Proxy, marks: tuple[bytes, ...]) -> None:
+    """Cut off before the server got them: nothing was written, and it is done again."""
+    async with at_work(through) as world:
+        await until(lambda: len(world.sent) >= 2)
+        proxy.marks = marks
+        for _ in range(6):
+            proxy.cut_statements += 1
+            await until(lambda: proxy.cut_statements == 0)
+            await asyncio.sleep(0.05)
+    assert proxy.done == 6
+
+
+@pytest.mark.slow
+async def test_connections_that_are_cut_again_and_again(through: str, proxy: Proxy) -> None:
+    """All of them, at any moment, the heartbeat's and the listener's included."""
+    async with at_work(through) as world:
+        await until(lambda: len(world.sent) >= 2)
+        for _ in range(10):
+            proxy.reset()
+            await asyncio.sleep(0.07)
+
+
+@pytest.mark.slow
+async def test_a_server_that_cannot_be_reached_for_longer_than_a_lease(through: str, proxy: Proxy) -> None:
+    """Nobody can take anything over meanwhile, and everybody begins anew."""
+    async with at_work(through) as world:
+        await until(lambda: len(world.sent) >= 2)
+        proxy.refuses = True
+        proxy.reset()
+        await asyncio.sleep(1.5)
+        proxy.refuses = False
+
+
+async def test_a_worker_that_hears_nothing_is_replaced_and_its_late_writes_do_not_count(
+    through: str, direct: str, proxy: Proxy
+) -> None:
+    """Half a partition: what it sends arrives, what it is told does not. The other one takes its runs over (P8, P9)."""
+    async with at_work(direct, through) as world:
+        await until(lambda: len(world.sent) >= 2)
+        proxy.is_deaf = True
+        await asyncio.sleep(2.5)
+        proxy.is_deaf = False
+        proxy.reset()
+
+
+@pytest.mark.slow
+async def test_a_slow_way(through: str, proxy: Proxy) -> None:
+    """Twenty milliseconds each way: slower, and nothing else."""
+    proxy.delay = 0.02
+    async with at_work(through) as world:
+        await until(lambda: len(world.sent) >= 3, seconds=30)
+
+
+# ─ the server ──
+
+
+async def test_sessions_that_are_terminated(direct: str, victim: Server) -> None:
+    """pg_terminate_backend on everybody, in whatever they are at."""
+    async with at_work(direct) as world:
+        await until(lambda: len(world.sent) >= 2)
+        for _ in range(8):
+            await asyncio.to_thread(
+                victim.sql,
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'app'",
+            )
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("mode", [pytest.param("fast", marks=pytest.mark.slow), "immediate"])
+async def test_a_server_that_restarts(direct: str, victim: Server, mode: str) -> None:
+    """With or without time to say good-bye; workers and clients ride over it."""
+    async with at_work(direct) as world:
+        await until(lambda: len(world.sent) >= 2)
+        for _ in range(2):
+            await asyncio.to_thread(victim.restart, mode)
+            sent = len(world.sent)
+            await until(lambda sent=sent: len(world.sent) > sent, seconds=30)
+
+
+@pytest.mark.slow
+async def test_a_server_that_becomes_read_only_under_live_connections(direct: str, victim: Server) -> None:
+    """A fail-over with the sockets still open: writes are refused, nobody sticks to the old one's connections."""
+    async with at_work(direct) as world:
+        await until(lambda: len(world.sent) >= 2)
+        alter = "ALTER ROLE app SET default_transaction_read_only = {}"
+        await asyncio.to_thread(victim.sql, alter.format("on"))
+        await asyncio.to_thread(
+            victim.sql, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'app'"
+        )
+        await asyncio.sleep(1.0)
+        await asyncio.to_thread(victim.sql, alter.format("off"))
+
+
+@pytest.mark.slow
+async def test_no_connection_left(direct: str, victim: Server) -> None:
+    """Others have taken them all: what is open goes on, the rest waits its turn."""
+    async with at_work(direct) as world, AsyncExitStack() as stack:
+        await until(lambda: len(world.sent) >= 2)
+        hogs = await every_connection(f"postgresql://postgres@127.0.0.1:{victim.port}/postgres")
+        for hog in hogs:
+            stack.push_async_callback(hog.close)
+        victim_sessions = (
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'app'"
+        )
+        await hogs[0].execute(victim_sessions)  # so that ours have to come back, and cannot
+        await asyncio.sleep(1.0)
+
+
+async def every_connection(url: str) -> list[Any]:
+    """Open connections until the server has none left."""
+    hogs: list[Any] = []
+    while True:
+        try:
+            hogs.append(await asyncpg.connect(url))
+        except asyncpg.TooManyConnectionsError:
+            return hogs
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["40001", *(pytest.param(one, marks=pytest.mark.slow) for one in ("40P01", "57014", "53200", "55P03"))],
+)
+async def test_statements_that_fail_for_no_fault_of_ours(direct: str, state: str) -> None:
+    """Serialization failures, deadlocks, cancelled statements, no memory, locks: one insert in five."""
+    async with at_work(direct) as world:
+        await until(lambda: len(world.sent) >= 1)
+        looked_up(
+            direct,
+            f"""CREATE FUNCTION trouble() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                IF random() < 0.2 THEN RAISE EXCEPTION 'trouble' USING ERRCODE = '{state}'; END IF;
+                RETURN NEW;
+            END $$""",
+        )
+        for table in ("journal", "inbox", "request"):
+            looked_up(
+                direct,
+                f"CREATE TRIGGER trouble BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION trouble()",
+            )
+        await asyncio.sleep(1.5)
+        for table in ("journal", "inbox", "request"):
+            looked_up(direct, f"DROP TRIGGER trouble ON {table}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "idle_session_timeout = 150",
+        "statement_timeout = 30",
+        "default_transaction_isolation = 'serializable'",
+    ],
+)
+async def test_defaults_of_the_role_that_do_not_suit_us(direct: str, victim: Server, setting: str) -> None:
+    """An administrator's choice for everybody: connections that end when idle, short statements, strict isolation."""
+    victim.sql(f"ALTER ROLE app SET {setting}")
+    try:
+        async with at_work(direct) as world:
+            await until(lambda: len(world.sent) >= 5, seconds=40)
+    finally:
+        victim.sql("ALTER ROLE app RESET ALL")
+
+
+# ─ clocks ──
+
+
+async def test_clocks_hours_apart_change_nothing(direct: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's wall clock jumps by hours at every look: timers, delays and timeouts go by the server's."""
+    jumps = itertools.cycle([0, 3 * 3600, -5 * 3600, 86_400])
+    true = time.time_ns
+    monkeypatch.setattr(seams.time, "time_ns", lambda: true() + next(jumps) * 10**9)
+
+    @activity
+    async def quick() -> int:
+        return 1
+
+    @workflow(timeout=20)
+    async def sleeps() -> float:
+        before = time.monotonic()
+        await asyncio.sleep(0.3)
+        await quick()
+        return time.monotonic() - before
+
+    async with connect(direct) as client, running_worker(client, sleeps, warm_us=0):
+        began = time.monotonic()
+        runs = [await client.start(sleeps) for _ in range(5)]
+        delayed = await client.start(sleeps, delay=0.5)
+        for run in runs:
+            await run.result(10)
+        assert 0.3 <= time.monotonic() - began < 8
+        await delayed.result(10)
+        assert 0.8 <= time.monotonic() - began < 8
