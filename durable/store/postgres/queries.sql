@@ -887,6 +887,12 @@ LIMIT :count;
 -- name: read_journal
 SELECT turn, part, data FROM durable.journal WHERE run = :run AND generation = :generation ORDER BY turn, part;
 
+-- name: read_journal_page
+SELECT turn, part, data FROM durable.journal
+WHERE run = :run AND generation = :generation AND (turn, part) > (:turn::integer, :part::integer)
+ORDER BY turn, part
+LIMIT :count;
+
 -- name: read_attempts
 SELECT op, attempt, state, due_at_us, failure, details, completion, limit_at_us, heartbeat_us
 FROM durable.attempt WHERE run = :run AND generation = :generation ORDER BY op;
@@ -1009,3 +1015,34 @@ DELETE FROM durable.retention_run WHERE run = ANY (:runs::bigint[]);
 
 -- name: notify
 SELECT pg_notify(:channel, :sender);
+
+-- ─ rows of patterns ─
+
+-- name: lock_rows
+-- Until the end of the transaction. By name and schema: locks of this kind are the whole database's.
+SELECT count(*) FROM pg_advisory_xact_lock(hashtextextended('durable.' || :name, 0));
+
+-- name: make_rows
+-- `rows_table` stands for the table's name, an identifier that was checked: names cannot be bound.
+CREATE TABLE IF NOT EXISTS durable."rows_table" (
+    key text NOT NULL,
+    number bigint NOT NULL,
+    at_us bigint NOT NULL,
+    data bytea NOT NULL,
+    PRIMARY KEY (key, number)
+);
+
+-- name: count_rows
+SELECT coalesce(max(number), 0) FROM durable."rows_table" WHERE key = :key;
+
+-- name: append_row
+-- All at once, unlike SQLite's: each statement is a journey.
+INSERT INTO durable."rows_table" (key, number, at_us, data)
+SELECT :key, :after::bigint + given.number, durable.instant(:now_us), given.data
+FROM unnest(:rows::bytea[]) WITH ORDINALITY AS given (data, number);
+
+-- name: find_rows_table
+SELECT 1 WHERE to_regclass('durable.' || quote_ident(:table)) IS NOT NULL;
+
+-- name: read_rows
+SELECT data FROM durable."rows_table" WHERE key = :key AND number > :after ORDER BY number LIMIT :count;

@@ -26,6 +26,7 @@ from durable.store.postgres import (
     schema,
     suspects,
 )
+from durable.store.postgres import rows as pattern_rows
 from durable.store.postgres.committing import TurnWriter, lease_lost
 from durable.store.postgres.connection import PACKAGE, Database, FenceSlots, Session
 from durable.store.postgres.heartbeat import Heartbeat
@@ -514,6 +515,15 @@ class PostgresStore:
     async def read_journal(self, pk: int, generation: int) -> list[JournalRow]:
         return [JournalRow(*row) for row in await self._look("read_journal", run=pk, generation=generation)]
 
+    async def read_journal_page(
+        self, pk: int, generation: int, *, after: tuple[int, int], limit: int
+    ) -> list[JournalRow]:
+        turn, part = after
+        found = await self._look(
+            "read_journal_page", run=pk, generation=generation, turn=turn, part=part, count=limit
+        )
+        return [JournalRow(*row) for row in found]
+
     async def read_attempts(self, pk: int, generation: int) -> list[AttemptRow]:
         found = await self._look("read_attempts", run=pk, generation=generation)
         return [rows.attempt_row(row) for row in found]
@@ -535,6 +545,21 @@ class PostgresStore:
         """Return a fact about the database: "database_id", "hash_seed" (P28), "created_at_us"."""
         found = await self._look("read_meta", key=key)
         return str(found[0][0]) if found else None
+
+    # ─ rows of patterns ──
+
+    async def append_rows(
+        self, table: str, key: str, *, after: int, rows: Sequence[bytes], now_us: int
+    ) -> bool:
+        return await self._write(
+            lambda db: pattern_rows.append_rows(db, table, key, after, rows, self._given(now_us))
+        )
+
+    async def read_rows(self, table: str, key: str, *, after: int, limit: int) -> list[bytes]:
+        self._require_usable()
+        return await self._patiently(
+            lambda: self._database.run(lambda db: pattern_rows.read_rows(db, table, key, after, limit))
+        )
 
     # ─ care ──
 
