@@ -78,7 +78,7 @@ class Suspects:
         """Try suspects as they come, until cancelled."""
         while True:
             await self._wakeups.wait(LOOK_SECONDS)
-            while self._waiting:
+            while self._waiting or self._passed or self._adjourned:
                 worker_id = self._worker_id()
                 try:
                     await self._try_some(worker_id)

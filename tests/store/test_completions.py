@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ async def test_the_inbox_survives_its_migration(database: Path, monkeypatch: pyt
         for _ in range(3):
             await signal(store, "r")
         await store.close()
-    with sqlite3.connect(database) as db:
+    with closing(sqlite3.connect(database, isolation_level=None)) as db:
         db.execute("DELETE FROM inbox WHERE id > 1")
     store = await open_store(f"sqlite:///{database}", durability="off")
     try:
