@@ -148,6 +148,10 @@ class Performer:
         if slots and self._queue:
             self._on_slots()
 
+    def begin_no_more(self) -> None:
+        """Let no coroutine take its first step any more: whatever has not begun is about to be handed back."""
+        self._runners.close()
+
     async def unwind(self, limit_seconds: float) -> None:
         """Cancel every coroutine that still runs, abandoned ones too, and wait for their ends, at most so long.
 

@@ -47,9 +47,12 @@ class Runners:
         self._queue: deque[Pulse] = deque()
         self._wake: asyncio.Future[None] | None = None
         self._runner: asyncio.Task[None] | None = None  # the one that looks at the queue
+        self._is_closed = False
 
     def add(self, pulse: Pulse) -> None:
         """Take the first step of this execution soon, unless it is stopped before."""
+        if self._is_closed:
+            return
         self._queue.append(pulse)
         wake = self._wake
         if wake is not None:
@@ -64,7 +67,8 @@ class Runners:
         return task is self._runner
 
     def close(self) -> None:
-        """Step nothing any more; what is queued is the caller's to answer for."""
+        """Take no first step any more: what has not begun is the caller's to hand back. Idempotent."""
+        self._is_closed = True
         self._queue.clear()
         if self._runner is not None:
             self._runner.cancel()
@@ -85,7 +89,7 @@ class Runners:
     def _pass_on(self) -> None:
         """This runner is taken, or over: another goes on with the queue."""
         self._runner = self._wake = None
-        if self._queue:
+        if self._queue and not self._is_closed:
             self._runner = spawn(self._run(), name="durable activities")
 
     async def _take_steps(self, task: asyncio.Task[Any]) -> bool:

@@ -398,6 +398,7 @@ class Worker:
         for loop in loops:
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
+        self._performer.begin_no_more()
         try:
             if not self._lost:
                 await self._committer.commit()

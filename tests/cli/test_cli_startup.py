@@ -65,4 +65,4 @@ def test_every_listed_command_exists_and_has_help() -> None:
     )
 
     assert python(code) == "all\n"
-    assert len(COMMANDS) == 26
+    assert len(COMMANDS) == 27

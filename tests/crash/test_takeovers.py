@@ -233,7 +233,7 @@ def test_a_drained_worker_hands_its_activity_over_uncharged(
 def test_a_drain_in_the_middle_of_many_runs_repeats_nothing(scene: Scene) -> None:
     """What ends within the grace is recorded; the rest was never begun. No body starts twice."""
     assert scene.launch("starter", runs=60, length=10).wait() == 0
-    drained = scene.launch("worker", concurrency=20)
+    drained = scene.launch("worker", concurrency=20, grace_seconds=60.0)  # however slow the machine
     scene.wait_until("it is busy", lambda: scene.has_started("part", times=50))
     other = scene.launch("worker", concurrency=20)
 

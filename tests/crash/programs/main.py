@@ -55,6 +55,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     argument: Any = None
     run_id: str = ""
     until: Literal["result", "mistake", "return"] = "result"
+    grace_seconds: float = GRACE_SECONDS
 
 
 def main(options: Options) -> int:
@@ -122,7 +123,7 @@ async def worker(options: Options) -> None:
         serving = Worker(
             client, workflows, lease_seconds=options.lease_seconds, concurrency=options.concurrency
         )
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.stop, GRACE_SECONDS)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.stop, options.grace_seconds)
         if not options.with_demands:
             await serving.run()
             return
