@@ -525,6 +525,8 @@ class Client:
         which question is meant, `RunNotFoundError`, `PayloadError`.
         """
         data = _any.encode(value)
+        if len(data) > self.limits.payload_bytes_warn:
+            self.limits.judge(len(data), what="the answer", run_id=run_id)
         record = await self.store.get_run(check_run_id(run_id))
         _, story, fault = await self._read_story(record)
         if story is None:

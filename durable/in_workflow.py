@@ -201,6 +201,8 @@ async def wait_answer(
     raise TimeoutError, or return `default` if given; a later answer is refused.
     """
     run = _run(f"asking {name!r}")
+    if not isinstance(prompt, str):
+        raise DefinitionError(f"what a person is asked is text, not {prompt!r}")
     path = name_prefix.get() + check_name(name, "a question")
     return await _limited(run.wait_signal(path, _any, prompt), timeout, default)
 

@@ -7,7 +7,7 @@ written down is the business of `payloads`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, Literal, Never, NoReturn, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Literal, Never, NoReturn, TypeAlias, TypeVar
 
 from durable.errors import DurableError
 
@@ -21,6 +21,10 @@ R = TypeVar("R")
 
 class UnwrapError(DurableError):
     """`unwrap` met an `Err`, or `unwrap_err` an `Ok`. An exception held by the `Err` is `__cause__`."""
+
+    __durable_wraps__: Final = (
+        True  # a workflow that unwraps an activity's failure has failed by that activity
+    )
 
 
 class _Frozen:

@@ -77,15 +77,19 @@ class SagaScope:
         *,
         undo: MakeUndo | None = None,
         undo_uncertain: MakeUndo | None = None,
+        told: list[int] | None = None,
     ) -> Any:
         """Perform a step and remember how to undo it: from the moment its result is recorded.
 
-        `undo(value)` returns the call that does it; `undo_uncertain(None)` that for a step of which nobody knows.
+        `undo(value)` returns the call that does it; `undo_uncertain(None)` that for a step of which nobody knows. The number of
+        attempts is appended to `told`.
         """
         key = object()
         prefix = name_prefix.get()
 
         def on_end(value: Any, error: BaseException | None, attempts: int) -> None:
+            if told is not None:
+                told.append(attempts)
             if error is None:
                 make = undo
             else:

@@ -37,6 +37,7 @@ from durable import (
     WorkflowBuilder,
     WorkflowEngine,
     WorkflowVersionMismatchError,
+    saga_step,
     step,
     workflow,
 )
@@ -744,6 +745,34 @@ async def test_state_that_a_replay_will_not_have_draws_a_warning(embedded: str, 
         await run_of(WorkflowBuilder().add_node(node))
 
 
+async def test_a_sagas_step_in_a_graph_is_undone_when_the_graph_fails(embedded: str) -> None:
+    """As in a pipeline: in reverse, with the state that the step was given."""
+    undone: list[Any] = []
+    tries = Calls()
+
+    async def refund(state: State) -> None:
+        undone.append(state["order"])
+
+    @saga_step(compensation=refund, retry_delay=0)
+    async def charge(state: State) -> State:
+        if tries("charge") == 1:
+            raise OSError
+        return {"charged": True}
+
+    def ship(state: State) -> None:
+        raise ValueError("no truck")
+
+    builder = WorkflowBuilder("shop").add_node(charge).add_node(ship).add_edge("charge", "ship")
+    error = await error_of(builder, {"order": "o-7"}, run_id="r")
+
+    assert isinstance(error, NodeExecutionError)
+    assert (error.node, undone) == ("ship", ["o-7"])
+    assert [name for name, _, _ in await journal("r")] == ["charge", "ship", "charge/compensation"]
+    alone = WorkflowBuilder("alone").add_node(charge)
+    assert (await run_of(alone, {"order": "o-8"})).node_results[0].attempts == 1
+    assert undone == ["o-7"]
+
+
 # ─ as a part of others ──
 
 
@@ -782,6 +811,28 @@ async def test_a_failure_inside_a_workflow_is_a_value(embedded: str) -> None:
         return f"{error.node} {error.cause!r}"
 
     assert await outer() == "broken ValueError('no')"
+
+
+async def test_a_workflow_retry_keeps_the_nodes_that_had_ended(embedded: str) -> None:
+    """Of a failure that was unwrapped, too: it is the failed node's, so what came before it stays."""
+    calls = Calls()
+
+    def charge(state: State) -> None:
+        calls("charge")
+
+    def ship(state: State) -> None:
+        if calls("ship") == 1:
+            raise ValueError("no truck")
+
+    builder = WorkflowBuilder("shop").add_node(charge).add_node(ship).add_edge("charge", "ship")
+    engine = WorkflowEngine(builder.build())
+
+    @workflow(retries=1, retry_delay=0)
+    async def order() -> int:
+        return (await engine.execute()).unwrap().iterations
+
+    assert await order() == 2
+    assert calls.names == ["charge", "ship", "ship"]
 
 
 async def test_a_graph_inside_a_step_is_a_run_of_its_own(embedded: str) -> None:

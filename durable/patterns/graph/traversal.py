@@ -43,14 +43,20 @@ T = TypeVar("T")
 
 
 class Unit(NamedTuple):
-    """An activity of a node, and whether it takes the state."""
+    """An activity of a node, and whether it takes the state. `perform_as` is that of a saga's step, which knows how it is undone."""
 
     call: Activity[..., Any]
     takes_state: bool
+    perform_as: Callable[..., Coroutine[Any, Any, Any]] | None = None
 
-    def __call__(self, state: State, group: object | None) -> Coroutine[Any, Any, tuple[Any, int]]:
+    async def __call__(self, state: State, group: object | None) -> tuple[Any, int]:
+        """Return the value, and the number of attempts."""
         call = self.call if group is None else self.call.grouped(group)
-        return call.counted(state) if self.takes_state else call.counted()
+        args = (state,) if self.takes_state else ()
+        if self.perform_as is None:
+            return await call.counted(*args)
+        told: list[int] = []
+        return await self.perform_as(call, *args, told=told), told[0]
 
 
 class Plan:
@@ -98,7 +104,8 @@ class Plan:
         if not is_limited and self.config.node_seconds:
             call = call.options(timeout=self.config.node_seconds)
         # What follows a failed wave meets no code of it that still runs.
-        return Unit(call.options(cancellation="wait"), takes_context(plain))
+        perform_as = getattr(work, "perform_as", None)
+        return Unit(call.options(cancellation="wait"), takes_context(plain), perform_as)
 
     def _gate(self, name: str, gate: GateNode) -> Unit:
         routes: dict[str, Predicate | None] = {

@@ -163,13 +163,16 @@ class SagaStepActivity(Activity[P, R], Generic[P, R]):
         certain, uncertain = self._undoing(args, kwargs)
         return scope.call(self, args, kwargs, undo=certain, undo_uncertain=uncertain)
 
-    async def perform_as(self, call: Activity[..., Any], *args: Any) -> Any:
-        """Perform `call`, which a pattern made of this step, and register what undoes it: as if the step had been called itself."""
+    async def perform_as(self, call: Activity[..., Any], *args: Any, told: list[int] | None = None) -> Any:
+        """Perform `call`, which a pattern made of this step, and register what undoes it: as if the step had been called itself.
+
+        The number of attempts is appended to `told`.
+        """
         scope = SagaScope.current()
         assert scope is not None, "patterns call their steps inside runs"
         step = self if call.name == self.name else self.options(name=call.name)
         certain, uncertain = step._undoing(args, {})
-        return await scope.call(call, args, undo=certain, undo_uncertain=uncertain)
+        return await scope.call(call, args, undo=certain, undo_uncertain=uncertain, told=told)
 
     async def _just_run(self, args: Any, kwargs: Any) -> R:
         value: Any = self._plain(*args, **kwargs)
