@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -673,7 +674,13 @@ async def test_a_disabled_graph_starts_nothing(embedded: str) -> None:
     error = await error_of(wired(Trace(), "a", config=GraphConfig(enabled=False), name="off"))
 
     assert str(error) == "graph 'off' is disabled by its config"
+    off = WorkflowEngine(wired(Trace(), "a", config=GraphConfig(enabled=False), name="off").build())
+    for begin in (off.start, off.enqueue):
+        with pytest.raises(GraphExecutionError, match="disabled"):
+            await begin()
     assert await durable.list_runs() == []
+    outer = WorkflowBuilder("outer").add_node("sub", subworkflow=off)
+    assert "graph 'off' is disabled" in str(await error_of(outer))
 
 
 async def test_a_cancelled_graph_raises(embedded: str) -> None:
@@ -851,6 +858,20 @@ async def test_a_graph_inside_a_step_is_a_run_of_its_own(embedded: str) -> None:
 
     assert done.final_state == {"message": "Hello, world!"}
     assert sorted(run.run_id for run in await durable.list_runs()) == ["out", "out@1/outer#1/inner#1"]
+
+
+async def test_a_module_is_served_by_the_engine_of_its_graph(embedded: str) -> None:
+    """By the one that was made last, with its config; if there is none, by the graph's own config."""
+    graph = WorkflowBuilder("hello").add_node(Greet()).build()
+    (of_its_own,) = graph.__durable_workflows__()
+    engine = WorkflowEngine(graph, config=GraphConfig(total_timeout=5))
+
+    assert of_its_own.definition.timeout_us is None
+    assert list(graph.__durable_workflows__()) == list(engine.__durable_workflows__())
+    del engine
+    gc.collect()
+    (again,) = graph.__durable_workflows__()
+    assert again.definition.timeout_us is None
 
 
 async def test_start_and_enqueue_return_handles(embedded: str) -> None:

@@ -139,6 +139,10 @@ def test_a_node_takes_its_name_from_its_class_or_its_constructor() -> None:
         (lambda b: b.add_node(Named("b")).set_entry("fetch"), "nothing leads from the entry 'fetch' to 'b'"),
         (lambda b: b.set_entry("nowhere"), "there is no node 'nowhere', which is to be the entry"),
         (lambda b: b.set_terminal("nowhere"), "there is no node 'nowhere', which is to be an end"),
+        (
+            lambda b: b.add_gate("gate", {"fetch": always}).set_terminal("gate"),
+            "gate 'gate' cannot be an end",
+        ),
         (lambda b: b.add_node(Named("a/b")), "'a/b' is no name for a node"),
         (lambda b: b.add_gate("gate", {"x": always}), "the edge 'gate' -> 'x' hangs in the air"),
     ],

@@ -156,14 +156,16 @@ class WorkflowBuilder:
             if count > 1:
                 yield f"{count} edges lead from {a!r} to {b!r}"
         for what, node in [("entry", self._entry), *(("terminal", node) for node in self._terminals)]:
+            if what == "terminal" and any(
+                name == node and isinstance(one, GateNode) for name, one in self._nodes
+            ):
+                yield f"gate {node!r} cannot be an end: it chooses what follows"
             if node is not None and node not in names:
                 yield f"there is no node {node!r}, which is to be {'the entry' if what == 'entry' else 'an end'}"
 
 
 def _served(graph: WorkflowGraph) -> Iterable[Workflow[..., Any]]:
-    workflows = WorkflowEngine(graph).__durable_workflows__()
-    graph.has_engine = False  # that one is nobody's
-    return workflows
+    return WorkflowEngine(graph).__durable_workflows__()
 
 
 def _unreachable(graph: WorkflowGraph) -> Iterator[str]:

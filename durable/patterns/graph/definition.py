@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from durable import Workflow
 from durable.patterns.graph.config import GraphConfig
@@ -20,6 +21,12 @@ class Edge(NamedTuple):
     source: str
     target: str
     condition: Predicate | None = None
+
+
+class Serving(Protocol):
+    """What runs a graph."""
+
+    def __durable_workflows__(self) -> Iterable[Workflow[..., Any]]: ...
 
 
 class WorkflowGraph:
@@ -42,8 +49,8 @@ class WorkflowGraph:
         serve: Callable[[WorkflowGraph], Iterable[Workflow[..., Any]]] | None = None,
     ) -> None:
         self.name = name
-        self.has_engine = False
         self._serve = serve
+        self._engine: weakref.ref[Serving] | None = None
         self.nodes = MappingProxyType(dict(nodes))
         self.edges = tuple(edges)
         self.config = config
@@ -54,8 +61,15 @@ class WorkflowGraph:
         self._order = {node: number for number, node in enumerate(self.nodes)}
 
     def __durable_workflows__(self) -> Iterable[Workflow[..., Any]]:
-        """A module that holds a graph, but no engine of it, is served as if it held one."""
-        return [] if self.has_engine or self._serve is None else self._serve(self)
+        """A module that holds a graph is served by the engine made of it last, else as if it held one."""
+        engine = None if self._engine is None else self._engine()
+        if engine is None:
+            return () if self._serve is None else self._serve(self)
+        return engine.__durable_workflows__()
+
+    def set_engine(self, engine: Serving) -> None:
+        """Note who runs it."""
+        self._engine = weakref.ref(engine)
 
     def __repr__(self) -> str:
         return f"<graph {self.name} of {', '.join(self.nodes)}>"

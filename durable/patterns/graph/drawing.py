@@ -130,7 +130,7 @@ def _collect(
             for edge_in in inner:
                 edge_in.is_taken = bool(view.status)
         else:
-            _fill(view, entries.get(path, []))
+            _fill(view, [entry for entry in entries.get(path, []) if entry.kind != "predicate"])
         chosen = _chosen(view, entries)
         is_choice = isinstance(node, GateNode)
         for edge in graph.outgoing(name):

@@ -26,7 +26,7 @@ from durable.patterns.graph.drawing import GraphView, view_of
 from durable.patterns.graph.errors import GraphExecutionError, GraphTimeoutError, HumanInputRequiredError
 from durable.patterns.graph.nodes import State
 from durable.patterns.graph.results import GraphResult
-from durable.patterns.graph.traversal import Plan, Traversal, limited
+from durable.patterns.graph.traversal import Plan, Traversal, check_enabled, limited
 from durable.patterns.running import current_run_id, origin_of, perform, raise_own
 
 LOOK_SECONDS_MIN: Final = 0.01  # between looks whether a run only waits for a person
@@ -43,7 +43,7 @@ class WorkflowEngine:
                 f"an engine runs a WorkflowGraph, which WorkflowBuilder.build() makes, not {graph!r}"
             )
         self.graph = graph
-        graph.has_engine = True
+        graph.set_engine(self)
         self.config = graph.config if config is None else config
         self._plan = Plan(graph, self.config)
         self._workflow: Workflow[..., Any] = make_workflow(
@@ -84,9 +84,8 @@ class WorkflowEngine:
         `WorkflowVersionMismatchError`.
         """
         given = self._input(entry, initial_state, state)
-        if not self.config.enabled:
-            return Err(GraphExecutionError(f"graph {self.name!r} is disabled by its config"))
         try:
+            check_enabled(self.graph, self.config)
             if current_run_id() is not None:
                 return Ok(await perform(self._workflow, self._inline, *given, run_id=run_id))
             return Ok(await self._outcome(await self._workflow.options(run_id=run_id).start(*given)))
@@ -111,6 +110,7 @@ class WorkflowEngine:
         run_id: str | None = None,
     ) -> RunHandle[GraphResult]:
         """Start a run, drive it in this process, and return its handle at once."""
+        check_enabled(self.graph, self.config)
         return await self._workflow.options(run_id=run_id).start(*self._input(entry, initial_state, None))
 
     async def enqueue(
@@ -121,6 +121,7 @@ class WorkflowEngine:
         run_id: str | None = None,
     ) -> RunHandle[GraphResult]:
         """Store a run for a worker that serves the module of this engine, and return its handle."""
+        check_enabled(self.graph, self.config)
         return await self._workflow.options(run_id=run_id).enqueue(*self._input(entry, initial_state, None))
 
     def view(self, run: Run | None = None) -> GraphView:

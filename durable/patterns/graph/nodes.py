@@ -157,7 +157,7 @@ class HumanNode(AbstractWorkflowNode):
     """A node that asks a person, and waits, for as long as it takes. No process need live meanwhile.
 
     `prompt` may name keys of the state: "Ship {order}?". A dict that is answered is merged into the state, anything else is
-    written under `output_key`. After `timeout` (seconds or timedelta; default: none) the node fails. A subclass that
+    written under `output_key`. After `timeout` (seconds or timedelta; None or 0: never) the node fails. A subclass that
     overrides `execute` asks nobody: it is an ordinary node.
     """
 

@@ -233,6 +233,7 @@ class Traversal:
 
     async def _run_subgraph(self, name: str, node: SubworkflowNode) -> State:
         plan = self._plan.subgraphs[name]
+        check_enabled(plan.graph, plan.config)
         inner = Traversal(plan, node.input_of(self._state))
         with durable.scope(name):
             result = await limited(inner.run(node.entry), plan.config)
@@ -240,7 +241,8 @@ class Traversal:
         return node.output_of(result.final_state, written, self._state)
 
     async def _ask(self, name: str, node: HumanNode) -> State:
-        return node.output_of(await durable.wait_answer(name, node.render(self._state), node.timeout))
+        answer = await durable.wait_answer(name, node.render(self._state), node.timeout or None)
+        return node.output_of(answer)
 
     # ─ between two waves ──
 
@@ -304,6 +306,12 @@ class failing_as:  # reads as a statement: `with failing_as(name)`
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, PlatformFault):
             raise NodeExecutionError(self._name, cause_of(error)) from cause_of(error)
+
+
+def check_enabled(graph: WorkflowGraph, config: GraphConfig) -> None:
+    """Raise `GraphExecutionError` if the config forbids to run the graph."""
+    if not config.enabled:
+        raise GraphExecutionError(f"graph {graph.name!r} is disabled by its config")
 
 
 async def limited(coroutine: Coroutine[Any, Any, GraphResult], config: GraphConfig) -> GraphResult:
