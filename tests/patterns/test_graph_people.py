@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from durable import (
     Client,
     GraphConfig,
     GraphResult,
+    GraphTimeoutError,
     HumanInputRequiredError,
     HumanNode,
     NodeExecutionError,
     Result,
+    RunCancelledError,
     RunConflictError,
     RunNotFoundError,
     SubworkflowNode,
@@ -26,7 +29,7 @@ from durable import (
     WorkflowVersionMismatchError,
     workflow,
 )
-from tests.support.workers import Calls, is_released, is_waiting, running_worker
+from tests.support.workers import Calls, is_released, is_waiting, running_worker, until
 
 State = dict[str, Any]
 
@@ -230,6 +233,51 @@ async def test_a_question_may_expire(embedded: str) -> None:
     assert isinstance(error.cause, TimeoutError)
     with pytest.raises(WorkflowStateError):
         await engine.resume("r", "late")
+
+
+async def test_nobody_answers_before_the_graphs_time_is_up(embedded: str) -> None:
+    """`total_timeout` counts the time it waits for people, too."""
+    builder = WorkflowBuilder("late").add_node(HumanNode("who"))
+    engine = WorkflowEngine(builder.build(), config=GraphConfig(total_timeout=0.4))
+    question(await engine.execute(run_id="r"))
+
+    async def is_over() -> bool:
+        return (await durable.get_run("r")).status == "timed_out"
+
+    await until(is_over)
+    assert isinstance((await engine.execute(run_id="r")).unwrap_err(), GraphTimeoutError)
+    with pytest.raises(WorkflowStateError, match="timed_out"):
+        await engine.resume("r", "late")
+
+
+async def test_a_graph_is_cancelled_while_it_asks(embedded: str) -> None:
+    """Then there is nothing to answer; nothing that would have followed runs."""
+    shop = Shop()
+    question(await shop.execute())
+
+    await durable.cancel("r", "sold out")
+
+    with pytest.raises(RunCancelledError, match="sold out"):
+        await shop.execute()
+    with pytest.raises(WorkflowStateError):
+        await durable.answer("r", True)
+    assert await durable.inbox() == []
+    assert shop.calls.names == ["reserve"]
+
+
+async def test_recover_takes_up_what_was_answered(embedded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of graphs that are variables of an imported module, as of any workflow."""
+    shop = Shop()
+    monkeypatch.setattr(sys.modules[__name__], "recovered", shop.engine.graph, raising=False)
+    client = (await shop.engine.enqueue(initial_state={"order": "o"}, run_id="r"))._client
+    async with running_worker(client, shop.engine, warm_us=0):
+        await is_released(await client.get("r"))
+    await durable.answer("r", True)
+
+    (run,) = await durable.recover(wait=True)
+
+    assert (run.run_id, run.status, run.result["final_state"]["output"]) == ("r", "completed", "shipped o")
+    assert shop.calls.names == ["reserve", "ship"]
 
 
 async def test_a_cycle_asks_anew_each_time(embedded: str) -> None:
