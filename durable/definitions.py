@@ -92,12 +92,13 @@ class WorkflowDefinition:
 
     `kind` is "workflow" or the pattern it was made from. `origin` says where the code comes from, as `module:qualname`: two
     definitions of one origin are the same one, defined again. `prepare(runtime, args, kwargs)` returns the arguments to call `fn`
-    with, if these are not the decoded ones.
+    with, if these are not the decoded ones. `is_long`: the limit of events in a journal is not for its runs.
     """
 
     __slots__ = (
         "arguments",
         "fn",
+        "is_long",
         "kind",
         "name",
         "origin",
@@ -125,9 +126,11 @@ class WorkflowDefinition:
         kind: str = "workflow",
         origin: str | None = None,
         prepare: Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[Any, ...]] | None = None,
+        is_long: bool = False,
     ) -> None:
         self.name = name
         self.kind = kind
+        self.is_long = is_long
         self.prepare = prepare
         self.origin = f"{fn.__module__}:{fn.__qualname__}" if origin is None else origin
         self.version = version

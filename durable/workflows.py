@@ -293,13 +293,15 @@ def make_workflow(
     task_queue: str = DEFAULT_TASK_QUEUE,
     signature: Callable[..., Any] | None = None,
     result: object = Any,
+    is_long: bool = False,
 ) -> Workflow[..., Any]:
     """Make a workflow at run time, of a coroutine function. For builders of patterns.
 
     `kind` is what `Run.kind` says, e.g. "pipeline". `origin` tells two definitions of one name apart: equal ones are the same
     thing, defined again; others are refused where they meet. `signature` is what the input must fit, if it is not `fn`
     itself; `result` the type hint of what it returns. An object that has a method `__durable_workflows__` which returns
-    `Workflow`s is served by every worker that is given the module in which it is a variable.
+    `Workflow`s is served by every worker that is given the module in which it is a variable. `is_long`: its journal grows with its
+    input, by design and without anything that is kept of it in memory; `Limits.journal_events` is not for its runs.
     """
     _check_integer("version", version, 1)
     return Workflow(
@@ -315,6 +317,7 @@ def make_workflow(
             task_queue=check_name(task_queue, "a task queue"),
             kind=kind,
             origin=origin,
+            is_long=is_long,
         )
     )
 

@@ -188,6 +188,7 @@ class BulkOperation(Generic[T, R]):
             origin=origin_of("bulk operation", [(self._name, self._fn)]),
             timeout=self.config.timeout,
             result=dict[str, int],
+            is_long=True,
         )
 
     async def _begin(
@@ -422,9 +423,9 @@ class BulkStream(Generic[R]):
         if batch.items is not None:
             return items.restored(batch.items)[index]
         assert self._handle is not None, "begun before any item failed"
-        return (await items.chunk(self._handle.run_id, batch.chunks[index // CHUNK_ITEMS]))[
-            index % CHUNK_ITEMS
-        ]
+        number = index // CHUNK_ITEMS
+        chunk = await items.chunk(self._handle.run_id, number, batch.chunks[number])
+        return chunk[index % CHUNK_ITEMS]
 
 
 class _Told:

@@ -1,8 +1,9 @@
 """The items of a bulk operation: where they are kept, and how those of one slice are found.
 
 Few and small items are part of the run's input. Others are drained, chunk by chunk, into rows of the durable database before the run
-starts, so that neither the starter nor a worker ever holds all of them. A chunk's key is the run's id and the digest of its bytes:
-storing the same items again finds them there, and other items make another input, which is a `RunConflictError`.
+starts, so that neither the starter nor a worker ever holds all of them. Storing the same items again finds them there; other items have
+other digests, which makes another input, and that is a `RunConflictError`. Rows of a start that never came to be lie beside: a chunk is
+called by its digest, and by which of the rows of its number it is.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Items = Iterable[Any] | AsyncIterable[Any]
 
 
 class Batch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """The input of a run: its items, or how many there are and the digests of their chunks."""
+    """The input of a run: its items, or how many there are and what their chunks are called (`row:digest`)."""
 
     total: int
     items: list[Any] | None = None  # as plain data
@@ -37,7 +38,7 @@ class ItemStore:
 
     def __init__(self, hint: object) -> None:
         self._codec = list_codec(hint)
-        self._cache: OrderedDict[str, list[Any]] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, str], list[Any]] = OrderedDict()
 
     def encode(self, items: list[Any], first: int) -> bytes:
         """Return the bytes of a chunk that was checked against the type. `ArgumentsError`: an item is not of that type."""
@@ -56,43 +57,45 @@ class ItemStore:
 
     async def store(self, items: Items, run_id: str) -> Batch:
         """Drain the items and keep them for a run."""
-        digests: list[str] = []
+        chunks: list[str] = []
         total = 0
         waiting: bytes | None = None  # the first chunk, which may be the only one
         async for chunk in _chunks(items):
             if waiting is not None:
-                digests.append(await self._keep(waiting, run_id))
+                chunks.append(await self._keep(waiting, run_id, 0))
             data = self.encode(chunk, total)
             total += len(chunk)
-            if not digests and waiting is None:
+            if not chunks and waiting is None:
                 waiting = data
                 continue
             waiting = None
-            digests.append(await self._keep(data, run_id))
+            chunks.append(await self._keep(data, run_id, len(chunks)))
         if waiting is not None:
             if len(waiting) <= INPUT_BYTES_MAX:
                 return Batch(total=total, items=msgspec.json.decode(waiting))
-            digests.append(await self._keep(waiting, run_id))
-        return Batch(total=total, chunks=digests)
+            chunks.append(await self._keep(waiting, run_id, 0))
+        return Batch(total=total, chunks=chunks)
 
-    async def _keep(self, data: bytes, run_id: str) -> str:
-        digest = hashlib.sha256(data).hexdigest()[:32]
+    async def _keep(self, data: bytes, run_id: str, number: int) -> str:
         client = await durable.default_client()
-        await client.append_rows(
-            TABLE, _key(run_id, digest), [data], after=0
-        )  # there already: the same bytes
-        return digest
+        key = _key(run_id, number)
+        rows: list[bytes] = []
+        while data not in rows and not await client.append_rows(TABLE, key, [data], after=len(rows)):
+            rows = await client.read_rows(TABLE, key)
+        row = rows.index(data) + 1 if data in rows else len(rows) + 1
+        return f"{row}:{hashlib.sha256(data).hexdigest()[:32]}"
 
-    async def chunk(self, run_id: str, digest: str) -> list[Any]:
+    async def chunk(self, run_id: str, number: int, called: str) -> list[Any]:
         """Return a chunk's items; the last few are kept at hand."""
-        key = _key(run_id, digest)
-        found = self._cache.get(key)
+        key = _key(run_id, number)
+        found = self._cache.get((key, called))
         if found is None:
             client = await durable.default_client()
-            rows = await client.read_rows(TABLE, key, limit=1)
+            row = int(called.partition(":")[0])
+            rows = await client.read_rows(TABLE, key, after=row - 1, limit=1)
             if not rows:
                 raise UndecodableError(f"items of run {run_id!r} are missing from table {TABLE}")
-            found = self._cache[key] = self._codec.decode(rows[0])
+            found = self._cache[key, called] = self._codec.decode(rows[0])
             if len(self._cache) > CACHED:
                 self._cache.popitem(last=False)
         return found
@@ -106,8 +109,8 @@ def list_codec(hint: Any) -> Any:
     return make_activity(listed, name="listed", result=list[hint]).definition.result
 
 
-def _key(run_id: str, digest: str) -> str:
-    return f"{run_id}/{digest}"
+def _key(run_id: str, number: int) -> str:
+    return f"{run_id}/{number}"
 
 
 async def _chunks(items: Items) -> AsyncIterator[list[Any]]:

@@ -118,7 +118,8 @@ class Slices:
         ) -> Any:
             found = items
             if chunk is not None:
-                whole = await self._store.chunk(durable.activity_info().run_id, chunk)
+                run_id = durable.activity_info().run_id
+                whole = await self._store.chunk(run_id, first // CHUNK_ITEMS, chunk)
                 found = whole[first % CHUNK_ITEMS : first % CHUNK_ITEMS + count]
             number = attempt + durable.activity_info().attempt - 1 if alone else attempt
             return await self._perform(found, first, number, token, orders, policy)

@@ -362,7 +362,7 @@ class Driver:
                     scheduled[command.op] = event.at
                     if command.started:
                         started.add(command.op)
-        if instance.events >= self._limits.journal_events:
+        if instance.events >= self._limits.journal_events and not run.definition.is_long:
             raise self._too_long(run, instance)
         for warning in instance.warnings:
             log.warning("run %r: %s", run.run_id, warning, extra=run.log_fields)
@@ -483,7 +483,7 @@ class Driver:
         if (
             instance.end is not None
             or not instance.activities
-            or instance.events >= self._limits.journal_events_warn
+            or (instance.events >= self._limits.journal_events_warn and not run.definition.is_long)
         ):
             return self._close_turn(run, instance, turn, entries, [], [outcome], slots, now)
         run.release_asked = False
@@ -547,7 +547,7 @@ class Driver:
         item.slots = slots
         if end is not None:
             self._end(run, instance, item, end, messages, now)
-        elif instance.events >= self._limits.journal_events_warn:
+        elif instance.events >= self._limits.journal_events_warn and not run.definition.is_long:
             self._heed_length(run, instance, item)
         return item
 

@@ -765,3 +765,50 @@ async def test_a_worker_that_imports_the_module_finishes_it(client: Client, url:
         assert await started.result() == {"total": 1, "succeeded": 1, "failed": 0}
     finally:
         durable.configure()
+
+
+async def test_what_a_start_left_that_never_came_to_be_does_no_harm(embedded: str) -> None:
+    """It stored other items under the same id, and died: the next start stores its own beside them."""
+    op = BulkOperation(double, config(batch_size=500, max_concurrency=500))
+    await op._items.store(range(5, 2005), "b")  # and no run
+
+    for _ in range(2):
+        found = (await op.execute(range(2000), run_id="b")).unwrap()
+        assert found.results == [item * 2 for item in range(2000)]
+    assert [one[:2] for one in (await durable.get_run("b")).input["batch"]["chunks"]] == ["2:", "2:"]
+
+
+async def test_a_long_batch_outgrows_the_limit_of_ordinary_journals(url: str) -> None:
+    """Its journal grows with its items, and nothing of it stays in memory; it is not parked for that."""
+    durable.configure(url, durability="off", limits=durable.Limits(journal_events=50))
+    try:
+        small = config(batch_size=1, max_concurrency=10)
+        found = (await BulkOperation(double, small).execute(range(100))).unwrap()
+        assert found.succeeded == 100
+    finally:
+        durable.configure()
+
+
+async def test_items_results_and_states_are_sealed(tmp_path: Any) -> None:
+    """With a codec nothing of them stands in the file, and everything is read through it."""
+    database = tmp_path / "sealed.db"
+    codec = durable.Encryption({"k1": b"k" * 32})
+    durable.configure(f"sqlite:///{database}", durability="off", codec=codec)
+    try:
+
+        async def whisper(item: str) -> str:
+            return f"heard {item}"
+
+        secrets = [f"secret {number}" for number in range(1500)]
+        op = BulkOperation(whisper, config(batch_size=100, max_concurrency=100))
+        for _ in range(2):
+            found = (await op.execute(secrets, run_id="b")).unwrap()
+            assert found.results[1499] == "heard secret 1499"
+        machine = durable.StateMachine("shut", {"shut": {"openly": "open"}, "open": {}}, machine_id="m")
+        await machine.transition("openly")
+        assert len(await machine.history()) == 1
+    finally:
+        durable.configure()
+    stored = b"".join(path.read_bytes() for path in tmp_path.glob("sealed.db*") if path.is_file())
+    assert b"secret 1499" not in stored
+    assert b"openly" not in stored
