@@ -36,8 +36,8 @@ class Batch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class ItemStore:
     """Items of one type, stored and found."""
 
-    def __init__(self, hint: object) -> None:
-        self._codec = list_codec(hint)
+    def __init__(self, hint: Any) -> None:
+        self._codec = codec(list[hint])
         self._cache: OrderedDict[tuple[str, str], list[Any]] = OrderedDict()
 
     def encode(self, items: list[Any], first: int) -> bytes:
@@ -101,12 +101,12 @@ class ItemStore:
         return found
 
 
-def list_codec(hint: Any) -> Any:
-    """Return what encodes and decodes lists of a type, as results of activities are."""
+def codec(hint: Any) -> Any:
+    """Return what encodes and decodes values of a type, as results of activities are."""
 
-    async def listed() -> None: ...
+    async def typed() -> None: ...
 
-    return make_activity(listed, name="listed", result=list[hint]).definition.result
+    return make_activity(typed, name="typed", result=hint).definition.result
 
 
 def _key(run_id: str, number: int) -> str:

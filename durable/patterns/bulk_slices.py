@@ -27,7 +27,7 @@ from durable import (
     make_activity,
 )
 from durable.patterns.bulk_config import Orders
-from durable.patterns.bulk_items import CHUNK_ITEMS, ItemStore, list_codec
+from durable.patterns.bulk_items import CHUNK_ITEMS, ItemStore, codec
 from durable.patterns.calling import result_hint, settled
 
 PATIENCE_SECONDS: Final = 0.002  # for the others, after the first item of a slice has ended
@@ -82,18 +82,13 @@ class Slices:
         self._late: dict[asyncio.Task[Any], float] = {}  # cancelled by their timers
         self._units: dict[tuple[Orders, int], Activity[..., Any]] = {}
         values: Any = result_hint(fn)
-        self._values = list_codec(values)
-        self._outcome = tuple[
-            list[values],
-            list[int] | None,
-            list[FailedItem],
-            list[int],
-        ]
+        self._values = codec(list[values])
+        self._outcome_hint = tuple[list[values], list[int] | None, list[FailedItem], list[int]]
+        self._outcome = codec(self._outcome_hint)
 
     def decode(self, data: bytes) -> SliceOutcome:
         """Return a recorded outcome."""
-        unit = next(iter(self._units.values()), None) or self._unit(_ANY, 1)
-        return SliceOutcome(*unit.definition.result.decode(data))
+        return SliceOutcome(*self._outcome.decode(data))
 
     def unit(self, orders: Orders, attempt: int, alone: bool) -> Activity[..., Any]:
         """Return the activity for a slice. If its one item goes alone, a loss counts as the item's attempt."""
@@ -133,7 +128,7 @@ class Slices:
             retry=Retry(
                 lost_max, initial=orders.retry_delay, maximum=max(100.0, orders.retry_delay), retry_on=()
             ),
-            result=self._outcome,
+            result=self._outcome_hint,
         )
 
     # ─ performing ──
@@ -308,16 +303,3 @@ async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks, timeout=LEFT_SECONDS)
-
-
-_ANY: Final = Orders(
-    batch_size=1,
-    max_concurrency=1,
-    attempts_max=1,
-    retries_all=False,
-    retry_delay=0.0,
-    item_timeout=1.0,
-    stop_on_error=False,
-    threshold=0,
-    reset_timeout=0.0,
-)
