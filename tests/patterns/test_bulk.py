@@ -370,7 +370,7 @@ async def endless_from_three(item: int) -> int:
 
 async def test_a_timeout_keeps_what_was_done(embedded: str) -> None:
     """`Err(BulkOperationTimeoutError)`; the run is timed out, whoever drives it."""
-    op = BulkOperation(endless_from_three, config(timeout=0.7, max_concurrency=2))
+    op = BulkOperation(endless_from_three, config(timeout=2, max_concurrency=2))
 
     error = (await op.execute(range(6), run_id="b")).unwrap_err()
 
@@ -636,12 +636,12 @@ async def test_inside_a_workflow_it_is_part_of_the_run(embedded: str) -> None:
 
 @workflow
 async def stopping(how: str) -> list[Any]:
-    options: dict[str, Any] = {"timeout": {"timeout": 0.3}, "error": {"stop_on_error": True}}.get(how, {})
+    options: dict[str, Any] = {"timeout": {"timeout": 1.5}, "error": {"stop_on_error": True}}.get(how, {})
     process = picky if how == "error" else endless_from_three
     op = BulkOperation(process, config(max_concurrency=1, **options))
     if how == "cancel":
         executing = asyncio.ensure_future(op.execute(range(1, 6)))
-        await durable.sleep(0.3)
+        await durable.sleep(1.5)
         op.cancel()
         result = await executing
     else:
