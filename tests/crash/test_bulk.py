@@ -76,14 +76,13 @@ def starts(directory: Path) -> list[str]:
 
 
 async def stories(directory: Path) -> dict[str, list[str]]:
-    durable.configure(f"sqlite:///{directory / 'runs.db'}")
-    try:
+    with durable.using(
+        f"sqlite:///{directory / 'runs.db'}"
+    ):  # not configure: scenes run side by side in threads
         return {
             machine_id: [row.event for row in await bulk_used.door(machine_id, directory).history()]
             for machine_id in ("inside", "plain")
         }
-    finally:
-        durable.configure()
 
 
 def check(directory: Path, before: list[str], recorded: set[str]) -> None:
