@@ -535,3 +535,23 @@ async def test_a_lost_listener_comes_back_and_costs_a_poll_at_most(
     assert isinstance(store, PostgresStore)
     await start(await opener(), "x")
     await until(lambda: next(heard) > calls + 2)
+
+
+async def test_a_cancelled_commit_still_ends_and_is_seen_by_who_reads_after_it(
+    store: Store, url: str
+) -> None:
+    """Nobody waits for its answer any more, but what is read next is what it has made true (P16)."""
+    worker = await a_worker(store)
+    held = await started_by(store, worker, "x")
+    async with another_session(url) as db:
+        async with db.transaction():
+            await db.execute("SELECT 1 FROM worker_fence WHERE worker = $1 FOR UPDATE", worker)
+            writing = asyncio.ensure_future(commit(store, worker, turn(held)))
+            await is_blocked(url)
+            writing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await writing
+            reading = asyncio.ensure_future(store.read_claims(worker, [held.pk]))
+        (again,) = await reading
+
+    assert [row.turn for row in again.journal] == [1]

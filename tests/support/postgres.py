@@ -296,6 +296,8 @@ def as_postgres(statement: str) -> str:
     numbers = itertools.count(1)
     text = re.sub(r"\?", lambda _: f"${next(numbers)}", statement)
     text = re.sub(r"\bx'([0-9a-f]*)'", r"'\\x\1'::bytea", text)
+    text = re.sub(r"zeroblob\((length\(data\)|\d+)\)", r"decode(repeat('00', \1), 'hex')", text)
+    text = text.replace("hex(decode(repeat('00', 9000), 'hex'))", "repeat('0', 18000)")
     text = re.sub(r"CAST\((\w+) AS TEXT\)", r"convert_from(\1, 'UTF8')", text)
     return re.sub(r"CAST\((.*?) AS BLOB\)", r"convert_to(\1, 'UTF8')", text)
 

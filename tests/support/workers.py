@@ -35,7 +35,7 @@ def file_of(client: Client) -> Any:
     """Return what leads to a client's database past the library: its file, or the URL of its schema."""
     if client.url.startswith("sqlite:///"):
         return Path(client.url.removeprefix("sqlite:///"))
-    return client.raw_url
+    return client.address.url
 
 
 def through_commit_turns(store: Any) -> None:

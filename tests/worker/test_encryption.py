@@ -151,6 +151,7 @@ def holders(directory: Path) -> list[str]:
     return [path.name for path in files if any(form in path.read_bytes() for form in forms)]
 
 
+@pytest.mark.stores("sqlite")  # looks into files
 async def test_no_payload_reaches_a_file(client: Client, tmp_path: Path) -> None:
     """Neither the database nor its log nor a backup, whatever happened to the runs."""
     async with running_worker(client, conversation, failing, second_chance, faulty):
@@ -163,6 +164,7 @@ async def test_no_payload_reaches_a_file(client: Client, tmp_path: Path) -> None
             await (await plain.get("talk")).result(10)
 
 
+@pytest.mark.stores("sqlite")  # looks into files
 async def test_without_a_codec_the_canary_would_be_found(url: str, tmp_path: Path) -> None:
     """The search finds what is there: the test above means something."""
     chances.names.clear()
@@ -172,6 +174,7 @@ async def test_without_a_codec_the_canary_would_be_found(url: str, tmp_path: Pat
         assert "runs.db" in {name.removesuffix("-wal") for name in holders(tmp_path)}
 
 
+@pytest.mark.stores("sqlite")  # looks into files
 async def test_answers_from_outside_are_encrypted(client: Client, tmp_path: Path) -> None:
     """Results, failures and heartbeats that come with a task token; by whoever has the codec."""
     tokens: list[str] = []
@@ -329,6 +332,7 @@ async def _none_unread(client: Client) -> bool:
     return (await client.store.get_run("s")).unread == 0
 
 
+@pytest.mark.stores("sqlite")  # looks into files
 async def test_a_retry_reads_the_rows_it_kept(client: Client) -> None:
     """They were written in an earlier generation. Rows of the failed attempt do not pass for those of the next."""
     chances.names.clear()
@@ -373,6 +377,7 @@ async def test_an_operators_retry_reads_the_rows_it_kept(client: Client, from_st
     assert [line.status for line in (await client.describe("h")).journal] == ["completed", "completed"]
 
 
+@pytest.mark.stores("sqlite")  # looks into files
 async def test_what_an_activity_starts_is_encrypted_too(client: Client, tmp_path: Path) -> None:
     """The default engine inside a worker uses its worker's database and codec."""
 
@@ -390,6 +395,7 @@ async def test_what_an_activity_starts_is_encrypted_too(client: Client, tmp_path
     assert holders(tmp_path) == []
 
 
+@pytest.mark.stores("sqlite")  # looks into files
 async def test_the_default_engine_encrypts(url: str, tmp_path: Path) -> None:
     """`configure(codec=...)` is for plain scripts."""
     durable.configure(url, durability="off", codec=Encryption({"k1": KEY}))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from durable.errors import StoreBusyError, StoreError
-from durable.seams import Clock, ServerClock, ThreadExecutor, pause
+from durable.seams import Clock, ServerClock, ThreadExecutor, pause, spawn
 from durable.store.migrations import load_migrations
 from durable.store.postgres import (
     completions,
@@ -103,6 +103,7 @@ class PostgresStore:
         self._heartbeat = Heartbeat(database)
         self._wakeups = Wakeups(database, asyncio.get_running_loop())
         self._workers: set[int] = set()  # registered here, not retired
+        self._writing: set[asyncio.Task[list[Verdict]]] = set()
         self._skipped: set[int] = set()  # runs whose close met somebody's open transaction
         self._gone: str | None = None  # why the store cannot be used any more
         forks.track(self)
@@ -132,6 +133,7 @@ class PostgresStore:
             return
         self._gone = _CLOSED
         forks.forget(self)
+        await self._settle()
         await self._wakeups.close()
         if self._workers:
             try:
@@ -310,6 +312,8 @@ class PostgresStore:
             self._skipped.difference_update(pks)
             await pause(SKIPPED_SECONDS)
 
+        await self._settle()
+
         async def settled(db: Session) -> list[Claim]:
             await liveness.settle_fences(db, worker_id)
             return await reading.read_claims(db, worker_id, pks)
@@ -322,7 +326,11 @@ class PostgresStore:
         "lost" after a journal-key conflict is made true: the run is handed back, and anybody may claim it anew.
         """
         self._require_writable()
-        verdicts = await self._turns.write(worker_id, commits, self._given(now_us))
+        # If the caller is cancelled, the commit still ends one way or the other, and `read_claims` waits for it.
+        writing = spawn(self._turns.write(worker_id, commits, self._given(now_us)), name="durable commit")
+        self._writing.add(writing)
+        writing.add_done_callback(self._written)
+        verdicts = await asyncio.shield(writing)
         work = ends = changed = False
         for commit, verdict in zip(commits, verdicts, strict=True):
             if verdict == "messages":
@@ -335,6 +343,16 @@ class PostgresStore:
         if changed:
             self._wakeups.tell(work=work, ends=ends)
         return verdicts
+
+    def _written(self, writing: asyncio.Task[list[Verdict]]) -> None:
+        self._writing.discard(writing)
+        if not writing.cancelled():
+            writing.exception()  # whoever was cancelled meanwhile finds out by reading
+
+    async def _settle(self) -> None:
+        """Wait until nothing of ours is on its way to the server."""
+        if self._writing:
+            await asyncio.wait(set(self._writing))
 
     def commit_turns_now(
         self, worker_id: int, commits: Sequence[TurnCommit], now_us: int
