@@ -81,15 +81,6 @@ class Session:
         rows: list[Any] = await self.connection.fetch(statement.text, *values, timeout=STATEMENT_SECONDS)
         return rows
 
-    async def fetch_of(self, name: str, table: str, /, **parameters: object) -> list[Any]:
-        """Run a statement about one table of a pattern's own. Whoever took the name from outside has checked it."""
-        assert table.isidentifier(), "checked by the client"
-        statement = self._sql[name]
-        values = [parameters[one] for one in statement.names]
-        text = statement.text.replace("rows_table", table)
-        rows: list[Any] = await self.connection.fetch(text, *values, timeout=STATEMENT_SECONDS)
-        return rows
-
     async def row(self, name: str, /, **parameters: object) -> Any:
         """Return the first row, or None."""
         rows = await self.fetch(name, **parameters)

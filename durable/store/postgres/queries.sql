@@ -99,7 +99,7 @@ UPDATE durable.worker SET is_alive = false, stopped_at_us = durable.instant(:now
 
 -- name: suspects_of_worker
 -- The run that a worker drove alone when it died (P14).
-SELECT id, run_id, generation FROM durable.run WHERE owner = :worker AND suspicion = 2;
+SELECT id, run_id FROM durable.run WHERE owner = :worker AND suspicion = 2;
 
 -- name: count_crash
 WITH free AS MATERIALIZED (
@@ -108,13 +108,8 @@ WITH free AS MATERIALIZED (
 UPDATE durable.run SET crashes = crashes + 1, suspicion = 1 FROM free WHERE run.id = free.id RETURNING run.crashes;
 
 -- name: park_poison
-WITH parked AS (
-    UPDATE durable.run SET status = 3, owner = NULL, reason = :reason, ready_at_us = durable.instant(:now_us), is_delayed = false
-    WHERE id = :run
-    RETURNING id, generation
-)
-UPDATE durable.run_payload SET result = NULL, failure = :failure
-FROM parked WHERE run_payload.run = parked.id AND run_payload.generation = parked.generation;
+UPDATE durable.run SET status = 3, owner = NULL, reason = :reason, ready_at_us = durable.instant(:now_us), is_delayed = false
+WHERE id = :run;
 
 -- name: release_runs_of_worker
 -- Runs whose row somebody's open transaction holds are left for later, and the worker is marked for it (P5). `is_crash`: nobody
@@ -889,7 +884,7 @@ SELECT turn, part, data FROM durable.journal WHERE run = :run AND generation = :
 
 -- name: read_journal_page
 SELECT turn, part, data FROM durable.journal
-WHERE run = :run AND generation = :generation AND (turn, part) > (:turn::integer, :part::integer)
+WHERE run = :run AND generation = :generation AND (turn, part) > (:turn, :part)
 ORDER BY turn, part
 LIMIT :count;
 
@@ -1011,38 +1006,23 @@ SELECT count(*) FROM gone;
 -- name: unmark_runs
 DELETE FROM durable.retention_run WHERE run = ANY (:runs::bigint[]);
 
+-- ─ rows of patterns ──
+
+-- name: append_rows
+-- Compare-and-set: two that append behind the same row meet the key, and one of them has written nothing.
+INSERT INTO durable.pattern_row (name, key, number, at_us, data)
+SELECT :name::text, :key::text, :after::integer + line.number, durable.instant(:now_us), line.data
+FROM unnest(:rows::bytea[]) WITH ORDINALITY AS line (data, number)
+WHERE (SELECT coalesce(max(number), 0) FROM durable.pattern_row WHERE name = :name::text AND key = :key::text) = :after::integer
+RETURNING number;
+
+-- name: count_rows
+SELECT coalesce(max(number), 0) FROM durable.pattern_row WHERE name = :name AND key = :key;
+
+-- name: read_rows
+SELECT data FROM durable.pattern_row WHERE name = :name AND key = :key AND number > :after ORDER BY number LIMIT :count;
+
 -- ─ being told ──
 
 -- name: notify
 SELECT pg_notify(:channel, :sender);
-
--- ─ rows of patterns ─
-
--- name: lock_rows
--- Until the end of the transaction. By name and schema: locks of this kind are the whole database's.
-SELECT count(*) FROM pg_advisory_xact_lock(hashtextextended('durable.' || :name, 0));
-
--- name: make_rows
--- `rows_table` stands for the table's name, an identifier that was checked: names cannot be bound.
-CREATE TABLE IF NOT EXISTS durable."rows_table" (
-    key text NOT NULL,
-    number bigint NOT NULL,
-    at_us bigint NOT NULL,
-    data bytea NOT NULL,
-    PRIMARY KEY (key, number)
-);
-
--- name: count_rows
-SELECT coalesce(max(number), 0) FROM durable."rows_table" WHERE key = :key;
-
--- name: append_row
--- All at once, unlike SQLite's: each statement is a journey.
-INSERT INTO durable."rows_table" (key, number, at_us, data)
-SELECT :key, :after::bigint + given.number, durable.instant(:now_us), given.data
-FROM unnest(:rows::bytea[]) WITH ORDINALITY AS given (data, number);
-
--- name: find_rows_table
-SELECT 1 WHERE to_regclass('durable.' || quote_ident(:table)) IS NOT NULL;
-
--- name: read_rows
-SELECT data FROM durable."rows_table" WHERE key = :key AND number > :after ORDER BY number LIMIT :count;

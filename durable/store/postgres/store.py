@@ -26,9 +26,9 @@ from durable.store.postgres import (
     schema,
     suspects,
 )
-from durable.store.postgres import rows as pattern_rows
 from durable.store.postgres.committing import TurnWriter, lease_lost
 from durable.store.postgres.connection import PACKAGE, Database, FenceSlots, Session
+from durable.store.postgres.faults import KeyTaken
 from durable.store.postgres.heartbeat import Heartbeat
 from durable.store.postgres.location import Place
 from durable.store.postgres.starting import SameInput, Starter, same_bytes
@@ -569,15 +569,19 @@ class PostgresStore:
     async def append_rows(
         self, table: str, key: str, *, after: int, rows: Sequence[bytes], now_us: int
     ) -> bool:
-        return await self._write(
-            lambda db: pattern_rows.append_rows(db, table, key, after, rows, self._given(now_us))
-        )
+        self._require_writable()
+        values = {"name": table, "key": key, "after": after, "now_us": self._given(now_us)}
+        try:
+            written = await self._database.fetch("append_rows", **values, rows=list(rows))
+        except KeyTaken:
+            return False
+        if rows:
+            return bool(written)
+        return bool(await self._database.value("count_rows", name=table, key=key) == after)
 
     async def read_rows(self, table: str, key: str, *, after: int, limit: int) -> list[bytes]:
-        self._require_usable()
-        return await self._patiently(
-            lambda: self._database.run(lambda db: pattern_rows.read_rows(db, table, key, after, limit))
-        )
+        found = await self._look("read_rows", name=table, key=key, after=after, count=limit)
+        return [row["data"] for row in found]
 
     # ─ care ──
 

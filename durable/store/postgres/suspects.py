@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-import msgspec
-
-from durable import failures
 from durable.errors import PoisonError
 from durable.store.postgres.connection import Session
 from durable.store.records import CRASHES_MAX, Trial
-
-_encode: Final = msgspec.json.Encoder().encode
 
 
 async def release_runs(
@@ -43,8 +36,8 @@ async def _blame(db: Session, worker: int, run: int, run_id: str, now_us: int | 
         run_id=run_id,
         crashes=crashes,
     )
-    failure = _encode(failures.record(fault))
-    await db.fetch("park_poison", run=run, reason=f"PoisonError: {fault}", failure=failure, now_us=now_us)
+    # A reason alone: it holds no value, and there is no stack, so nothing that a codec would have to seal.
+    await db.fetch("park_poison", run=run, reason=f"PoisonError: {fault}", now_us=now_us)
     return True
 
 

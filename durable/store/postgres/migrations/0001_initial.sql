@@ -248,6 +248,17 @@ CREATE TABLE durable.role (
     worker bigint NOT NULL
 );
 
+-- Append-only rows of patterns, by the name of their table and a key. One table for all names, so that using a new name changes no
+-- shape, which a worker's role may not.
+CREATE TABLE durable.pattern_row (
+    name text COLLATE "C" NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    number integer NOT NULL,
+    at_us bigint NOT NULL,
+    data bytea NOT NULL,
+    PRIMARY KEY (name, key, number)
+);
+
 -- What readers see of the latest generation of each run.
 CREATE VIEW durable.run_seen AS
 SELECT
