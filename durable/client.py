@@ -142,8 +142,13 @@ class LocalWorker(Protocol):
     def worker_id(self) -> int:
         """Return its incarnation, 0 if it has none."""
 
-    def room_for(self, request: StartRequest) -> int:
-        """Return how many runs of this kind it would begin to drive at once."""
+    def reserve_room(self, request: StartRequest, wanted: int) -> int:
+        """Take places for up to `wanted` runs of this kind that it would begin to drive at once; return how many."""
+        ...
+
+    def return_room(self, places: int) -> None:
+        """Give back what `reserve_room` took."""
+        ...
 
     def adopt(self, claim: Claim) -> None:
         """Drive a run that was started as its own."""
@@ -298,7 +303,7 @@ class Client:
         """
         for worker in self._workers:
             owner = worker.worker_id
-            room = worker.room_for(requests[0]) if owner and requests else 0
+            room = worker.reserve_room(requests[0], len(requests)) if owner and requests else 0
             if room <= 0:
                 continue
             owned = [msgspec.structs.replace(request, owner=owner) for request in requests[:room]]
@@ -306,6 +311,8 @@ class Client:
                 outcomes = await self.store.start_runs(owned + requests[room:], self.clock.now_us())
             except LeaseLostError:
                 break  # it was declared dead, and does not know yet
+            finally:
+                worker.return_room(room)
             for outcome in outcomes:
                 if outcome.claim is not None and worker.worker_id == owner:
                     worker.adopt(outcome.claim)

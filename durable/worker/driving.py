@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -119,7 +120,8 @@ class Driver:
         self._code_of = code_of
         self._capacity = capacity
         self._limits = limits
-        self._dirty: dict[LiveRun, None] = {}
+        self.promised = 0  # places of runs that are being claimed or started at this moment
+        self._dirty: deque[LiveRun] = deque()  # those that say `is_dirty`, and some that no longer do
         self._evictions: list[Instance] = []
         self._pump_is_due = False
         self._now_us = 0  # of the turns that are being made
@@ -130,7 +132,7 @@ class Driver:
     @property
     def room(self) -> int:
         """How many more runs may be claimed."""
-        return self._capacity - len(self.runs)
+        return self._capacity - len(self.runs) - self.promised
 
     # ─ what comes in ──
 
@@ -169,8 +171,9 @@ class Driver:
 
     def mark(self, run: LiveRun) -> None:
         """Something happened to this run: drive it in the next round."""
-        if run.phase is not _GONE:  # else a slot may have become free
-            self._dirty[run] = None
+        if not run.is_dirty and run.phase is not _GONE:  # else a slot may have become free
+            run.is_dirty = True
+            self._dirty.append(run)
         if not self._pump_is_due:
             self.schedule_pump()
 
@@ -196,12 +199,15 @@ class Driver:
             evictions, self._evictions = self._evictions, []
             for instance in evictions:
                 self._evict(instance)
-        dirty, self._dirty = self._dirty, {}
+        dirty = self._dirty
         deadline = self._clock.monotonic() + PUMP_SECONDS_MAX
         self._now_us = self._clock.now_us()  # one instant for the turns of a moment
-        waiting = iter(dirty)
         driven = 0
-        for run in waiting:
+        for _ in range(len(dirty)):  # what is marked from here on waits for the next round
+            run = dirty.popleft()
+            if not run.is_dirty:
+                continue
+            run.is_dirty = False
             if run.phase is _IDLE:
                 if run.is_suspect:
                     if not run.is_held:
@@ -213,14 +219,14 @@ class Driver:
                     self._now_us = self._clock.now_us()
                     if self._clock.monotonic() > deadline:
                         break
-        for run in waiting:
-            self.mark(run)
+        if dirty and not self._pump_is_due:
+            self.schedule_pump()
         if self.items:
             self._on_work()
 
     def drive_alone(self, run: LiveRun) -> bool:
         """Drive one suspect now; return whether it adds a turn. It is no longer among those that wait for the pump."""
-        self._dirty.pop(run, None)
+        run.is_dirty = False
         self._now_us = self._clock.now_us()
         self._drive_watched(run)
         adds_turn = any(item.run is run and item.turn is not None for item in self.items)
@@ -851,7 +857,7 @@ class Driver:
             self.runs.get(run.pk) is run
         ):  # else: given up, and claimed anew before its last commit was settled
             del self.runs[run.pk]
-        self._dirty.pop(run, None)
+        run.is_dirty = False
         self.performer.drop(run)
         self._forget_instance(run)
         self.schedule_pump()

@@ -118,6 +118,7 @@ class LiveRun:
         "idle_since",
         "inbox",
         "instance",
+        "is_dirty",
         "is_held",
         "is_recovered",
         "is_suspect",
@@ -147,6 +148,7 @@ class LiveRun:
         self.attempts: dict[int, Attempt] = {}
         self.outcomes: deque[Outcome] = deque()
         self.phase = Phase.IDLE
+        self.is_dirty = False  # to be driven in the next round
         self.idle_since = 0.0
         self.release_asked = False  # it has waited here for long
         self.leave_asked = False  # hand it back as soon as nothing of it is on its way

@@ -48,6 +48,10 @@ RETENTION: Final = timedelta(days=RETENTION_DAYS)
 RETENTION_SECONDS_MIN: Final = 60.0
 HOUSEKEEPING_SECONDS: Final = 1.0
 OWNERSHIP_SECONDS: Final = 0.1  # between looks for runs that were taken away
+OWNERSHIP_SHARE: Final = (
+    20  # a look that took long, for there are many, is followed by a pause this many times as long
+)
+OWNERSHIP_SECONDS_MAX: Final = 1.0
 UNWIND_SECONDS: Final = 1.0
 SERVES: Final = "__durable_workflows__"
 log = logging.getLogger("durable.worker")
@@ -167,8 +171,8 @@ class Worker:
         if self._pauses != Pauses():
             self._hold_paused()
 
-    def room_for(self, request: StartRequest) -> int:
-        """Return how many runs of this kind it would begin at once: none beyond what its slots keep busy."""
+    def reserve_room(self, request: StartRequest, wanted: int) -> int:
+        """Take places for up to `wanted` runs of this kind: none beyond what its slots keep busy. Give them back in any case."""
         if (
             self._own_only
             or self._stopping
@@ -179,7 +183,14 @@ class Worker:
             or self.registry.find(request.workflow, request.version) is None
         ):
             return 0
-        return min(self._driver.room, self.concurrency - len(self._driver.runs))
+        driver = self._driver
+        room = min(driver.room, self.concurrency - len(driver.runs) - driver.promised, wanted)
+        driver.promised += max(room, 0)
+        return max(room, 0)
+
+    def return_room(self, places: int) -> None:
+        """Give back what `reserve_room` took; runs that came of it are counted as runs."""
+        self._driver.promised = max(0, self._driver.promised - places)  # of a life before: nothing
 
     def ask_for(self, pk: int) -> None:
         """Claim this run as soon as it is ready (embedded engines)."""
@@ -441,6 +452,7 @@ class Worker:
     async def _sync(self) -> None:
         """Claim ready runs, take in messages, notice runs that were taken away: at every hint, else now and then."""
         checked_at = self._clock.monotonic()
+        check_pause = OWNERSHIP_SECONDS
         while True:
             again = False
             worker_id = self.worker_id
@@ -448,10 +460,13 @@ class Worker:
                 again = await self._claim()
                 if self._driver.runs:
                     self._driver.deliver(await self._store.read_inbox(self.worker_id))
-                if self._clock.monotonic() - checked_at > OWNERSHIP_SECONDS:
-                    checked_at = self._clock.monotonic()
+                began_at = self._clock.monotonic()
+                if began_at - checked_at > check_pause:
                     await self._check_ownership()
                     await self._obey_pauses()
+                    checked_at = self._clock.monotonic()
+                    took = checked_at - began_at
+                    check_pause = min(max(OWNERSHIP_SECONDS, OWNERSHIP_SHARE * took), OWNERSHIP_SECONDS_MAX)
             except LeaseLostError:
                 self._on_lost(worker_id)
             except StoreError as error:
@@ -468,14 +483,18 @@ class Worker:
         room = min(self._driver.room, CLAIM_MAX)
         if room <= 0 or not len(self.registry):
             return False
-        claims = await self._store.claim_ready_runs(
-            self.worker_id,
-            now_us=self._clock.now_us(),
-            limit=room,
-            task_queue=None if self._own_only else self.task_queue,
-            definitions=self.registry.keys(),
-            pks=sorted(self._interest) if self._own_only else None,
-        )
+        self._driver.promised += room
+        try:
+            claims = await self._store.claim_ready_runs(
+                self.worker_id,
+                now_us=self._clock.now_us(),
+                limit=room,
+                task_queue=None if self._own_only else self.task_queue,
+                definitions=self.registry.keys(),
+                pks=sorted(self._interest) if self._own_only else None,
+            )
+        finally:
+            self._driver.promised -= room
         for claim in claims:
             self._driver.adopt(claim)
         return len(claims) == room

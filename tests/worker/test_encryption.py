@@ -171,7 +171,7 @@ async def test_without_a_codec_the_canary_would_be_found(url: str, tmp_path: Pat
     async with connect(url) as plain:
         async with running_worker(plain, conversation, failing, second_chance, faulty):
             await every_kind_of_payload(plain)
-        assert "runs.db" in {name.removesuffix("-wal") for name in holders(tmp_path)}
+        assert "durable.db" in {name.removesuffix("-wal") for name in holders(tmp_path)}
 
 
 @pytest.mark.stores("sqlite")  # looks into files

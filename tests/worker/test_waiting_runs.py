@@ -197,9 +197,6 @@ async def _has_fired(run: object) -> bool:
     return any(entry.status == "fired" for entry in (await run.describe()).journal)  # type: ignore[attr-defined]  # a handle
 
 
-@pytest.mark.stores(
-    "sqlite"
-)  # a start and a claim that are both under way count the same room twice on a server
 async def test_a_small_cache_keeps_all_runs_finishing(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
