@@ -10,7 +10,7 @@ import gc
 import resource
 from typing import Final
 
-from durable_cli.operate import COLLECTOR_THRESHOLDS
+from durable_cli.serving import COLLECTOR_THRESHOLDS
 
 from durable import BulkOperation, BulkOperationConfig, configure
 from durable.default import engine_here
