@@ -409,9 +409,10 @@ class BulkStream(Generic[R]):
             if not isinstance(failed.__cause__, BulkOperationError):
                 raise
             self.error = BulkOperationError(str(failed.__cause__))
-        run = await handle.describe()
-        if run.closed_at is not None:
-            self._duration = (run.closed_at - run.created_at).total_seconds()
+        client = await durable.default_client()
+        for run in await client.list(run_id=handle.run_id, journals=False):  # a story would hold all slices
+            if run.run_id == handle.run_id and run.closed_at is not None:
+                self._duration = (run.closed_at - run.created_at).total_seconds()
         if self.error is not None:
             self.error.partial = self.result
         else:
