@@ -26,7 +26,9 @@ hypothesis.settings.load_profile("durable")
 
 KINDS: Final = ("sqlite", "postgres")
 POOLED: Final = pytest.param("pgbouncer", marks=pytest.mark.slow)  # the contract through a pooler, too
-ON_BOTH: Final = ("store", "worker", "client", "crash")
+# The contract runs on both by default; what stands on it, on a server, is part of the long suite (`pytest -m slow`).
+SERVER_IS_SLOW: Final = pytest.param("postgres", marks=pytest.mark.slow)
+ON_BOTH: Final = ("client", "crash", "store", "worker")
 _numbers = itertools.count(1)
 
 
@@ -39,6 +41,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     kinds: tuple[Any, ...] = KINDS if room in ON_BOTH else KINDS[:1]
     if room == "store":
         kinds = (*KINDS, POOLED)
+    elif room in ("crash", "worker"):
+        kinds = ("sqlite", SERVER_IS_SLOW)
     if marker is not None:
         kinds = marker.args
     elif "database" in metafunc.fixturenames:
@@ -63,7 +67,7 @@ def pooler(postgres: Server) -> Iterator[Pooler]:
     try:
         pooler = Pooler(postgres)
     except NoPooler as missing:
-        without_server(str(missing))
+        pytest.skip(str(missing))  # the distribution's own program: not everywhere to be had
     yield pooler
     pooler.remove()
 
