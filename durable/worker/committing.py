@@ -78,6 +78,11 @@ class Committer:
             driver.items = []
             self._failed(items, incarnation, error)
             return not self._in_trouble
+        except (
+            Exception
+        ):  # a fault of ours: it is met again in the committer's task, whose end ends the worker
+            log.exception("a commit on the spot met an internal error")
+            return False
         if verdicts is None:
             return False
         driver.items = []
