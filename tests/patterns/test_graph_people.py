@@ -37,7 +37,7 @@ State = dict[str, Any]
 class Shop:
     """A graph that reserves, asks, and ships or cancels; it counts what it did."""
 
-    def __init__(self, *, version: int = 1, config: GraphConfig | None = None) -> None:
+    def __init__(self, *, name: str = "shop", version: int = 1, config: GraphConfig | None = None) -> None:
         calls = self.calls = Calls()
 
         async def reserve(state: State) -> State:
@@ -52,7 +52,7 @@ class Shop:
             calls("cancel")
             return {"output": "cancelled"}
 
-        builder = WorkflowBuilder("shop", config, version=version)
+        builder = WorkflowBuilder(name, config, version=version)
         builder.add_node(reserve).add_node(
             HumanNode("approve", prompt="Ship {order}?", output_key="approved")
         )
@@ -267,7 +267,7 @@ async def test_a_graph_is_cancelled_while_it_asks(embedded: str) -> None:
 
 async def test_recover_takes_up_what_was_answered(embedded: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of graphs that are variables of an imported module, as of any workflow."""
-    shop = Shop()
+    shop = Shop(name="recovered-shop")  # other modules of these tests have a "shop", too
     monkeypatch.setattr(sys.modules[__name__], "recovered", shop.engine.graph, raising=False)
     client = (await shop.engine.enqueue(initial_state={"order": "o"}, run_id="r"))._client
     async with running_worker(client, shop.engine, warm_us=0):
