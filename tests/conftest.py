@@ -41,13 +41,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     kinds: tuple[Any, ...] = KINDS if room in ON_BOTH else KINDS[:1]
     if room == "store":
         kinds = (*KINDS, POOLED)
-    elif room in ("crash", "worker"):
+    elif room in ("client", "crash", "worker"):
         kinds = ("sqlite", SERVER_IS_SLOW)
     if marker is not None:
         kinds = marker.args
     elif "database" in metafunc.fixturenames:
         kinds = KINDS[:1]
     metafunc.parametrize("store_kind", kinds, scope="function")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every point of a program to die at is looked at on SQLite, a sample of them on a server, and the rest by hand (`-m long`)."""
+    for item in items:
+        is_exhaustive = "_any" in item.name.split("[")[0] or "again_and_again" in item.name
+        if is_exhaustive and "postgres" in item.name and "crash" in item.path.parts:
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from tests.crash.programs.deadly import AT_ONCE, calls, deadly, deadly_later, go
 from tests.support.supervisor import PATIENCE, supervised
 from tests.support.workers import until
 
+SLOW = pytest.mark.slow  # they wait for limits to run out
 NEIGHBOURS = 20
 STEPS = 3
 EXPECTED = [7 + sum(range(STEPS))] * NEIGHBOURS
@@ -44,7 +45,9 @@ async def finished(neighbours: list[Any]) -> list[int]:
     return [await run.result(PATIENCE) for run in neighbours]
 
 
-@pytest.mark.parametrize("how", ["exit", "abort", "sleep", "lock"])
+@pytest.mark.parametrize(
+    "how", ["exit", "abort", pytest.param("sleep", marks=SLOW), pytest.param("lock", marks=SLOW)]
+)
 async def test_a_workflow_that_ends_its_worker_is_parked_as_poison(
     client: Client, url: str, tmp_path: Path, how: str
 ) -> None:
@@ -103,8 +106,8 @@ async def test_a_poisonous_run_that_is_resumed_gets_one_chance(
     [
         ("async", "exit", "WorkerLostError"),
         ("thread", "exit", "WorkerLostError"),
-        ("thread", "lock", "WorkerLostError"),
-        ("async", "sleep", "WorkerLostError"),
+        pytest.param("thread", "lock", "WorkerLostError", marks=SLOW),
+        pytest.param("async", "sleep", "WorkerLostError", marks=SLOW),
         ("async", "spin", "BlockedLoopError"),
         ("async", "recursion", "RecursionError"),
         ("thread", "recursion", "RecursionError"),

@@ -59,6 +59,7 @@ def restarted(scene: Scene, seed: int, deaths: int) -> None:
     assert told >= {("started", run_id) for run_id in EXPECTED if run_id.startswith(("chain", "listener"))}
 
 
+@pytest.mark.slow
 def test_processes_that_open_a_file_at_the_same_moment_all_succeed(tmp_path: Path, stage: Stage) -> None:
     """A new file, and one that dead processes left: whoever comes second waits until the first has made it usable."""
     for number in range(5):

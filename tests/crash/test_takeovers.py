@@ -187,6 +187,7 @@ def test_a_killed_worker_is_replaced_at_once(scene: Scene) -> None:
     scene.check({"patient": completed(["reserved gate", "gate", "released gate"])})
 
 
+@pytest.mark.slow
 def test_a_run_that_sleeps_while_its_worker_dies_wakes_up_on_time(scene: Scene) -> None:
     """A timer far enough away that the run had left the worker's memory: whoever is up fires it."""
     assert scene.launch("asker", workflow="sleeper", argument=6.0, run_id="sleeper").wait() == 0
