@@ -131,7 +131,8 @@ def test_a_death_at_any_commit_changes_no_outcome(mode: str, tmp_path: Path, sta
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("commits", [15, 19, 26])
+# Lives of fifteen commits are too short: they end during the trial of one and the same suspect, which proves it poison (P14).
+@pytest.mark.parametrize("commits", [19, 26])
 def test_a_process_that_dies_again_and_again_gets_there(commits: int, tmp_path: Path, stage: Stage) -> None:
     """Every life ends at its own n-th commit; as long as each gets somewhere, the outcome is that of a single life."""
     for mode in ("embedded", "worker"):

@@ -105,7 +105,17 @@ SELECT id, run_id FROM durable.run WHERE owner = :worker AND suspicion = 2;
 WITH free AS MATERIALIZED (
     SELECT id FROM durable.run WHERE id = :run AND owner = :worker AND suspicion = 2 FOR UPDATE SKIP LOCKED
 )
-UPDATE durable.run SET crashes = crashes + 1, suspicion = 1 FROM free WHERE run.id = free.id RETURNING run.crashes;
+-- One that has written a turn since it was driven alone got on: something else killed the worker.
+UPDATE durable.run SET
+    crashes = CASE
+        WHEN (
+            SELECT coalesce(max(turn), 0) FROM durable.journal
+            WHERE journal.run = run.id AND journal.generation = run.generation
+        ) > run.trial_turn THEN 0
+        ELSE crashes + 1
+    END,
+    suspicion = 1
+FROM free WHERE run.id = free.id RETURNING run.crashes;
 
 -- name: park_poison
 UPDATE durable.run SET status = 3, owner = NULL, reason = :reason, ready_at_us = durable.instant(:now_us), is_delayed = false
@@ -590,6 +600,10 @@ WITH fence AS MATERIALIZED (
 ), tried AS (
     UPDATE durable.run SET
         suspicion = 2,
+        trial_turn = (
+            SELECT coalesce(max(turn), 0) FROM durable.journal
+            WHERE journal.run = run.id AND journal.generation = run.generation
+        ),
         tried_code = CASE
             WHEN strpos(' ' || tried_code || ' ', ' ' || :code::text || ' ') > 0 THEN tried_code
             ELSE ltrim(tried_code || ' ' || :code::text)

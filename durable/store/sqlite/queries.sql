@@ -73,10 +73,18 @@ WHERE owner = :worker;
 
 -- name: suspect_of_worker
 -- The run that a worker drove alone when it died.
-SELECT id, run_id, crashes FROM run WHERE owner = :worker AND suspicion = 2;
+SELECT id, run_id FROM run WHERE owner = :worker AND suspicion = 2;
 
 -- name: count_crash
-UPDATE run SET crashes = crashes + 1, suspicion = 1 WHERE id = :run;
+-- One that has written a turn since it was driven alone got on: something else killed the worker.
+UPDATE run SET
+    crashes = CASE
+        WHEN (SELECT coalesce(max(turn), 0) FROM journal WHERE run = :run AND generation = run.generation) > trial_turn THEN 0
+        ELSE crashes + 1
+    END,
+    suspicion = 1
+WHERE id = :run
+RETURNING crashes;
 
 -- name: park_poison
 UPDATE run SET status = 3, owner = NULL, reason = :reason, ready_at_us = :now_us, is_delayed = 0 WHERE id = :run;
@@ -349,6 +357,7 @@ WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
 -- name: try_suspect
 UPDATE run SET
     suspicion = 2,
+    trial_turn = (SELECT coalesce(max(turn), 0) FROM journal WHERE run = :run AND generation = run.generation),
     tried_code = CASE
         WHEN instr(' ' || tried_code || ' ', ' ' || :code || ' ') THEN tried_code ELSE ltrim(tried_code || ' ' || :code)
     END

@@ -20,11 +20,11 @@ def release_runs(
     now = {"worker": worker, "now_us": now_us}
     to_blame = db.execute(sql["suspect_of_worker"], now).fetchall() if is_crash else []
     poison: list[str] = []
-    for run, run_id, crashes in to_blame:
-        db.execute(sql["count_crash"], {"run": run})
-        if crashes + 1 >= CRASHES_MAX:
+    for run, run_id in to_blame:
+        ((crashes,),) = db.execute(sql["count_crash"], {"run": run}).fetchall()
+        if crashes >= CRASHES_MAX:
             # A reason alone: it holds no value, and there is no stack, so nothing that a codec would have to seal.
-            reason = f"PoisonError: {_poisonous(run_id, crashes + 1)}"
+            reason = f"PoisonError: {_poisonous(run_id, crashes)}"
             db.execute(sql["park_poison"], {"run": run, "reason": reason, "now_us": now_us})
             poison.append(run_id)
     unexplained = int(is_crash and not to_blame)

@@ -47,7 +47,8 @@ CREATE TABLE durable.worker_heartbeat (
 -- One narrow row per run id: the run's permanent address (P1). `generation` is the latest; closed ones go to the table
 -- of that name. `is_delayed` marks a ready run with a `ready_at_us` ahead when it was written. A pause stands on the row, too:
 -- whoever would set the run ready sets it held (status 4) instead. suspicion: 0 none; 1 its worker died while it held the run;
--- 2 its worker drives it alone (P14). crashes: workers that died driving it alone, since it last got on. tried_code:
+-- 2 its worker drives it alone (P14). crashes: workers that died driving it alone, since it last got on. trial_turn: its last
+-- turn when that began: a later one means that it got on, whatever killed the worker then. tried_code:
 -- fingerprints of code that has met it parked, apart by spaces (P13). last_turn: the last turn that was written when the run
 -- last changed hands: a journal that ends before it has lost rows.
 CREATE TABLE durable.run (
@@ -75,6 +76,7 @@ CREATE TABLE durable.run (
     paused_at_us bigint,
     pause_reason text,
     suspicion smallint NOT NULL DEFAULT 0,
+    trial_turn integer NOT NULL DEFAULT 0,
     crashes integer NOT NULL DEFAULT 0,
     tried_code text NOT NULL DEFAULT '',
     last_turn integer NOT NULL DEFAULT 0,
