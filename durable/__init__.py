@@ -5,18 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from durable.activities import (
-    Activity,
-    ActivityInfo,
-    activity,
-    activity_info,
-    derived_run_id,
-    heartbeat,
-    make_activity,
-    raise_complete_async,
-    start_part,
-    step,
-)
+from durable.activities import Activity, activity, make_activity, step
+from durable.definitions import check_table_name
 from durable.errors import (
     ActivityClosedError,
     ActivityError,
@@ -26,6 +16,7 @@ from durable.errors import (
     CodecError,
     DefinitionError,
     DurableError,
+    EndlessContinuationError,
     InboxFullError,
     InternalError,
     JournalLimitError,
@@ -59,9 +50,23 @@ from durable.errors import (
     WorkflowTimeoutError,
     WorkflowVersionMismatchError,
 )
+from durable.in_activity import (
+    ActivityInfo,
+    activity_info,
+    adopt_part,
+    derived_run_id,
+    finish_part,
+    heartbeat,
+    part_context,
+    raise_complete_async,
+    shield_thread,
+    start_part,
+)
 from durable.in_workflow import (
     RunInfo,
+    all_handlers_finished,
     as_completed,
+    continue_as_new,
     deprecate_patch,
     info,
     is_evicting,
@@ -85,14 +90,20 @@ from durable.journal.lifecycle import RunStatus
 from durable.limits import Limits
 from durable.result import Err, Ok, Result, UnwrapError
 from durable.retry import Retry, RetryAfter, Seconds
-from durable.workflows import Signal, Workflow, WorkflowContext, make_workflow, workflow
+from durable.workflows import (
+    Signal,
+    Workflow,
+    WorkflowContext,
+    child,
+    make_workflow,
+    on_query,
+    on_signal,
+    workflow,
+    workflow_of,
+)
 
 if TYPE_CHECKING:
-    from durable.client import Backup as Backup
     from durable.client import Client as Client
-    from durable.client import Pruned as Pruned
-    from durable.client import Reopened as Reopened
-    from durable.client import check_table_name as check_table_name
     from durable.client import connect as connect
     from durable.default import answer as answer
     from durable.default import cancel as cancel
@@ -111,6 +122,9 @@ if TYPE_CHECKING:
     from durable.journal.view import Entry as Entry
     from durable.journal.why import Why as Why
     from durable.journal.why import WhyReason as WhyReason
+    from durable.operating import Backup as Backup
+    from durable.operating import Pruned as Pruned
+    from durable.operating import Reopened as Reopened
     from durable.patterns.bulk import BulkOperation as BulkOperation
     from durable.patterns.bulk import BulkStream as BulkStream
     from durable.patterns.bulk_config import BulkItemError as BulkItemError
@@ -198,6 +212,8 @@ if TYPE_CHECKING:
     from durable.patterns.state_records import StateTransition as StateTransition
     from durable.payloads.codec import PayloadCodec as PayloadCodec
     from durable.payloads.encryption import Encryption as Encryption
+    from durable.recorded import RecordedRun as RecordedRun
+    from durable.recorded import UnreadableRun as UnreadableRun
     from durable.run_handle import ActivityOutcome as ActivityOutcome
     from durable.run_handle import Run as Run
     from durable.run_handle import RunHandle as RunHandle
@@ -218,7 +234,7 @@ _LAZY: Final = {
     "AgentNode": "durable.patterns.graph.services",
     "Application": "durable.patterns.module",
     "Ask": "durable.journal.view",
-    "Backup": "durable.client",
+    "Backup": "durable.operating",
     "Blocker": "durable.journal.view",
     "BulkItemError": "durable.patterns.bulk_config",
     "BulkOperation": "durable.patterns.bulk",
@@ -269,8 +285,10 @@ _LAZY: Final = {
     "PipelineProtocol": "durable.patterns.module",
     "PipelineStepError": "durable.patterns.pipeline_steps",
     "Provider": "durable.patterns.module",
-    "Pruned": "durable.client",
-    "Reopened": "durable.client",
+    "Pruned": "durable.operating",
+    "Reopened": "durable.operating",
+    "RecordedRun": "durable.recorded",
+    "UnreadableRun": "durable.recorded",
     "Run": "durable.run_handle",
     "RunHandle": "durable.run_handle",
     "SagaBase": "durable.patterns.saga.base",
@@ -314,7 +332,6 @@ _LAZY: Final = {
     "WorkflowRunner": "durable.patterns.graph.engine",
     "answer": "durable.default",
     "cancel": "durable.default",
-    "check_table_name": "durable.client",
     "conditional": "durable.patterns.pipeline_steps",
     "configure": "durable.default",
     "connect": "durable.client",
@@ -382,6 +399,7 @@ __all__ = [
     "DefinitionError",
     "DurableError",
     "Encryption",
+    "EndlessContinuationError",
     "Entry",
     "Err",
     "EventBus",
@@ -430,6 +448,7 @@ __all__ = [
     "PoisonError",
     "Provider",
     "Pruned",
+    "RecordedRun",
     "Reopened",
     "Result",
     "Retry",
@@ -484,6 +503,7 @@ __all__ = [
     "Transition",
     "UndecodableError",
     "UnknownWorkflowError",
+    "UnreadableRun",
     "UnwrapError",
     "Why",
     "WhyReason",
@@ -505,17 +525,22 @@ __all__ = [
     "WorkflowVersionMismatchError",
     "activity",
     "activity_info",
+    "adopt_part",
+    "all_handlers_finished",
     "answer",
     "as_completed",
     "cancel",
     "check_table_name",
+    "child",
     "conditional",
     "configure",
     "connect",
+    "continue_as_new",
     "default_client",
     "delete_run",
     "deprecate_patch",
     "derived_run_id",
+    "finish_part",
     "get_handle",
     "get_run",
     "heartbeat",
@@ -530,13 +555,17 @@ __all__ = [
     "module",
     "note",
     "now",
+    "on_query",
+    "on_signal",
     "parallel",
+    "part_context",
     "patched",
     "raise_complete_async",
     "recover",
     "saga",
     "saga_step",
     "scope",
+    "shield_thread",
     "sleep",
     "start_part",
     "step",
@@ -547,4 +576,5 @@ __all__ = [
     "wait_condition",
     "wait_signal",
     "workflow",
+    "workflow_of",
 ]

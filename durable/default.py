@@ -10,17 +10,18 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 import msgspec
 
-from durable.client import Address, Client, address_here, connect
-from durable.definitions import LOCAL_TASK_QUEUE, WorkflowDefinition
+from durable.client import Client, connect
+from durable.connection import Address, address_here
+from durable.declared import imported_workflows
+from durable.definitions import LOCAL_TASK_QUEUE, WorkflowDefinition, retention_us_of
 from durable.errors import (
     DefinitionError,
     DurableError,
@@ -34,11 +35,15 @@ from durable.limits import DEFAULT_LIMITS, Limits
 from durable.payloads.codec import PayloadCodec, check_codec
 from durable.retry import Seconds
 from durable.run_handle import Run, RunHandle
-from durable.seams import pause, spawn
-from durable.store.opening import Durability
+from durable.seams import Threads, pause, spawn
+from durable.starting import start_request
+from durable.store.opening import Durability, normalised
 from durable.store.records import RunFilter, StartOutcome, StartRequest
-from durable.worker.worker import RETENTION, Worker, definitions_in, lease_from, retention_us_of
+from durable.worker.serving import lease_from
+from durable.worker.worker import RETENTION, Worker
 from durable.workflows import Signal
+
+T = TypeVar("T")
 
 DEFAULT_URL: Final = "sqlite:///durable.db"
 RETRY_SECONDS: Final = 0.05
@@ -61,7 +66,9 @@ class _Settings:
 
 
 _settings = _Settings()
-_engines: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, int], EmbeddedEngine]] = (
+_Key = tuple[str, int]
+# Under None: what a test has put in the place of the default.
+_engines: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Key | None, EmbeddedEngine]] = (
     WeakKeyDictionary()
 )
 
@@ -81,8 +88,11 @@ def configure(
     are kept (default: 30 days; None: for ever; see `Worker`). `codec` and `limits`: as in `connect`. Applies to engines opened
     from now on: call it before the first run.
     """
+    if url is not None:
+        normalised(url)
     lease_from(lease_ttl)
-    retention_us_of(retention)
+    if retention is not None:
+        retention_us_of(retention)
     if durability not in ("full", "process", "off"):
         raise DefinitionError(f"durability is 'full', 'process' or 'off', not {durability!r}")
     if codec is not None:
@@ -140,10 +150,12 @@ def using(url: str, *, durability: Durability = "full") -> Iterator[None]:
 class EmbeddedEngine:
     """A client and, once something is driven here, a worker that drives only what this process asked for."""
 
-    def __init__(self, address: Address, durability: Durability) -> None:
-        self.client: Client = connect(
-            address.url, durability=durability, codec=address.codec, limits=address.limits
-        )
+    def __init__(
+        self, client: Client, *, retention: Seconds | None = RETENTION, threads: Threads | None = None
+    ) -> None:
+        self.client = client
+        self._threads = threads  # None: the system's
+        self._retention = retention
         self._worker: Worker | None = None
         self._lock = asyncio.Lock()
         self._hinted: set[str] = set()
@@ -169,6 +181,14 @@ class EmbeddedEngine:
                 await asyncio.gather(self._work, return_exceptions=True)
             await self.client.close()
 
+    async def close(self) -> None:
+        """Stop what is driven here and close the database, before the loop ends."""
+        if self._worker is not None:
+            self._worker.stop(0)
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+
     async def worker(self) -> Worker:
         """Return the embedded worker, started at first use."""
         async with self._lock:
@@ -176,11 +196,12 @@ class EmbeddedEngine:
                 worker = Worker(
                     self.client,
                     lease_seconds=_settings.lease_ttl,
-                    retention=_settings.retention,
+                    retention=self._retention,
+                    threads=self._threads,
                     own_only=True,
                 )
-                await worker._begin()
-                self._work = spawn(worker._work(drain=False), name="durable embedded worker")
+                await worker.begin()
+                self._work = spawn(worker.work(), name="durable embedded worker")
                 self._worker = worker
             return self._worker
 
@@ -196,12 +217,12 @@ class EmbeddedEngine:
     ) -> RunHandle[Any]:
         """Start or attach to a run; with `drive`, see that it goes on in this process unless it does elsewhere."""
         client = self.client
-        request = client.start_request(definition, args, kwargs, run_id=run_id, task_queue=task_queue)
+        request = start_request(client, definition, args, kwargs=kwargs, run_id=run_id, task_queue=task_queue)
         if run_id is None and drive:
             await self._hint(definition)
         if not drive:
             (outcome,) = await client.store.start_runs([request], client.clock.now_us())
-            return client.handle_of(outcome.run, definition.result)
+            return client.handle_of(outcome.run, definition.result, definition)
         # Not awaited by the caller itself: one that is cancelled between the insert and the adoption must not leave a run
         # that is ours, undriven.
         start = _Start(definition, request, asyncio.get_running_loop().create_future())
@@ -282,14 +303,14 @@ class EmbeddedEngine:
             if record.version != definition.version:
                 raise WorkflowVersionMismatchError(record.run_id, record.version, definition.version)
             await self.resume(worker, record.pk, record.run_id, record.status)
-        handle = self.client.handle_of(record, definition.result)
+        handle = self.client.handle_of(record, definition.result, definition)
         handle.on_detach(worker.detach)
         return handle
 
     async def attach(self, definition: WorkflowDefinition, run_id: str) -> RunHandle[Any]:
         """Have a known run driven here, unless it is closed or driven elsewhere."""
         record = await self.client.store.get_run(run_id)
-        handle = self.client.handle_of(record, definition.result)
+        handle = self.client.handle_of(record, definition.result, definition)
         if record.status.is_closed:
             return handle
         if record.workflow != definition.name:
@@ -324,15 +345,41 @@ async def engine_here() -> EmbeddedEngine:
         raise DefinitionError(
             "durable needs a running asyncio event loop (trio is not supported): use asyncio.run(...)"
         ) from None
-    address = address_here.get() or Address(
+    engines = _engines.setdefault(loop, {})
+    address = address_here.get()
+    if address is None and None in engines:
+        return engines[None]
+    address = address or Address(
         _settings.url or os.environ.get("DURABLE_DB") or DEFAULT_URL, _settings.codec, _settings.limits
     )
-    engines = _engines.setdefault(loop, {})
-    key = (address.url, id(address.codec))  # the engine keeps its codec, so the number means that one
+    key = _key_of(address)
     engine = engines.get(key)
     if engine is None:
-        engine = engines[key] = EmbeddedEngine(address, _durability_here.get() or _settings.durability)
+        durability = _durability_here.get() or _settings.durability
+        client = connect(address.url, durability=durability, codec=address.codec, limits=address.limits)
+        engine = engines[key] = EmbeddedEngine(client, retention=_settings.retention)
     return await engine.open()
+
+
+def _key_of(address: Address) -> _Key:
+    return address.url, id(address.codec)  # the engine keeps its codec, so the number means that one
+
+
+def put_in_place(engine: EmbeddedEngine) -> Callable[[], None]:
+    """Make `engine` the default of this loop, and the one of its database; return the undoing. For test environments."""
+    engines = _engines.setdefault(asyncio.get_running_loop(), {})
+    places: tuple[_Key | None, ...] = (None, _key_of(engine.client.address))
+    former = {place: engines.get(place) for place in places}
+    engines.update(dict.fromkeys(places, engine))
+
+    def undo() -> None:
+        for place, before in former.items():
+            if before is None:
+                del engines[place]
+            else:
+                engines[place] = before
+
+    return undo
 
 
 async def get_run(run_id: str) -> Run:
@@ -366,7 +413,19 @@ async def get_handle(run_id: str) -> RunHandle[Any]:
     return await (await engine_here()).client.get(run_id)
 
 
-async def signal(run_id: str, signal: Signal[Any] | str, value: object = None) -> None:
+@overload
+async def signal(run_id: str, signal: Callable[[Any, T], object], value: T) -> None: ...
+
+
+@overload
+async def signal(run_id: str, signal: Callable[[Any], object]) -> None: ...
+
+
+@overload
+async def signal(run_id: str, signal: Signal[Any] | str, value: object = None) -> None: ...
+
+
+async def signal(run_id: str, signal: Any, value: object = None) -> None:
     """Send a signal to an open run of the default database; see `RunHandle.signal`."""
     await (await engine_here()).client.signal(run_id, signal, value)
 
@@ -397,7 +456,7 @@ async def recover(wait: bool = False) -> list[Run]:
     engine = await engine_here()
     worker = await engine.worker()
     client = engine.client
-    known = _imported_workflows()
+    known = imported_workflows()
     await client.store.rescue_dead_workers(worker.lease_seconds, observer=worker.worker_id)
     found: list[str] = []
     open_runs = (RunStatus.PENDING, RunStatus.RUNNING, RunStatus.WAITING)
@@ -415,15 +474,6 @@ async def recover(wait: bool = False) -> list[Run]:
             worker.ask_for(record.pk)
             found.append(record.run_id)
     return [await (_settled(client, run_id) if wait else client.describe(run_id)) for run_id in found]
-
-
-def _imported_workflows() -> dict[tuple[str, int], list[WorkflowDefinition]]:
-    """Return the workflows of all imported modules by name and version; one defined twice counts once."""
-    modules = [one for one in list(sys.modules.values()) if isinstance(one, ModuleType)]
-    by_origin: dict[tuple[str, int], dict[str, WorkflowDefinition]] = {}
-    for definition in definitions_in(modules):
-        by_origin.setdefault((definition.name, definition.version), {})[definition.origin] = definition
-    return {key: list(definitions.values()) for key, definitions in by_origin.items()}
 
 
 async def _settled(client: Client, run_id: str) -> Run:

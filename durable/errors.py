@@ -14,6 +14,7 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
     │       ├── StuckWorkflowError      an activation did not return
     │       ├── PoisonError             driving the run ended its worker, again and again
     │       ├── JournalLimitError       the journal has reached its limit
+    │       ├── EndlessContinuationError    it continues as new for ever, and waits for nothing
     │       └── WorkflowGuardError      a workflow used real time, chance, threads or I/O
     ├── the caller acts
     │   ├── ArgumentsError              arguments do not fit the signature
@@ -134,6 +135,12 @@ class UndecodableError(PlatformFault):
         super().__init__(message)
         self.run_id = run_id
 
+    def naming(self, what: str) -> UndecodableError:
+        """Return it saying which value it was, if it only says "stored value"; whoever reads values by type does not know that."""
+        message = str(self)
+        rest = message.removeprefix("stored value")
+        return self if rest == message else UndecodableError(what + rest, run_id=self.run_id)
+
 
 class LivelockError(PlatformFault):
     """An activation ran more callbacks than its cap without coming to rest."""
@@ -149,11 +156,25 @@ class JournalLimitError(PlatformFault):
     def __init__(self, *, run_id: str, events: int, limit: int) -> None:
         super().__init__(
             f"the journal of run {run_id!r} has {events:,} events, and the limit is {limit:,}: let the worker have a higher "
-            "Limits.journal_events and resume the run, or terminate it; give the workflow less to do in one run"
+            "Limits.journal_events and resume the run, or terminate it; let the workflow continue as new"
         )
         self.run_id = run_id
         self.events = events
         self.limit = limit
+
+
+class EndlessContinuationError(PlatformFault):
+    """A workflow continued as new `generations` times, one after the other, and none of them waited for anything."""
+
+    is_clear = True
+
+    def __init__(self, *, run_id: str, generations: int) -> None:
+        super().__init__(
+            f"run {run_id!r} continued as new {generations} times in a row without waiting for an activity, a timer or a signal: "
+            "it would do so for ever; repair the workflow and resume the run, or terminate it"
+        )
+        self.run_id = run_id
+        self.generations = generations
 
 
 class StuckWorkflowError(PlatformFault):
@@ -220,7 +241,8 @@ class RunNotFoundError(DurableError):
 
     def __init__(self, run_id: str, *, suggestions: Sequence[str] = ()) -> None:
         hint = f" (did you mean {' or '.join(repr(s) for s in suggestions)}?)" if suggestions else ""
-        super().__init__(f"no run {run_id!r}{hint}")
+        text = repr(run_id) if len(run_id) <= 300 else f"{run_id[:40]!r}… ({len(run_id):,} characters)"
+        super().__init__(f"no run {text}{hint}")
         self.run_id = run_id
         self.suggestions = tuple(suggestions)
 
@@ -332,12 +354,15 @@ class RunTerminatedError(RunCancelledError):
 
 
 class ActivityError(DurableError):
-    """An activity failed with an error whose class cannot be rebuilt here: this stands for it."""
+    """An activity failed with an error whose class cannot be rebuilt here: this stands for it.
+
+    It also stands for such an error of a workflow's own code, and for one that is another's cause; then `activity` is "".
+    """
 
     def __init__(
         self, message: str, *, activity: str, type: str, attempts: int = 1, run_id: str | None = None
     ) -> None:
-        super().__init__(f"{activity}: {type}: {message}")
+        super().__init__(": ".join(part for part in (activity, type, message) if part))
         self.activity = activity
         self.type = type
         self.message = message

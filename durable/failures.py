@@ -19,12 +19,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 from types import MemberDescriptorType, ModuleType, TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
 from durable.errors import ActivityError, NonRetryableError
-from durable.limits import FAILURE_BYTES_MAX, is_too_deep
+from durable.held_values import Path, as_json_array, encode, is_same, kept_fields, tuple_paths, with_tuples
+from durable.limits import FAILURE_BYTES_MAX
+from durable.scripts import modules_known_as, public_name
 
 E = TypeVar("E", bound=BaseException)
 
@@ -34,25 +36,25 @@ FAILURES_MAX: Final = 500  # in one record: groups of groups would otherwise mul
 FRAMES_MAX: Final = 20
 TRACEBACK_CHARS_MAX: Final = 8 * 1024
 TEXT_CHARS_MAX: Final = 32 * 1024
-ARGUMENTS_BYTES_MAX: Final = 64 * 1024
 
 _HEAP_TYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, not by C
-_encode: Final = msgspec.json.Encoder(order="deterministic").encode
-_decode: Final = msgspec.json.decode
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """An exception as the journal keeps it. `type` is `module:qualname`; `args` JSON values, or None.
 
+    `tuples` says where in `args` and `fields` there were tuples (`held_values.py`).
     `fields` are the instance's attributes that JSON can hold. `verbatim`: `args` holds the text of the one argument's
     repr, because the argument itself cannot be stored (`KeyError` shows the repr of its key). `errors` are the attributes that
-    hold errors themselves, one or a list.
+    hold errors themselves, one or a list. `script` is the public name of the class's module, where that is another (`scripts.py`).
     """
 
     type: str
     message: str
+    script: str | None = None
     args: list[Any] | None = None
     fields: dict[str, Any] | None = None
+    tuples: list[Path] | None = None
     verbatim: bool = False
     traceback: str = ""
     cause: Failure | None = None
@@ -106,7 +108,7 @@ def _fitting(failure: Failure) -> Failure:
     """Return the failure with less of it, until it is no larger than `FAILURE_BYTES_MAX`: what is least missed goes first."""
     for shorten in (_unchanged, _without_values, _without_others):
         shorter = shorten(failure)
-        if len(_encode(shorter)) <= FAILURE_BYTES_MAX:
+        if len(encode(shorter)) <= FAILURE_BYTES_MAX:
             return shorter
     return shorter
 
@@ -121,6 +123,7 @@ def _without_values(failure: Failure) -> Failure:
         failure,
         args=None,
         fields=None,
+        tuples=None,
         verbatim=False,
         cause=None if failure.cause is None else _without_values(failure.cause),
         context=None if failure.context is None else _without_values(failure.context),
@@ -145,14 +148,19 @@ def _record(error: BaseException, depth: int, seen: set[int]) -> Failure:
     seen.add(id(error))
     cls = type(error)  # asked instead of the error: isinstance() would consult a hostile __class__
     message = _text(error)
-    fields = _fields(error)
-    args, verbatim = _arguments(error, message, fields)
+    attributes = _attributes(error)
+    fields = kept_fields(attributes)
+    tuples = tuple_paths({name: attributes[name] for name in fields}) or []
+    arguments = _arguments(error, message, with_tuples(fields, tuples))
+    tuples += arguments.tuples or ()
     return Failure(
         type=_type_name(cls),
         message=message,
-        args=args,
-        fields=fields,
-        verbatim=verbatim,
+        script=_script(cls),
+        args=arguments.args,
+        fields=fields or None,
+        tuples=tuples or None,
+        verbatim=arguments.verbatim,
         traceback=_traceback_text(_get(error, "__traceback__")),
         cause=_related(_get(error, "__cause__"), depth, seen),
         context=None
@@ -224,30 +232,44 @@ def _type_name(cls: type) -> str:
     return f"{_name(cls, '__module__')}:{_name(cls, '__qualname__')}"
 
 
+def _script(cls: type) -> str | None:
+    module = _name(cls, "__module__")
+    name = _storable(public_name(module))
+    return None if name == module else name
+
+
 def _name(cls: type, attribute: str) -> str:
     value = type.__getattribute__(cls, attribute)
     return _storable(value) if isinstance(value, str) else "?"
 
 
-def _arguments(
-    error: BaseException, message: str, fields: dict[str, Any] | None
-) -> tuple[list[Any] | None, bool]:
-    """Return the arguments as JSON values, and whether they are the verbatim text of one.
+class _Arguments(NamedTuple):
+    """The arguments of an error as they are recorded; `verbatim`: as the text of the repr of one."""
+
+    args: list[Any] | None
+    verbatim: bool = False
+    tuples: list[Path] | None = None
+
+
+def _arguments(error: BaseException, message: str, fields: dict[str, Any] | None) -> _Arguments:
+    """Return the arguments as JSON values.
 
     Not every argument survives JSON as it was. Of the forms at hand we take the first whose rebuilt error reads as the
     original did; failing that, what JSON makes of the arguments.
     """
     given = _given(error)
     if issubclass(type(error), BaseExceptionGroup):
-        return _json_array(given[:1]), False  # the members are recorded as failures of their own
-    plain = _json_array(given)
+        return _Arguments(as_json_array(given[:1]))  # the members are recorded as failures of their own
+    args = as_json_array(given)
+    tuples = None if args is None else tuple_paths(given)
+    plain = _Arguments(args, tuples=tuples)
     cls = type(error)
-    if find_class(_type_name(cls)) is not cls or (plain is not None and _same(plain, given)):
-        return plain, False
-    for args, verbatim in ((plain, False), ([message], False), ([message], True)):
-        if args is not None and _reads_as(cls, args, verbatim, fields, message):
-            return args, verbatim
-    return plain, False
+    if find_class(_type_name(cls)) is not cls or (tuples is not None and is_same(args, given)):
+        return plain
+    for one in (plain, _Arguments([message]), _Arguments([message], verbatim=True)):
+        if one.args is not None and _reads_as(cls, one, fields, message):
+            return one
+    return plain
 
 
 def _given(error: BaseException) -> list[Any]:
@@ -259,59 +281,14 @@ def _given(error: BaseException) -> list[Any]:
     return list(_get(error, "args"))
 
 
-def _json_array(values: list[Any]) -> list[Any] | None:
-    data = _json(values)
-    return None if data is None else _decode(data, type=list[Any])
-
-
-def _json(value: object) -> bytes | None:
-    """Return the JSON of a value, or None: too large, not storable, or a NaN (which JSON would make null)."""
-    try:
-        data = _encode(value)
-        is_kept = (
-            len(data) <= ARGUMENTS_BYTES_MAX
-            and (b"null" not in data or _is_finite(value))
-            and not is_too_deep(data)
-        )
-    except Exception:
-        return None
-    return data if is_kept else None
-
-
-def _is_finite(value: object) -> bool:
-    if isinstance(value, float):
-        return value - value == 0
-    if isinstance(value, dict):
-        return all(map(_is_finite, value.values()))
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return all(map(_is_finite, value))
-    return True
-
-
-def _same(a: object, b: object) -> bool:
-    """Whether two values are equal and of the same types throughout, as 1 and True are not."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    return a is None or (isinstance(a, (str, int, float, bool)) and a == b)
-
-
 def _reads_as(
-    cls: type[BaseException], args: list[Any], verbatim: bool, fields: dict[str, Any] | None, message: str
+    cls: type[BaseException], arguments: _Arguments, fields: dict[str, Any] | None, message: str
 ) -> bool:
     try:
-        return _text(_instance(cls, args, verbatim, fields)) == message
+        args = with_tuples(arguments.args or [], arguments.tuples)
+        return _text(_instance(cls, args, arguments.verbatim, fields)) == message
     except Exception:
         return False
-
-
-def _fields(error: BaseException) -> dict[str, Any] | None:
-    fields = _attributes(error)
-    kept = {name: _decode(data) for name, value in fields.items() if (data := _json(value)) is not None}
-    return kept or None
 
 
 def _attributes(error: BaseException) -> dict[str, Any]:
@@ -382,10 +359,22 @@ class _Verbatim(str):
         return str.__str__(self)
 
 
-def find_class(type_name: str) -> type[Exception] | None:
-    """Return the exception class `module:qualname` if its module is imported already. Imports nothing."""
+def find_class(type_name: str, script: str | None = None) -> type[Exception] | None:
+    """Return the exception class `module:qualname` if its module is imported already. Imports nothing.
+
+    `script`: the public name of that module, which may be called otherwise here.
+    """
     module_name, _, qualname = type_name.partition(":")
-    found: Any = sys.modules.get(module_name)
+    if script is None or public_name(module_name) == script:
+        found = _class_in(sys.modules.get(module_name), qualname)
+        if found is not None:
+            return found
+    others = (_class_in(module, qualname) for module in modules_known_as(script or module_name))
+    return next((cls for cls in others if cls is not None), None)
+
+
+def _class_in(module: ModuleType | None, qualname: str) -> type[Exception] | None:
+    found: Any = module
     for part in qualname.split("."):
         # Through the raw namespace: a module's or a metaclass's __getattr__ would be user code.
         if isinstance(found, ModuleType):
@@ -403,17 +392,18 @@ def _rebuild_alone(failure: Failure) -> BaseException:
     try:
         if failure.group is not None:
             return _rebuild_group(failure, [rebuild(member) for member in failure.group])
-        cls = find_class(failure.type)
+        cls = find_class(failure.type, failure.script)
         if cls is not None and not issubclass(cls, BaseExceptionGroup):
             args = [failure.message] if failure.args is None else failure.args
-            return _instance(cls, args, failure.verbatim, failure.fields)
+            fields = with_tuples(failure.fields, failure.tuples)
+            return _instance(cls, with_tuples(args, failure.tuples), failure.verbatim, fields)
     except Exception:
         pass  # the class has changed, or is stranger than we can tell: the stand-in says the same
     return _stand_in(failure)
 
 
 def _rebuild_group(failure: Failure, members: list[BaseException]) -> BaseException:
-    cls = find_class(failure.type)
+    cls = find_class(failure.type, failure.script)
     inner = [
         m if isinstance(m, Exception) else _stand_in(f)
         for m, f in zip(members, failure.group or (), strict=True)
@@ -422,7 +412,7 @@ def _rebuild_group(failure: Failure, members: list[BaseException]) -> BaseExcept
     if cls is not None and issubclass(cls, ExceptionGroup):
         try:
             group = BaseExceptionGroup.__new__(cls, title, inner)
-            _restore(group, failure.fields)
+            _restore(group, with_tuples(failure.fields, failure.tuples))
             return group
         except Exception:
             pass  # a plain group holds the same errors
@@ -433,7 +423,7 @@ def _stand_in(failure: Failure) -> ActivityError:
     module, _, qualname = failure.type.partition(":")
     return ActivityError(
         failure.message,
-        activity=failure.activity or failure.run_id or "unknown",
+        activity=failure.activity or "",
         type=qualname if module == "builtins" else f"{module}.{qualname}",
         attempts=failure.attempts,
         run_id=failure.run_id,

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NoReturn, TypeVar, cast
 from uuid import UUID
 
 import msgspec
@@ -23,7 +23,9 @@ from durable.retry import Seconds, seconds
 
 __all__ = [
     "RunInfo",
+    "all_handlers_finished",
     "as_completed",
+    "continue_as_new",
     "deprecate_patch",
     "info",
     "is_evicting",
@@ -56,7 +58,10 @@ _any: Final = ValueType.of(Any)
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Who the running workflow is. `attempt` counts workflow-level attempts, from 1."""
+    """Who the running workflow is. `attempt` counts workflow-level attempts, from 1.
+
+    `events` is how many entries its journal has: one that goes on for ever continues as new now and then.
+    """
 
     run_id: str
     workflow: str
@@ -65,6 +70,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     task_queue: str
     started_at: datetime
+    events: int
 
 
 def _run(what: str) -> Runtime:
@@ -86,7 +92,20 @@ def info() -> RunInfo:
         attempt=run.attempt,
         task_queue=identity.task_queue,
         started_at=seams.EPOCH + timedelta(microseconds=run.started_at_us),
+        events=run.events,
     )
+
+
+def continue_as_new(*args: object, **kwargs: object) -> NoReturn:
+    """End this generation of the run here and go on with the next one, under the same run id, with an empty journal.
+
+    For workflows that never end, or are long: `continue_as_new(state)` in place of the next round. The arguments are checked
+    like those of a start. It does not return: like an exception it leaves the workflow, past `finally` blocks, also out of a task
+    group. Signals that nobody has read yet, and a request to cancel that has not arrived, move to the next generation in the same
+    transaction; activities still running are cancelled. The workflow's `timeout` covers all generations together.
+    Raises `DefinitionError` outside of a workflow and in the middle of a saga, `ArgumentsError` if the arguments do not fit.
+    """
+    _run("continue_as_new()").continue_as_new(args, kwargs)
 
 
 def is_replaying() -> bool:
@@ -168,6 +187,14 @@ def note(name: str, status: str, *, kind: str = "") -> None:
 async def sleep(duration: Seconds) -> None:
     """Sleep for seconds or a `timedelta`. In a run: a durable timer, as `asyncio.sleep` is there too."""
     await asyncio.sleep(seconds(duration, what="sleep"))
+
+
+def all_handlers_finished() -> bool:
+    """Whether no handler of a signal is still at it: `await wait_condition(all_handlers_finished)` before a workflow returns.
+
+    What is not finished then is given up, with a warning in the log.
+    """
+    return _run("all_handlers_finished()").open_handlers == 0
 
 
 async def wait_condition(

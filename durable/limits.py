@@ -15,6 +15,8 @@ from durable.errors import DefinitionError, PayloadTooLargeError
 
 # Characters of run ids, of message ids, and of names of workflows, activities, signals and queues.
 NAME_LENGTH_MAX: Final = 200
+# Characters of what names are compared with in a list, and of the keys of patterns' rows.
+PATTERN_LENGTH_MAX: Final = 1000
 # Characters of the reason of a cancellation or termination.
 REASON_LENGTH_MAX: Final = 10_000
 # Levels of arrays and objects in one value, or in all arguments of a call. Readers recurse, and have stack for more.

@@ -125,6 +125,11 @@ class OutcomeWatch:
         """Whether somebody in this process waits for that run's end."""
         return (pk, generation) in self._waiting
 
+    @property
+    def has_waiters(self) -> bool:
+        """Whether somebody in this process waits for the end of any run."""
+        return bool(self._waiting)
+
     def fault(self, pk: int) -> PlatformFault | None:
         """Return the fault with which a worker of this process parked the run."""
         return self._faults.get(pk)

@@ -9,9 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from durable.definitions import WorkflowDefinition
+from durable.engine.runtime import Child
 
 if TYPE_CHECKING:
     from durable.run_handle import RunHandle
+
+
+def child_handle(child: Child) -> RunHandle[Any]:
+    """Return the handle that workflow code gets of a child it has started."""
+    from durable.run_handle import ChildHandle
+
+    return ChildHandle(child)
 
 
 async def attach_here(definition: WorkflowDefinition, run_id: str) -> RunHandle[Any]:

@@ -12,7 +12,8 @@ from typing import Final, TypeGuard
 
 import msgspec
 
-from durable.errors import DefinitionError, DurableError, NonRetryableError
+from durable.errors import DefinitionError, DurableError, NonRetryableError, UndecodableError
+from durable.scripts import public_name
 
 Seconds = float | int | timedelta
 
@@ -130,6 +131,81 @@ class Retry:
         except OverflowError:  # past its maximum long ago, unless there was no delay to grow
             delay = self.maximum if self.initial else 0.0
         return round(delay * (1.0 - self.jitter * chance) * 1_000_000)
+
+
+class RetryRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A policy as another process reads it: its classes by name, as `module:qualname`."""
+
+    max_attempts: int
+    initial: float
+    backoff: float
+    maximum: float
+    jitter: float = 0.0
+    retry_on: list[str] | None = None
+    no_retry: list[str] = []
+
+
+class NamedRetry(Retry):
+    """A policy that was read from a record. It imports nothing: a class is known by its name, or a base's."""
+
+    __slots__ = ("_record",)
+
+    def __init__(self, record: RetryRecord) -> None:
+        super().__init__(
+            record.max_attempts, record.initial, record.backoff, record.maximum, jitter=record.jitter
+        )
+        self._record = record
+
+    def is_retryable(self, error: BaseException) -> bool:
+        """Whether this policy follows `error` by another attempt, attempts permitting."""
+        if isinstance(error, NonRetryableError) or self.is_final(type(error)):
+            return False
+        if isinstance(error, RetryAfter):
+            return True
+        if self._record.retry_on is not None:
+            return not _names(type(error)).isdisjoint(self._record.retry_on)
+        return not isinstance(error, PROGRAMMING_ERRORS)
+
+    def is_final(self, error: type[BaseException]) -> bool:
+        """Whether `no_retry` names this class, or a base of it."""
+        return not _names(error).isdisjoint(self._record.no_retry)
+
+
+def policy_text(policy: Retry) -> str:
+    """Return a policy as `named_policy` reads it."""
+    if isinstance(policy, NamedRetry):
+        return _encode(policy._record)
+    return _encode(
+        RetryRecord(
+            max_attempts=policy.max_attempts,
+            initial=policy.initial,
+            backoff=policy.backoff,
+            maximum=policy.maximum,
+            jitter=policy.jitter,
+            retry_on=None if policy.retry_on is None else [_class_name(one) for one in policy.retry_on],
+            no_retry=[_class_name(one) for one in policy.no_retry],
+        )
+    )
+
+
+def named_policy(text: str) -> NamedRetry:
+    """Return a policy from its text; raise `UndecodableError` if it is damaged."""
+    try:
+        return NamedRetry(msgspec.json.decode(text, type=RetryRecord))
+    except (msgspec.DecodeError, DefinitionError) as error:
+        raise UndecodableError(f"the retry policy of an activity cannot be read: {error}") from None
+
+
+def _encode(record: RetryRecord) -> str:
+    return msgspec.json.encode(record).decode()
+
+
+def _class_name(cls: type) -> str:
+    return f"{public_name(cls.__module__)}:{cls.__qualname__}"  # a script's own classes are called otherwise elsewhere
+
+
+def _names(cls: type) -> set[str]:
+    return {_class_name(base) for base in cls.__mro__}
 
 
 def _classes(

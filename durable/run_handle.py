@@ -6,40 +6,49 @@ Knows nothing of workers: whoever drives the run, here or elsewhere, the store i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from collections.abc import AsyncGenerator, Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
 
 import msgspec
 
 from durable import failures
+from durable.definitions import ForEver, WorkflowDefinition, check_reason
+from durable.engine.runtime import Child
 from durable.errors import (
+    DefinitionError,
     InternalError,
     RunCancelledError,
     RunNotFoundError,
     RunParkedError,
     RunTerminatedError,
+    UndecodableError,
     WorkflowFailedError,
     WorkflowTimeoutError,
 )
 from durable.failures import Failure
+from durable.in_activity import lending_slot
 from durable.journal.events import ActivityCompleted, ActivityFailed, AnyEntry, CloseOp, ScheduleActivity
 from durable.journal.lifecycle import RunStatus
-from durable.journal.turns import joined
 from durable.journal.view import Blocker, Entry
 from durable.journal.why import Why
 from durable.payloads import ValueType
-from durable.payloads.codec import sealed_fault, shown_text
+from durable.payloads.codec import shown_text
+from durable.querying import ask_run
+from durable.reading import decode_entries, decode_failure
 from durable.retry import Seconds, seconds
 from durable.seams import spawn
 from durable.stacks import Stack
-from durable.store.records import JournalRow, RunRecord
-from durable.workflows import Signal, Workflow
+from durable.store.records import RunRecord
+from durable.workflows import Named, Signal
 
 if TYPE_CHECKING:
-    from durable.client import Client, Reopened
+    from durable.client import Client
+    from durable.operating import Reopened
 
+P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 _ANY: Final = ValueType.of(Any)
 
 FOLLOW_ROWS: Final = 500  # of the journal, read at a time
@@ -76,6 +85,8 @@ class Run(msgspec.Struct, kw_only=True):
     waiting_on: list[Blocker]
     paused_at: datetime | None = None
     pause_reason: str | None = None
+    parent: str | None = None  # the run id of the run whose child it is
+    retention: timedelta | ForEver | None = None  # once it is closed; None: as workers are told
 
     @property
     def prompt(self) -> str | None:
@@ -105,12 +116,15 @@ class RunHandle(Generic[R]):
         pk: int,
         generation: int,
         result_type: ValueType | None = None,
+        definition: WorkflowDefinition | None = None,
     ) -> None:
         self._client = client
         self._run_id = run_id
         self._pk = pk
         self._generation = generation
         self._result_type = result_type
+        self._definition = definition
+        self.address = run_id  # what it was got by: `id@2` is asked as it was then. Internal to this library
         self._detach: Callable[[int], None] | None = None
 
     @property
@@ -129,50 +143,94 @@ class RunHandle(Generic[R]):
         (seconds or timedelta) TimeoutError; the run goes on. If retention deleted the run, `RunNotFoundError`.
         """
         try:
-            if timeout is None:
-                record = await self._client.watch.ended(self._pk, self._generation)
-            else:
-                async with asyncio.timeout(seconds(timeout, what="timeout")):
-                    record = await self._client.watch.ended(self._pk, self._generation, look_alone=True)
+            with lending_slot():
+                if timeout is None:
+                    record = await self._client.watch.ended(self._pk, self._generation)
+                else:
+                    async with asyncio.timeout(seconds(timeout, what="timeout")):
+                        record = await self._client.watch.ended(self._pk, self._generation, look_alone=True)
         except RunNotFoundError:
             raise RunNotFoundError(self._run_id) from None
         return self._outcome(record)
 
     def _outcome(self, record: RunRecord) -> R:
+        if record.status is RunStatus.COMPLETED:
+            data = record.result if record.result is not None else b"null"
+            try:
+                result: R = (self._result_type or _ANY).decode(data)
+            except (
+                UndecodableError
+            ) as error:  # it returned what its hint does not say, or the hint has changed
+                raise error.naming(f"the result of run {self._run_id!r}") from None
+            return result
+        raise self.failure_of(record)
+
+    def failure_of(self, record: RunRecord) -> Exception:
+        """Return what `result` raises for a run that did not complete. Internal to this library."""
         run_id = record.run_id
         match record.status:
-            case RunStatus.COMPLETED:
-                data = record.result if record.result is not None else b"null"
-                result: R = (self._result_type or _ANY).decode(data)
-                return result
             case RunStatus.FAILED | RunStatus.COMPENSATED:
                 failure = decode_failure(record.failure)
                 text = failures.describe(failure) if failure is not None else "no failure was recorded"
-                cause = failures.rebuild(failure) if failure is not None else None
-                raise WorkflowFailedError(f"run {run_id!r} failed: {text}", run_id=run_id) from cause
+                failed = WorkflowFailedError(f"run {run_id!r} failed: {text}", run_id=run_id)
+                failed.__cause__ = failures.rebuild(failure) if failure is not None else None
+                return failed
             case RunStatus.CANCELLED:
-                raise RunCancelledError(run_id, shown_text(record.reason))
+                return RunCancelledError(run_id, shown_text(record.reason))
             case RunStatus.TERMINATED:
-                raise RunTerminatedError(run_id, shown_text(record.reason))
+                return RunTerminatedError(run_id, shown_text(record.reason))
             case RunStatus.TIMED_OUT:
-                raise WorkflowTimeoutError(run_id)
+                return WorkflowTimeoutError(run_id)
             case RunStatus.PARKED:
                 fault = self._client.watch.fault(self._pk)
-                raise (
-                    fault
-                    if fault is not None
-                    else RunParkedError(run_id, shown_text(record.reason) or "unknown reason")
-                )
+                if fault is not None:
+                    return fault
+                return RunParkedError(run_id, shown_text(record.reason) or "unknown reason")
             case _:
                 raise InternalError(f"run {run_id!r} was reported ended but is {record.status}")
 
-    async def signal(self, signal: Signal[Any] | str, value: object = None, *, id: str | None = None) -> None:
+    @overload
+    async def signal(
+        self, signal: Callable[[Any, T], object], value: T, *, id: str | None = None
+    ) -> None: ...
+
+    @overload
+    async def signal(self, signal: Callable[[Any], object], *, id: str | None = None) -> None: ...
+
+    @overload
+    async def signal(
+        self, signal: Signal[Any] | str, value: object = None, *, id: str | None = None
+    ) -> None: ...
+
+    async def signal(self, signal: Any, value: object = None, *, id: str | None = None) -> None:
         """Send a signal. Returned means stored: it will be delivered once, in order, whatever dies next.
 
-        `id` makes the call repeatable: a second signal with the same id is dropped. Raises `RunNotFoundError`,
+        It is named by a `Signal`, by the method of a workflow class that takes it (the value is of the type that these say, else
+        `ArgumentsError`), or by text. `id` makes the call repeatable: a second signal with the same id is dropped. Raises `RunNotFoundError`,
         `WorkflowStateError` if the run is closed, `PayloadError`.
         """
         await self._client.signal(self._run_id, signal, value, id=id)
+
+    @overload
+    async def query(
+        self, query: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+
+    @overload
+    async def query(self, query: str, *args: object, **kwargs: object) -> Any: ...
+
+    async def query(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        """Ask the run, open or closed, parked or not, and return its answer: `await run.query(Checkout.status)`, or by name.
+
+        It is rebuilt in this process by replaying its committed journal: no worker is needed, no activity runs, nothing is written. So the
+        workflow's code must be here: that of the handle (from `start`, or `client.get(run_id, Checkout)`), else of a module that is imported. The answer
+        is of the last turn that was committed; a handle of `id@2` asks that generation. Raises what the query raises; `WorkflowStateError` before the run's first turn, `UnknownWorkflowError`
+        without the code, `ArgumentsError` for a query that it does not answer or arguments that do not fit, `DefinitionError` if the query did more than look,
+        `PlatformFault` if the code does not fit the journal.
+        """
+        return await ask_run(
+            self._client, self.address, query, args=args, kwargs=kwargs, known=self._definition
+        )
 
     async def answer(self, value: object = None, *, name: str | None = None) -> None:
         """Answer the question that the run asks a person; see `Client.answer`."""
@@ -202,23 +260,40 @@ class RunHandle(Generic[R]):
         """
         await self._client.resume(self._run_id)
 
-    async def stack(self, workflow: Workflow[..., Any] | None = None) -> Stack:
+    async def stack(self, workflow: Named[Any] | None = None, *, values: bool = False) -> Stack:
         """Return where each coroutine of the run stands; with its `workflow`, rebuilt by replay. See `Client.stack`."""
-        return await self._client.stack(self._run_id, workflow)
+        return await self._client.stack(self._run_id, workflow, values=values)
 
-    async def retry(self, *, from_start: bool = False, dry_run: bool = False) -> Reopened:
+    async def retry_now(self, activity: str | int | None = None, *, dry_run: bool = False) -> list[str]:
+        """Let activities that have failed and wait for their next attempt have it now; return their names.
+
+        All of the run, or one: `activity` is its name, or its number in the raw journal. Attempts are counted on as ever, and the limits
+        of the activity hold. Returned means stored; on whatever queue the activity is performed, an attempt begins as soon as there is a
+        slot. `dry_run` changes nothing and says which it would be. None waits for a retry (any more), or the run is closed:
+        `WorkflowStateError`.
+        """
+        return await self._client.retry_now(self._run_id, activity, dry_run=dry_run)
+
+    async def retry(
+        self, *, activity: str | int | None = None, from_start: bool = False, dry_run: bool = False
+    ) -> Reopened:
         """Try a failed, timed-out, cancelled or terminated run again: open its next generation, for a worker to take.
 
         It keeps the journal up to what went wrong: before the activity whose failure escaped from the workflow, before the
         request to cancel; if its time was up or it was terminated, all of it. What is kept is not done again, idempotency keys
         stay the same, and the time until `timeout=` begins anew. If an error of the workflow's own code ended it, nothing is
         kept: completed activities run again, under the same keys. `from_start` keeps nothing either and gives new keys, as a
-        new start with the same input would. `dry_run` changes nothing and says what would be.
+        new start with the same input would. `activity` names the failed activity that is to be tried again, if it is not the one whose
+        failure ended the run: what stood before that failure is kept. A name, or if several calls of it failed the number in the raw
+        journal. `dry_run` changes nothing and says what would be.
 
         **Look at `forgotten`**: if one of those activities undid what earlier ones had done, a retry without `from_start` goes
-        on as if it had not. Open or completed: `WorkflowStateError`.
+        on as if it had not. Open or completed: `WorkflowStateError`; no such activity failed, or it is not clear which is meant:
+        `ArgumentsError`.
         """
-        return await self._client.retry(self._run_id, from_start=from_start, dry_run=dry_run)
+        return await self._client.retry(
+            self._run_id, activity=activity, from_start=from_start, dry_run=dry_run
+        )
 
     async def why(self) -> Why:
         """Return the one reason why the run is not moving."""
@@ -256,7 +331,8 @@ class RunHandle(Generic[R]):
                     return
                 if len(rows) < FOLLOW_ROWS:
                     wait = FOLLOW_SECONDS_MIN if rows else min(2 * wait, FOLLOW_SECONDS_MAX)
-                    await asyncio.wait([ended], timeout=wait)
+                    with lending_slot():
+                        await asyncio.wait([ended], timeout=wait)
         finally:
             ended.cancel()
 
@@ -268,6 +344,40 @@ class RunHandle(Generic[R]):
         """Stop driving the run in this process and release it to whatever worker has its code."""
         if self._detach is not None:
             self._detach(self._pk)
+
+
+class ChildHandle(RunHandle[Any]):
+    """What workflow code has of a child that it started: the id, the result, and a way to cancel it."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._detach = None
+
+    @property
+    def run_id(self) -> str:
+        return self._child.run_id
+
+    def __repr__(self) -> str:
+        return f"<child run {self.run_id}>"
+
+    async def result(self, timeout: Seconds | None = None) -> Any:
+        """Wait until the child is closed and return its result. Raises what any handle does; cancelled, it leaves the child alone."""
+        if timeout is None:
+            return await self._child.outcome()
+        async with asyncio.timeout(seconds(timeout, what="timeout")):
+            return await self._child.outcome()
+
+    async def cancel(self, reason: str | None = None) -> None:
+        """Ask the child to cancel; nothing, if it is closed. Without a `reason` it is told which run asked."""
+        self._child.cancel(check_reason(reason))
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else a handle can do needs its client, which workflow code has none of."""
+        if name != "_client":
+            raise AttributeError(name)
+        raise DefinitionError(
+            f"of child {self.run_id!r} a workflow may use run_id, result() and cancel(); do the rest in an activity"
+        )
 
 
 def _outcomes(entries: list[AnyEntry], asked: dict[int, ScheduleActivity]) -> list[ActivityOutcome]:
@@ -297,24 +407,3 @@ def _outcome_of(
         failure=failure,
         attempts=attempts,
     )
-
-
-def decode_failure(data: bytes | None) -> Failure | None:
-    """Return the stored failure, or one that says it cannot be read."""
-    if data is None:
-        return None
-    try:
-        return msgspec.json.decode(data, type=Failure)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        reason = sealed_fault(data) or type(error).__name__
-        return Failure(
-            type="durable.errors:UndecodableError", message=f"the failure cannot be read: {reason}"
-        )
-
-
-def decode_entries(rows: Sequence[JournalRow], *, after: tuple[int, int] = (0, 0)) -> list[AnyEntry]:
-    """Return the entries of stored journal rows, in order; raise `UndecodableError`, which names the row.
-
-    `after` is the (turn, part) before the first of them.
-    """
-    return [entry for _, entries in joined(rows, after=after) for entry in entries]

@@ -150,8 +150,10 @@ def _journaled(
     run = current()
     if run is None:
         raise DefinitionError(f"step {step.name!r} of a saga scope was called outside of its run")
-    definition = step.definition.renamed(name_prefix.get() + step.name)
-    definition.cancellation = "wait"  # its recorded end decides whether it is undone
+    definition, prefix = step.definition, name_prefix.get()
+    if prefix or definition.cancellation != "wait":  # its recorded end decides whether it is undone
+        definition = definition.renamed(prefix + definition.name)
+        definition.cancellation = "wait"
     return run.call_activity(definition, args, kwargs, on_end)
 
 
@@ -192,6 +194,7 @@ async def saga() -> AsyncIterator[SagaScope]:
         raise DefinitionError("saga() works only inside a workflow")
     scope = SagaScope(run)
     token = _scope.set(scope)
+    run.open_sagas += 1
     try:
         yield scope
     except BaseException as error:
@@ -200,4 +203,5 @@ async def saga() -> AsyncIterator[SagaScope]:
             await scope.unwind(error)
         raise
     finally:
+        run.open_sagas -= 1
         _scope.reset(token)

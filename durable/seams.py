@@ -19,7 +19,10 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, NoReturn, Protocol, TypeVar
+
+from durable.unwinding import Landing
 
 T = TypeVar("T")
 
@@ -32,6 +35,18 @@ _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # no i, l, o, u: ids are 
 _PAIRS: Final = [first + second for first in _ALPHABET for second in _ALPHABET]
 
 
+class Timer(Protocol):
+    """A callback that is due some day."""
+
+    def cancel(self) -> None:
+        """Do not call it. Idempotent."""
+        ...
+
+    def when(self) -> float:
+        """Return the loop's time at which it is due."""
+        ...
+
+
 class Clock(Protocol):
     """Time as one node sees it."""
 
@@ -41,6 +56,14 @@ class Clock(Protocol):
 
     def monotonic(self) -> float:
         """Return seconds that never run backwards. Decides leases and every local deadline."""
+        ...
+
+    def elapsed(self) -> float:
+        """Return `monotonic`, plus what a test has skipped: what authors' own waits and limits are measured by."""
+        ...
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: object) -> Timer:
+        """Call back on the running loop when `elapsed` has grown by `delay`."""
         ...
 
 
@@ -95,10 +118,13 @@ class Threads(Protocol):
         """Call `fn` every `interval` seconds beside the loop, until stopped or it returns False."""
         ...
 
-    def interrupt(self, thread: int, error: type[BaseException] | None) -> None:
+    def interrupt(
+        self, thread: int, error: type[BaseException] | None, landing: Landing | None = None
+    ) -> bool:
         """Raise `error` in a thread as soon as it runs Python code; None takes back what was not raised yet.
 
-        Nothing reaches a thread inside a call of C code before that call returns.
+        Nothing reaches a thread inside a call of C code before that call returns. With a `landing`, nothing is raised, and False
+        returned, while it is where Python would skip what cleans up around it: to be tried again in a few milliseconds.
         """
         ...
 
@@ -120,6 +146,10 @@ class SystemClock:
         return time.time_ns() // 1000
 
     monotonic = staticmethod(time.monotonic)  # asked many times a step: not through a function of ours
+    elapsed = monotonic
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: object) -> Timer:
+        return asyncio.get_running_loop().call_later(delay, callback, *args)
 
 
 class ServerClock(SystemClock):
@@ -189,6 +219,10 @@ class ThreadExecutor:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
+    def join(self) -> None:
+        """Take no more work, and wait for what runs."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
 
 def spawn(
     coroutine: Coroutine[Any, Any, T], *, name: str, context: contextvars.Context | None = None
@@ -257,11 +291,17 @@ class SystemThreads:
     def repeat(self, fn: Callable[[], bool], interval: float, *, name: str) -> Repeating:
         return Repeater(fn, interval, name=name)
 
-    def interrupt(self, thread: int, error: type[BaseException] | None) -> None:
-        import ctypes  # here, because only code that is stuck needs it
+    def interrupt(
+        self, thread: int, error: type[BaseException] | None, landing: Landing | None = None
+    ) -> bool:
+        import ctypes  # here, because only code that is stuck or cancelled needs it
 
         raised = ctypes.py_object() if error is None else ctypes.py_object(error)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)
+        raise_there = partial(ctypes.pythonapi.PyThreadState_SetAsyncExc, ctypes.c_ulong(thread), raised)
+        if landing is not None:
+            return landing.seize(thread, raise_there, time.monotonic())
+        raise_there()
+        return True
 
     def guard_process(self, seconds: float | None) -> None:
         if not hasattr(signal, "setitimer"):

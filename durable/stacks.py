@@ -6,7 +6,7 @@ are answered from the journal, nothing is written. Without the code, what the jo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -22,11 +22,15 @@ from durable.store.records import JournalRow, RunRecord
 
 
 class StackFrame(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the author's code. `function` and `text` are empty where only the journal was at hand."""
+    """One line of the author's code. `function` and `text` are empty where only the journal was at hand.
+
+    `values`, if asked for, are the local variables of the function at that line, as short text.
+    """
 
     function: str
     source: str  # package/file.py:line
     text: str
+    values: Mapping[str, str] = {}
 
 
 class Standpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,17 +55,16 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
     standpoints: tuple[Standpoint, ...]
 
 
-def rebuilt_stack(record: RunRecord, rows: Sequence[JournalRow], definition: WorkflowDefinition) -> Stack:
+def rebuilt_stack(
+    record: RunRecord,
+    rows: Sequence[JournalRow],
+    definition: WorkflowDefinition,
+    *,
+    with_values: bool = False,
+) -> Stack:
     """Replay and look. Blocks, and runs the workflow's code: call it in a thread. Raises `PlatformFault`."""
     instance = Instance(
-        RunIdentity(
-            run_id=record.run_id,
-            workflow=record.workflow,
-            version=record.version,
-            generation=record.generation,
-            epoch=record.epoch,
-            task_queue=record.task_queue,
-        ),
+        RunIdentity.of(record),
         definition,
         record.input,
     )
@@ -73,7 +76,9 @@ def rebuilt_stack(record: RunRecord, rows: Sequence[JournalRow], definition: Wor
             instance.replay(activated)
             for command in activated.commands:
                 opened.setdefault(getattr(command, "op", 0), activated.event.at)
-        found = tuple(_standpoint(one, instance, opened) for one in standings(instance))
+        found = tuple(
+            _standpoint(one, instance, opened) for one in standings(instance, with_values=with_values)
+        )
     finally:
         instance.evict()
     return _stack(record, found, is_rebuilt=True)
@@ -120,7 +125,7 @@ def _standpoint(standing: Standing, instance: Instance, opened: dict[int, int]) 
 
 
 def _frame(frame: Frame) -> StackFrame:
-    return StackFrame(function=frame.function, source=frame.source, text=frame.text)
+    return StackFrame(function=frame.function, source=frame.source, text=frame.text, values=frame.values)
 
 
 def awaited_text(kind: str, name: str) -> str:

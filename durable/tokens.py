@@ -1,7 +1,8 @@
 """Task tokens: the address of one attempt of one activity, as text that anybody may carry around.
 
-A token names the run, its generation, the operation and the attempt, so that it is good for exactly one attempt. It is signed with
-a fact only the database knows: nobody makes one up. Whoever holds it may complete the attempt, so treat it as a password.
+A token names the run, its epoch and generation, the operation and the attempt, so that it is good for exactly one attempt: no other
+run that ever has the same id, one that is started after a deletion included, has the same epoch. It is signed with a fact only the
+database knows: nobody makes one up. Whoever holds it may complete the attempt, so treat it as a password.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ SIGNATURE_BYTES: Final = 12
 
 class TaskToken(msgspec.Struct, frozen=True, array_like=True):
     run_id: str
+    epoch: int
     generation: int
     op: int
     attempt: int

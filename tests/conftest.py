@@ -17,7 +17,7 @@ import pytest
 
 import durable
 from durable import Client
-from tests.support.postgres import NoPooler, NoServer, Pooler, Server, find_binaries, in_schema
+from tests.support.postgres import NoPooler, NoServer, Pooler, Server, find_binaries, granted, in_schema
 from tests.support.workers import no_durability
 
 # A machine that is slow for a moment fails no test.
@@ -26,9 +26,11 @@ hypothesis.settings.load_profile("durable")
 
 KINDS: Final = ("sqlite", "postgres")
 POOLED: Final = pytest.param("pgbouncer", marks=pytest.mark.slow)  # the contract through a pooler, too
-# The contract runs on both by default; what stands on it, on a server, is part of the long suite (`pytest -m slow`).
+# The contract runs on both by default; what stands on it, on a server, is part of the long suite (`pytest -m slow`), and
+# there it has no more rights than docs/guides/postgres-roles.sql gives a worker.
+AS_WORKER: Final = pytest.param("postgres-as-worker", marks=pytest.mark.slow)
 SERVER_IS_SLOW: Final = pytest.param("postgres", marks=pytest.mark.slow)
-ON_BOTH: Final = ("client", "crash", "store", "worker")
+ON_BOTH: Final = ("client", "crash", "patterns", "store", "testing", "worker")
 _numbers = itertools.count(1)
 
 
@@ -40,8 +42,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("stores")
     kinds: tuple[Any, ...] = KINDS if room in ON_BOTH else KINDS[:1]
     if room == "store":
-        kinds = (*KINDS, POOLED)
-    elif room in ("client", "crash", "worker"):
+        kinds = (*KINDS, POOLED, AS_WORKER)
+    elif room in ("client", "patterns", "testing", "worker"):
+        kinds = ("sqlite", AS_WORKER)
+    elif room == "crash":
         kinds = ("sqlite", SERVER_IS_SLOW)
     if marker is not None:
         kinds = marker.args
@@ -101,6 +105,8 @@ def url(store_kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
     schema = f"t{os.getpid()}_{next(_numbers)}"
     if store_kind == "pgbouncer":
         return in_schema(request.getfixturevalue("pooler").url, schema)
+    if store_kind == "postgres-as-worker":
+        return granted(in_schema(request.getfixturevalue("postgres").url, schema), "durable_worker")
     if (given := os.environ.get("DURABLE_TEST_PG")) is not None:
         return in_schema(given, schema)
     return in_schema(request.getfixturevalue("postgres").url, schema)

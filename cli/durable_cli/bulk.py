@@ -77,7 +77,8 @@ def bulk_command(
     """Cancel, terminate, pause, resume, signal or retry all runs that fit the filters.
 
     VERB: cancel, terminate, pause, resume, signal, retry. Without --status: open runs, for resume those that are paused or
-    parked, for retry those that failed or timed out. At least one other filter is needed. Each run is a transaction of its
+    parked, for retry those that failed or timed out; of open ones retry means those with an activity that waits for its next attempt,
+    which it has at once. At least one other filter is needed. Each run is a transaction of its
     own; one that cannot be helped is skipped and told, and so is one whose retry would forget completed activities.
     """
     if not any(filters.values()):
@@ -102,7 +103,7 @@ async def _bulk(
             ask(f"{deed.verb} {count(len(runs), 'run')}: {_names(runs)}", f"bulk {deed.verb}")
         skipped: dict[str, str] = {}
         for run in () if dry_run else runs:
-            if why := await _do(client, run.run_id, deed):
+            if why := await _do(client, run, deed):
                 skipped[run.run_id] = why
             await asyncio.sleep(deed.pause_seconds)
     done = [run.run_id for run in runs if run.run_id not in skipped]
@@ -115,6 +116,8 @@ async def _bulk(
 def _is_meant(verb: str, run: Run) -> bool:
     if verb == "resume":
         return run.paused_at is not None or run.status == "parked"
+    if verb == "retry" and not run.status.is_closed:
+        return any(one.kind == "retry" for one in run.waiting_on)
     return verb != "pause" or run.paused_at is None
 
 
@@ -123,8 +126,9 @@ def _names(runs: list[Run]) -> str:
     return shown + (", …" if len(runs) > 3 else "")
 
 
-async def _do(client: Client, run_id: str, deed: Deed) -> str:
+async def _do(client: Client, run: Run, deed: Deed) -> str:
     """Do it to one run; return why not, if it cannot be done."""
+    run_id = run.run_id
     try:
         match deed.verb:
             case "cancel":
@@ -137,8 +141,10 @@ async def _do(client: Client, run_id: str, deed: Deed) -> str:
                 await client.resume(run_id)
             case "signal":
                 await client.signal(run_id, str(deed.name), deed.value)
-            case _:
+            case _ if run.status.is_closed:
                 return await _retry(client, run_id)
+            case _:
+                await client.retry_now(run_id)
     except (WorkflowStateError, RunNotFoundError) as error:
         return str(error)
     return ""

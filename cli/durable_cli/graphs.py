@@ -23,10 +23,10 @@ from durable_cli.targets import looks_like_a_target, named_in
 @click.option(
     "--format",
     "language",
-    type=click.Choice(["text", "mermaid", "dot"]),
+    type=click.Choice(["text", "mermaid", "dot", "svg"]),
     default="text",
     show_default=True,
-    help="A table, or a picture for mermaid or Graphviz.",
+    help="A table, or a picture: for mermaid, for Graphviz, or for a browser.",
 )
 @app_option
 @common_options
@@ -48,6 +48,8 @@ async def _graph(settings: Settings, output: Output, target: str, run_id: str | 
         output.line(view.mermaid().rstrip("\n"))
     elif language == "dot":
         output.line(view.dot().rstrip("\n"))
+    elif language == "svg":
+        output.line(view.svg().rstrip("\n"))
     elif output.is_rich:
         for line in _picture(view, output, now()):
             output.line(line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from typing import Any, Final, Literal, NamedTuple
 
 import click
@@ -43,7 +44,8 @@ async def _why(settings: Settings, output: Output, text: str) -> int:
         run = await find_run(client, text)
         why = await client.why(f"{run.run_id}@{run.generation}")
     reason = str(why.reason)
-    steps = next_steps(reason, why.run_id, str(why.status), why.name, why.task_queue)
+    name = why.queue if reason == "paused" and why.queue else why.name
+    steps = next_steps(reason, why.run_id, str(why.status), name, why.queue or why.task_queue)
     if not output.is_text:
         output.json({**builtins(why), "next": steps})
         return OK
@@ -94,6 +96,8 @@ def next_steps(reason: str, run_id: str, status: str, name: str, task_queue: str
             return ["durable recover", worker_command(task_queue)]
         case "signal":
             return [f"durable signal {run_id} {name} VALUE"]
+        case "retry":
+            return [f"durable retry {run_id}", f"durable show {run_id} -f"]
         case "deadlock":
             return [f"durable cancel {run_id}"]
         case _:
@@ -133,7 +137,10 @@ async def _workers(settings: Settings, output: Output) -> int:
             "pid": one.pid,
             "kind": "embedded" if one.embedded else "worker",
             "task_queue": one.task_queue,
+            "task_queues": list(one.task_queues),
             "runs": one.runs,
+            "tasks": one.tasks,
+            "activities": list(one.activities),
             "is_paused": one.name in paused,
             "workflows": [
                 {"workflow": workflow, "version": version} for workflow, version in one.definitions
@@ -166,8 +173,9 @@ def _print_workers(output: Output, rows: list[dict[str, Any]]) -> None:
             escaped(row["host"]),
             str(row["pid"]),
             row["kind"] + (", paused" if row["is_paused"] else ""),
-            escaped(row["task_queue"]),
+            ", ".join(map(escaped, row["task_queues"])),
             str(row["runs"]),
+            str(row["tasks"]),
             row["since"],
             ", ".join(escaped(f"{one['workflow']}@{one['version']}") for one in row["workflows"]),
         ]
@@ -177,7 +185,7 @@ def _print_workers(output: Output, rows: list[dict[str, Any]]) -> None:
         for cells in table:
             output.row(cells)
     elif table:
-        heading = ["ID", "NAME", "HOST", "PID", "KIND", "QUEUE", "RUNS", "SINCE", "WORKFLOWS"]
+        heading = ["ID", "NAME", "HOST", "PID", "KIND", "QUEUE", "RUNS", "TASKS", "SINCE", "WORKFLOWS"]
         for number, cells in enumerate(columns([heading, *table])):
             output.line(output.out.paint("".join(cells), dim=number == 0))
 
@@ -275,7 +283,10 @@ async def _checks(client: Client) -> AsyncIterator[Check]:
         yield Check("locks", "ok", f"locks in {health.locks}")
     for worker in workers:
         if worker.worker_id in lost:
-            text = f"worker {escaped(worker.name)} is dead and holds {count(worker.runs, 'run')}"
+            held = count(worker.runs, "run") + (
+                f" and {count(worker.tasks, 'activity')}" if worker.tasks else ""
+            )
+            text = f"worker {escaped(worker.name)} is dead and holds {held}"
             yield Check("dead workers", "warning", text, "durable recover")
     living = [one for one in workers if not one.embedded and one.worker_id not in lost]
     yield Check("workers", "ok", count(len(living), "living worker"))
@@ -285,12 +296,23 @@ async def _checks(client: Client) -> AsyncIterator[Check]:
         yield Check(
             "pauses", "ok", f"{what} since {since}" + (f": {escaped(pause.reason)}" if pause.reason else "")
         )
-    served = {(one.task_queue, *definition) for one in living for definition in one.definitions}
+    served = {
+        (queue, *definition) for one in living for queue in one.task_queues for definition in one.definitions
+    }
     groups = [
         (one.task_queue, one.workflow, one.version, one.state, one.runs, instant(one.since_us))
         for one in health.open_runs
     ]
-    for check in check_queues(groups, {one.task_queue for one in living}, served, now()):
+    queues = {queue for one in living for queue in one.task_queues}
+    for check in check_queues(groups, queues, served, now()):
+        yield check
+    tasks = [
+        (one.task_queue, one.activity, one.tasks, instant(one.since_us))
+        for one in health.open_tasks
+        if one.state in ("ready", "delayed")
+    ]
+    performed = {(queue, name) for one in living for queue in one.task_queues for name in one.activities}
+    for check in check_tasks(tasks, performed, now()):
         yield check
 
 
@@ -342,6 +364,20 @@ def check_queues(
             text = f'{escaped(workflow)} version {version} has {count(runs, "parked run")} on queue "{escaped(queue)}"'
             hint = f"durable list --status parked --workflow {workflow}; after the fix: durable resume ID"
             yield Check("parked runs", "warning", text, hint)
+
+
+def check_tasks(
+    tasks: Sequence[tuple[str, str, int, datetime]], performed: set[tuple[str, str]], at: datetime
+) -> Iterator[Check]:
+    """Judge activities on other queues (queue, activity, how many, since) by whether a living worker performs them there."""
+    for (queue, activity), waiting in groupby(tasks, key=lambda one: one[:2]):
+        if (queue, activity) in performed:
+            continue
+        found = list(waiting)
+        since = ago_text(max(0.0, (at - min(one[3] for one in found)).total_seconds()))
+        calls = count(sum(one[2] for one in found), "call")
+        text = f'queue "{escaped(queue)}" has {calls} of activity {escaped(activity)} (the oldest since {since}) and no worker for it'
+        yield Check("activities", "warning", text, worker_command(queue))
 
 
 def _print_checks(output: Output, checks: list[Check]) -> None:

@@ -15,6 +15,8 @@ from durable_cli.output import json_text
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 FORMATS: Final = ("text", "json")
+REPEAT_SECONDS: Final = 10.0
+_REMEMBERED_MAX: Final = 1000
 _FIELDS: Final[tuple[str, ...]] = ("run_id", "workflow", "activity", "attempt")
 _PASSWORD: Final = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s/]*@", re.IGNORECASE)
 
@@ -23,12 +25,39 @@ def set_up(form: str, level: str) -> None:
     """Log to stderr, unless the users' code has set up logging itself."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    handler.addFilter(Unrepeated())
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def masked(text: str) -> str:
     """Return the text with the passwords of all addresses in it replaced by `***`."""
     return _PASSWORD.sub(r"\1:***@", text) if "://" in text else text
+
+
+class Unrepeated(logging.Filter):
+    """Holds back what durable says again and again of one trouble, a database that is away: the same words within `REPEAT_SECONDS`.
+
+    The next time they are let through they say how often they were not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[tuple[str, str], tuple[float, int]] = {}  # until when, and how many since
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING or not record.name.startswith("durable."):
+            return True
+        message = record.getMessage()
+        until, held_back = self._told.get((record.name, message), (0.0, 0))
+        if until - REPEAT_SECONDS <= record.created < until:  # earlier still: the clock was set back
+            self._told[record.name, message] = (until, held_back + 1)
+            return False
+        if len(self._told) >= _REMEMBERED_MAX:
+            self._told.clear()
+        self._told[record.name, message] = (record.created + REPEAT_SECONDS, 0)
+        if held_back:
+            record.msg, record.args = f"{message} (and {held_back} times before)", ()
+        return True
 
 
 class TextLines(logging.Formatter):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 import click
 
 from durable_cli.options import Settings, common_options
-from durable_cli.problems import INTERRUPTED, OK, RUN_FAILED, USAGE, Problem, did_you_mean, quoted
+from durable_cli.problems import INTERRUPTED, OK, RUN_FAILED, USAGE, Problem, did_you_mean, is_text, quoted
 
 if TYPE_CHECKING:
     from durable_cli.output import Output
@@ -41,14 +43,16 @@ COMMANDS: Final = MappingProxyType(
         "why": Listed("health", "See", "Say why a run is not moving."),
         "workers": Listed("health", "See", "List the living workers."),
         "signal": Listed("talk", "Talk", "Send a signal to a run."),
+        "query": Listed("talk", "Talk", "Ask a run, and print its answer."),
         "answer": Listed("people", "Talk", "Answer what a run asks a person."),
         "inbox": Listed("people", "Talk", "List what runs ask people."),
         "cancel": Listed("talk", "Fix", "Ask a run to cancel."),
         "terminate": Listed("talk", "Fix", "Close a run at once."),
-        "retry": Listed("retrying", "Fix", "Try a run again that was closed without success."),
+        "retry": Listed("retrying", "Fix", "Try a closed run again, or what waits for a retry."),
         "pause": Listed("holding", "Fix", "Hold a run, a task queue or a worker back."),
         "resume": Listed("holding", "Fix", "Let what is paused, or a parked run, go on."),
         "bulk": Listed("bulk", "Fix", "One of these for all runs that fit some filters."),
+        "check": Listed("check", "Code", "Look for what a replay would answer differently."),
         "doctor": Listed("health", "Operate", "Look for what is wrong with a database and its workers."),
         "migrate": Listed("care", "Operate", "Bring a database's schema up to date."),
         "backup": Listed("care", "Operate", "Copy a database, under load, into a new file."),
@@ -107,7 +111,27 @@ def commands(context: click.Context, version: bool) -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit code."""
+    words = sys.argv[1:] if args is None else args
+    if next((word for word in words if word in COMMANDS), None) == "worker":
+        _stop_in_order_from_here()
     leave(invoke(args))
+
+
+def _stop_in_order_from_here() -> None:
+    """A worker that is told to stop while it still imports has nothing to hand back: that is an orderly end, too.
+
+    The signal may have been blocked, by the process that this one replaces.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(OK))
+    atexit.register(_listen_no_more)  # the first one registered runs last
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+
+def _listen_no_more() -> None:
+    """From here on the interpreter only clears up, with no handlers any more: a further signal would change how a process ended that has ended."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def invoke(args: Sequence[str] | None = None) -> int:
@@ -117,6 +141,7 @@ def invoke(args: Sequence[str] | None = None) -> int:
         words = ["version"]
     settings = Settings()
     try:
+        _check_text(words)
         code = commands.main(words, prog_name="durable", standalone_mode=False, obj=settings)
         return code if isinstance(code, int) else OK
     except SystemExit as leaving:
@@ -134,6 +159,14 @@ def invoke(args: Sequence[str] | None = None) -> int:
         problem: Problem = explaining.explain(error)
         _output(settings).error(problem.message, problem.hint)
         return problem.code
+
+
+def _check_text(words: Sequence[str]) -> None:
+    """Refuse what no database can hold, before anybody trips over it: bytes that are not UTF-8, which Python hands on as
+    lone surrogates, and NUL."""
+    for number, word in enumerate(words, 1):
+        if "\0" in word or not is_text(word):
+            raise Problem(f"argument {number}, {quoted(word[:80])}, is not text in UTF-8")
 
 
 def _alone(error: Exception) -> Exception:
@@ -170,7 +203,9 @@ def _output(settings: Settings) -> Output:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process, even if a thread of a sync activity never returns."""
+    """End the process, even if a thread of a sync activity never returns, or somebody insists meanwhile."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(code))
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

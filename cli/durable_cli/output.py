@@ -136,8 +136,14 @@ def builtins(value: Any) -> Any:
 
 
 def json_text(value: Any) -> str:
-    """Return compact JSON."""
-    return msgspec.json.encode(value).decode()
+    """Return compact JSON, in which control characters beyond those that JSON itself escapes are escaped, too."""
+    text = msgspec.json.encode(value).decode()
+    return text if text.isprintable() else "".join(c if c.isprintable() else _json_escape(c) for c in text)
+
+
+def _json_escape(character: str) -> str:
+    units = character.encode("utf-16-be")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 
 def value_text(value: Any) -> str:

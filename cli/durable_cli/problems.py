@@ -48,6 +48,15 @@ def quoted(text: str) -> str:
     return f'"{inner}"'
 
 
+def is_text(text: str) -> bool:
+    """Whether the text can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def ask(question: str, command: str) -> None:
     """Ask on the terminal before something that cannot be undone; without a terminal, `--yes` is needed."""
     if not sys.stdin.isatty():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -192,11 +191,14 @@ def outcome_kind(run: Run) -> str:
     flag_value="",
     help="Where its coroutines stand, rebuilt with the code of TARGET (or --app).",
 )
+@click.option("--values", is_flag=True, help="With --stack: the local variables at every line, too.")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run is closed.")
 @app_option
 @common_options
 @click.pass_obj
-def show_command(settings: Settings, run_id: str, events: bool, stack: str | None, follow: bool) -> None:
+def show_command(
+    settings: Settings, run_id: str, events: bool, stack: str | None, values: bool, follow: bool
+) -> None:
     """Tell the story of one run (default: the newest): its steps, its error, and what it waits for.
 
     ID may be the beginning or the end of an id, id@2 for an earlier generation, @last or @last-failed.
@@ -205,8 +207,10 @@ def show_command(settings: Settings, run_id: str, events: bool, stack: str | Non
     """
     if events + follow + (stack is not None) > 1:
         raise Problem("--events, --stack and --follow do not go together", code=USAGE)
+    if values and stack is None:
+        raise Problem("--values goes with --stack", code=USAGE)
     if stack is not None:
-        run_async(show_stack(settings, Output(settings), run_id, stack or settings.app))
+        run_async(show_stack(settings, Output(settings), run_id, stack or settings.app, with_values=values))
         return
     run_async(_show(settings, Output(settings), run_id, events, follow))
 
@@ -215,13 +219,15 @@ async def _show(settings: Settings, output: Output, text: str, events: bool, fol
     async with database(settings) as client:
         run = await find_run(client, text)
         if events:
-            _print_events(output, run, await _raw_events(client, run))
+            recorded = await client.recorded(f"{run.run_id}@{run.generation}")
+            _print_events(output, recorded.to_data())
         elif follow:
             await _follow_run(client, output, run)
         elif output.is_text:
             _print_run(output, run)
         else:
-            output.json({**builtins(run), "events": await _raw_events(client, run)})
+            recorded = await client.recorded(f"{run.run_id}@{run.generation}")
+            output.json({**builtins(run), "events": recorded.shown_events()})
 
 
 def _print_run(output: Output, run: Run) -> None:
@@ -275,29 +281,6 @@ def told_once(run: Run, told: dict[int, tuple[str, int]]) -> bool:
     return is_news
 
 
-async def _raw_events(client: Client, run: Run) -> list[dict[str, Any]]:
-    entries = await client.events(f"{run.run_id}@{run.generation}")
-    return [event_json(number, builtins(entry)) for number, entry in enumerate(entries, 1)]
-
-
-def event_json(number: int, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one journal entry for programs: numbered, its instants in ISO 8601, durations named by their unit."""
-    event: dict[str, Any] = {"number": number, "event": data["e"]}
-    for key, value in data.items():
-        if key in ("at", "due"):
-            event[key] = _iso_us(value)
-        elif key == "duration":
-            event["duration_us"] = value
-        elif key != "e":
-            event[key] = value
-    return event
-
-
-def _iso_us(at_us: int) -> str:
-    seconds, micros = divmod(at_us, 1_000_000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{micros:06d}Z"
-
-
 def _event_value(value: Any) -> str:
     if isinstance(value, str) and len(value) <= VALUE_BYTES_MAX and re.fullmatch(r"[!-~]+", value):
         return value
@@ -305,11 +288,13 @@ def _event_value(value: Any) -> str:
     return text if len(text) <= VALUE_BYTES_MAX else value_text(value)
 
 
-def _print_events(output: Output, run: Run, events: list[dict[str, Any]]) -> None:
-    about = {"run_id": run.run_id, "generation": run.generation}
+def _print_events(output: Output, recorded: Mapping[str, Any]) -> None:
+    """Print the raw journal; as JSON, exactly what `durable.testing.replay` and `durable check --against` read."""
+    events: list[dict[str, Any]] = recorded["events"]
     if output.format == "json":
-        output.json({**about, "events": events})
+        output.json(recorded)
         return
+    about = {"run_id": recorded["run_id"], "generation": recorded["generation"]}
     if output.format == "jsonl":
         for event in events:
             output.json({**about, **event})

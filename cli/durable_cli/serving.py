@@ -8,7 +8,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import FrameType
@@ -27,7 +27,7 @@ from durable_cli.probes import Address, address_option, answering
 from durable_cli.problems import INTERRUPTED, OK, Problem
 from durable_cli.reloading import Sources
 from durable_cli.systemd import Manager
-from durable_cli.targets import Found, load_target
+from durable_cli.targets import AnyActivity, AnyWorkflow, Found, load_served
 
 GRACE_SECONDS: Final = 30.0
 RELOAD_GRACE_SECONDS: Final = 1.0  # what runs is handed back, uncharged, and begins again with the new code
@@ -45,6 +45,8 @@ class Service(NamedTuple):
 
     queues: Sequence[str] = ()
     concurrency: int = 100
+    task_concurrency: int | None = None
+    max_runs: int = 10_000
     drain: bool = False
     grace: float = GRACE_SECONDS
     retention: float | None = RETENTION_SECONDS
@@ -63,14 +65,26 @@ class Service(NamedTuple):
     "queues",
     metavar="QUEUE",
     multiple=True,
-    help="Where to claim runs (default: the workflows' own). Repeatable.",
+    help="Where to claim runs, and activities that name the queue (default: the workflows' own). Repeatable.",
 )
 @click.option(
     "--concurrency",
     type=click.IntRange(1),
     default=100,
     show_default=True,
-    help="Activities at a time, per queue.",
+    help="Activities at a time of its own runs, per queue.",
+)
+@click.option(
+    "--task-concurrency",
+    type=click.IntRange(1),
+    help="Activities at a time of other workers' runs, per queue (default: as many).",
+)
+@click.option(
+    "--max-runs",
+    type=click.IntRange(1),
+    default=10_000,
+    show_default=True,
+    help="Runs it drives or keeps at hand, per queue.",
 )
 @click.option(
     "--drain", is_flag=True, help="Finish the backlog and exit: wait for timers and retries, not for signals."
@@ -89,7 +103,7 @@ class Service(NamedTuple):
     metavar="DURATION",
     default="30d",
     show_default=True,
-    help="Delete runs closed longer ago than that; none: never.",
+    help="Delete runs closed longer ago than that, where their workflow has no retention= of its own; none: never.",
 )
 @click.option(
     "--activation-limit",
@@ -116,8 +130,9 @@ def worker_command(
 ) -> int:
     """Serve the workflows of one or several targets: claim their runs and drive them, until stopped.
 
-    TARGET: module, module:workflow, path/file.py or path/file.py:workflow (default: --app). SIGTERM and Ctrl-C drain: nothing
-    new is claimed, running activities get the grace, the rest is handed back, uncharged. A second one stops at once. SIGHUP
+    Also their activities, for runs of other workers that call them with one of its queues as their task_queue; a target without
+    workflows serves those alone. TARGET: module, module:workflow, path/file.py or path/file.py:workflow (default: --app). SIGTERM and Ctrl-C drain: nothing
+    new is claimed, running activities get the grace, the rest is handed back, uncharged (a thread that goes on has had its attempt). A second one stops at once. SIGHUP
     drains and starts the process anew. Under systemd (Type=notify) it says when it is ready, alive, and stopping.
     """
     names = targets or ((settings.app,) if settings.app else ())
@@ -132,7 +147,7 @@ def worker_command(
     output = Output(settings)
     sources = Sources([Path.cwd(), settings.project_directory]) if service.reload else None
     try:
-        found = [load_target(name, settings) for name in names]
+        found = [load_served(name, settings) for name in names]
     except Problem as problem:
         if sources is None:
             raise
@@ -179,6 +194,7 @@ def _restart(changed: dict[str, str] | None = None) -> NoReturn:
     """Replace this process by itself, as it was started: same process id, same words, today's files."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # until there is somebody to take it again
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | (changed or {}))
 
 
@@ -201,17 +217,22 @@ async def serve(
 ) -> int:
     """Work until stopped, or with `drain` until nothing can go on by itself."""
     workflows = list({id(one): one for each in found for one in each.workflows}.values())
-    if not workflows:
+    functions = list({id(one): one for each in found for one in each.functions}.values())
+    served = list(dict.fromkeys(how.queues)) or _own_queues(workflows, functions)
+    if not workflows and not (functions and served):
         names = ", ".join(each.name for each in found)
         raise Problem(f"no workflow in {names}", hint="decorate an async function with @workflow")
-    served = list(dict.fromkeys(how.queues)) or sorted({one.definition.task_queue for one in workflows})
+    performed = _served_once(functions, output)
     async with database(settings, create=True) as client:
         workers = [
             Worker(
                 client,
                 *workflows,
+                activities=performed,
                 task_queue=queue,
                 concurrency=how.concurrency,
+                task_concurrency=how.task_concurrency,
+                max_runs=how.max_runs,
                 retention=how.retention,
                 activation_limit=how.activation_limit,
             )
@@ -227,6 +248,23 @@ async def serve(
     return OK
 
 
+def _own_queues(workflows: Sequence[AnyWorkflow], functions: Sequence[AnyActivity]) -> list[str]:
+    """Return the queues that workflows name; where there is none, those that activities name."""
+    named = {one.definition.task_queue for one in workflows}
+    return sorted(named or {queue for one in functions if (queue := one.definition.task_queue) is not None})
+
+
+def _served_once(functions: Sequence[AnyActivity], output: Output) -> list[AnyActivity]:
+    """Return those whose name means one function: of two, a call from elsewhere could mean either."""
+    by_name: dict[str, list[AnyActivity]] = {}
+    for one in functions:
+        by_name.setdefault(one.definition.served_as, []).append(one)
+    served = {name: same[0] for name, same in by_name.items() if all(one.fn is same[0].fn for one in same)}
+    for name in by_name.keys() - served.keys():
+        output.note(f"two activities are called {escaped(name)}: it is not served to runs of other workers")
+    return list(served.values())
+
+
 def _banner(found: Sequence[Found], queues: Sequence[str], concurrency: int, url: str) -> str:
     parts = [
         f"{escaped(each.name)}: {count(len(each.workflows), 'workflow')}"
@@ -235,7 +273,7 @@ def _banner(found: Sequence[Found], queues: Sequence[str], concurrency: int, url
     ]
     queue_text = f"{'queue' if len(queues) == 1 else 'queues'} {', '.join(map(escaped, queues))}"
     return " · ".join(
-        [f"durable {durable.__version__}", *parts, queue_text, f"concurrency {concurrency}", url]
+        [f"durable {durable.__version__}", *parts, queue_text, f"concurrency {concurrency}", escaped(url)]
     )
 
 
@@ -312,7 +350,10 @@ class _Crew:
             loop.call_soon_threadsafe(self._begin_to_stop)
 
         numbers = [signal.SIGINT, signal.SIGTERM]
-        return Handlers(on_signal, *numbers, *([signal.SIGHUP] if _is_own_process() else []))
+        if not _is_own_process():
+            return Handlers(on_signal, *numbers)
+        # One that insists may do so to the very end: an exception while the loop is closed would leave it half closed.
+        return Handlers(on_signal, *numbers, signal.SIGHUP, stays=lambda: self._is_stopping)
 
     def _begin_to_stop(self) -> None:
         self.starts_anew = False  # whoever asks a process to stop does not want another one
@@ -372,11 +413,14 @@ class _Crew:
 
 
 class Handlers:
-    """Signal handlers, put back at the end."""
+    """Signal handlers; put back at the end, unless they are to stay."""
 
-    def __init__(self, handler: Any, *numbers: signal.Signals) -> None:
+    def __init__(
+        self, handler: Any, *numbers: signal.Signals, stays: Callable[[], bool] = lambda: False
+    ) -> None:
         self._handler = handler
         self._numbers = numbers
+        self._stays = stays
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> None:
@@ -384,6 +428,8 @@ class Handlers:
             self._before[number] = signal.signal(number, self._handler)
 
     def __exit__(self, *unused: object) -> None:
+        if self._stays():
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

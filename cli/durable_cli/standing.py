@@ -14,11 +14,13 @@ from durable_cli.problems import Problem
 from durable_cli.targets import AnyWorkflow, load_target
 
 
-async def show_stack(settings: Settings, output: Output, text: str, target: str | None) -> None:
+async def show_stack(
+    settings: Settings, output: Output, text: str, target: str | None, *, with_values: bool
+) -> None:
     """Print the stack: rebuilt with the target's code, else as the journal recorded it, with a note that says why."""
     async with database(settings) as client:
         run = await find_run(client, text)
-        stack, why = await _stack(client, run, _workflow_of(run, target, settings, output))
+        stack, why = await _stack(client, run, _workflow_of(run, target, settings, output), with_values)
     if not output.is_text:
         output.json({**builtins(stack), "status": str(run.status)})
         return
@@ -50,24 +52,28 @@ def _workflow_of(run: Run, target: str | None, settings: Settings, output: Outpu
     return next(iter(fitting or found), None)
 
 
-async def _stack(client: Client, run: Run, workflow: AnyWorkflow | None) -> tuple[Stack, str]:
+async def _stack(
+    client: Client, run: Run, workflow: AnyWorkflow | None, with_values: bool
+) -> tuple[Stack, str]:
     """Return the stack and, if it could not be rebuilt, why."""
     address = f"{run.run_id}@{run.generation}"
     why = "" if run.status.is_closed else "name it: --stack app.py, or --app"
     if isinstance(workflow, Workflow):
         try:
-            return await client.stack(address, workflow), ""
+            return await client.stack(address, workflow, values=with_values), ""
         except (PlatformFault, WorkflowVersionMismatchError) as fault:
             why = str(fault)
     return await client.stack(address), why
 
 
 def rows(stack: Stack) -> Iterator[Sequence[str]]:
-    """Yield the stack as cells: a `task` line for each coroutine, then its `frame` lines, outermost first."""
+    """Yield the stack as cells: a `task` line for each coroutine, then its `frame` lines, outermost first, each with its `value` lines."""
     for one in stack.standpoints:
         yield "task", escaped(one.task), escaped(one.awaits), iso(one.since), iso(one.due)
         for frame in one.frames:
             yield "frame", frame.source, escaped(frame.function), escaped(frame.text)
+            for name, value in frame.values.items():
+                yield "value", escaped(name), escaped(value)
 
 
 def picture(stack: Stack, run: Run, output: Output, at: datetime) -> Iterator[str]:
@@ -80,6 +86,8 @@ def picture(stack: Stack, run: Run, output: Output, at: datetime) -> Iterator[st
         for frame in one.frames:
             where = f"  {frame.source}  {escaped(frame.function)}".rstrip()
             yield cut(f"{where}   {escaped(frame.text)}".rstrip(), terminal.width)
+            for name, value in frame.values.items():
+                yield cut(f"      {escaped(name)} = {escaped(value)}", terminal.width)
         yield f"  awaits {escaped(one.awaits)}{_times(one, at)}"
 
 

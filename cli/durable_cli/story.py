@@ -130,7 +130,9 @@ def _call(given: Any) -> str:
 
 
 def attempts_text(entry: Entry) -> str:
-    """Return `3 attempts`; one attempt is worth no words."""
+    """Return `3 attempts`, or `1+` if there may have been more; one attempt is worth no words."""
+    if not entry.is_counted:
+        return f"{entry.attempts}+"
     return f"{entry.attempts} attempts" if entry.attempts > 1 else str(entry.attempts or "")
 
 
@@ -173,6 +175,8 @@ def facts(run: Run, now: datetime) -> Iterator[Sequence[str]]:
     yield "workflow", run.workflow
     if run.kind != "workflow":
         yield "kind", run.kind
+    if run.parent is not None:
+        yield "parent", run.parent
     yield "status", str(run.status)
     yield "generation", str(run.generation)
     yield "version", str(run.version)
@@ -184,6 +188,8 @@ def facts(run: Run, now: datetime) -> Iterator[Sequence[str]]:
         yield "started", iso(run.started_at)
     if run.closed_at is not None:
         yield "closed", iso(run.closed_at)
+    if run.retention is not None:
+        yield "kept", kept_text(run)
     yield "took", took(run, now)
     yield "input", value_text(run.input)
     for number, entry in enumerate(collapsed(run).journal, 1):
@@ -199,6 +205,17 @@ def facts(run: Run, now: datetime) -> Iterator[Sequence[str]]:
             yield "stack", escaped(line)
     if run.reason:
         yield "reason", escaped(run.reason)
+
+
+def kept_text(run: Run) -> str:
+    """Return how long a run with a retention of its own is kept; "" for others."""
+    if run.retention is None:
+        return ""
+    if run.retention == "forever":
+        return "for ever"
+    if run.closed_at is not None:
+        return f"until {iso(run.closed_at + run.retention)}"
+    return f"{duration_text(run.retention.total_seconds())} after it is closed"
 
 
 def _step_row(number: int, entry: Entry, now: datetime, kind: str) -> Sequence[str]:
@@ -233,7 +250,9 @@ def picture(run: Run, terminal: Terminal, now: datetime) -> Iterator[str]:
     begin = run.started_at or run.created_at
     verb = "started" if run.started_at else "created"
     ago = ago_text((now - begin).total_seconds())
-    yield f"{verb} {iso(begin)} ({ago})   took {took(run, now)}   queue {escaped(run.task_queue)}"
+    kept = "" if run.retention is None else f"   kept {kept_text(run)}"
+    parent = "" if run.parent is None else f"   child of {escaped(run.parent)}"
+    yield f"{verb} {iso(begin)} ({ago})   took {took(run, now)}   queue {escaped(run.task_queue)}{parent}{kept}"
     yield cut(f"input   {value_text(run.input)}", width)
     yield ""
     told = collapsed(run)

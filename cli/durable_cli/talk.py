@@ -1,20 +1,24 @@
-"""Talking to runs: signal, cancel, terminate. Changing commands: they take exact run ids."""
+"""Talking to runs: signal, query, cancel, terminate. Those that change something take exact run ids."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
+import msgspec
 
-from durable import ArgumentsError, Client, Signal
-from durable_cli.arguments import parse_value
+from durable import ArgumentsError, Client, DurableError, RunHandle, Signal
+from durable_cli.arguments import Given, parse_arguments, parse_value
 from durable_cli.completing import complete_run_id
-from durable_cli.finding import database, exact_run_id, run_async
+from durable_cli.finding import database, exact_run_id, find_run, run_async
 from durable_cli.options import Settings, app_option, common_options
-from durable_cli.output import Output
-from durable_cli.problems import OK, Problem, ask
-from durable_cli.targets import objects_of
+from durable_cli.output import Output, json_text
+from durable_cli.problems import NOT_FOUND, OK, RUN_FAILED, Problem, ask, quoted
+from durable_cli.targets import load_target, objects_of, workflows_in
+
+Declared = Signal[Any] | Callable[..., object]  # what tells the type of a signal's value
 
 
 @click.command("signal")
@@ -39,7 +43,7 @@ def signal_command(
     """Send a signal to an open run. Returned means stored: it is delivered once, in order.
 
     VALUE: nothing (null), text, JSON (true, 3, '{"by": "ann"}'), or named parts (by=ann ok:=true), which make an object.
-    With --app the value is checked against the type of the Signal of that name.
+    With --app the value is checked against the type of the Signal of that name, or of the method that takes it.
     """
     value = parse_value(words, whole, read_stdin=sys.stdin.read)
     text = words[0] if len(words) == 1 and whole is None else None
@@ -66,8 +70,8 @@ async def _signal(
     return OK
 
 
-def _declared(settings: Settings, output: Output, name: str) -> Signal[Any] | None:
-    """Return the Signal of that name within the app, if there is one.
+def _declared(settings: Settings, output: Output, name: str) -> Declared | None:
+    """Return the Signal of that name within the app, or the method of a class there that takes it, if there is one.
 
     Whoever must signal a run now can do it without the code; only an app that was asked for by --app must be there.
     """
@@ -80,12 +84,14 @@ def _declared(settings: Settings, output: Output, name: str) -> Signal[Any] | No
             raise
         output.note(f"note: the value is not checked: {problem.message}")
         return None
-    signals = [one for one in values if isinstance(one, Signal) and one.name == name]
+    signals: list[Declared] = [one for one in values if isinstance(one, Signal) and one.name == name]
+    methods = [one.definition.signals.get(name) for value in values for one in workflows_in(value)]
+    signals += [method.fn for method in methods if method is not None]
     return signals[0] if signals else None
 
 
 async def _send_typed(
-    client: Client, run_id: str, signal: Signal[Any], value: Any, text: str | None, message_id: str | None
+    client: Client, run_id: str, signal: Declared, value: Any, text: str | None, message_id: str | None
 ) -> None:
     """Send the value as JSON if that fits the signal's type, else as the text it was typed as (`note 123`)."""
     try:
@@ -94,6 +100,60 @@ async def _send_typed(
         if text is None or text == value:
             raise
         await client.signal(run_id, signal, text, id=message_id)
+
+
+@click.command("query")
+@click.argument("run_id", metavar="ID", shell_complete=complete_run_id)
+@click.argument("name", metavar="NAME")
+@click.argument("words", metavar="[ARG]...", nargs=-1)
+@click.option(
+    "--json", "whole", metavar="JSON", help="The arguments as JSON, [..] or {..}; - reads standard input."
+)
+@app_option
+@common_options
+@click.pass_obj
+def query_command(
+    settings: Settings, run_id: str, name: str, words: tuple[str, ...], whole: str | None
+) -> int:
+    """Ask a run, open or closed, and print its answer as JSON.
+
+    The run is rebuilt here, with the code of --app, by replaying its journal: no worker is needed, no activity runs, nothing is written. ID may be the beginning
+    or the end of an id, id@2 for an earlier generation. ARG: as for `durable start`: text, JSON (:=2), or named (item=tea least:=2).
+    """
+    given = parse_arguments(words, whole, read_stdin=sys.stdin.read)
+    return run_async(_query(settings, Output(settings), run_id, name, given))
+
+
+async def _query(settings: Settings, output: Output, text: str, name: str, given: Given) -> int:
+    if settings.app is None:
+        raise Problem("a run is asked by its code", hint="say where that is: --app app.py (or DURABLE_APP)")
+    workflows = load_target(settings.app, settings).workflows
+    async with database(settings) as client:
+        run = await find_run(client, text)
+        code = [one for one in workflows if (one.name, one.version) == (run.workflow, run.version)]
+        if not code:
+            raise Problem(
+                f"run {quoted(run.run_id)} is of {run.workflow} version {run.version}, which {settings.app} does not have",
+                code=NOT_FOUND,
+            )
+        answer = await _answer(await client.get(f"{run.run_id}@{run.generation}", code[0]), name, given)
+    if output.is_text:
+        output.line(json_text(answer))
+    else:
+        output.json({"run_id": run.run_id, "generation": run.generation, "query": name, "answer": answer})
+    return OK
+
+
+async def _answer(run: RunHandle[Any], name: str, given: Given) -> Any:
+    try:
+        answer = await run.query(name, *given.positional, **given.named)
+    except DurableError:
+        raise
+    except Exception as error:
+        raise Problem(
+            f"query {quoted(name)} raised {type(error).__name__}: {error}", code=RUN_FAILED
+        ) from error
+    return msgspec.to_builtins(answer, enc_hook=str)
 
 
 @click.command("cancel")

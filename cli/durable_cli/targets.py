@@ -21,6 +21,7 @@ from durable_cli.options import Settings
 from durable_cli.problems import NOT_FOUND, Problem, did_you_mean, quoted
 
 AnyWorkflow = Workflow[Any, Any]
+AnyActivity = Activity[..., Any]
 SERVES: Final = "__durable_workflows__"  # what patterns have: it says what they run as
 
 
@@ -40,7 +41,12 @@ class Found(NamedTuple):
 
     name: str
     workflows: list[AnyWorkflow]
-    activities: int
+    functions: tuple[AnyActivity, ...] = ()
+
+    @property
+    def activities(self) -> int:
+        """How many activities it holds."""
+        return len(self.functions)
 
 
 def parse_target(text: str) -> Target:
@@ -67,9 +73,18 @@ def load_target(text: str, settings: Settings) -> Found:
     module = _import(target, settings)
     everything = _workflows_of(vars(module).values())
     if target.attr is None:
-        names = {id(one) for one in vars(module).values() if isinstance(one, Activity)}
-        return Found(target.module, everything, len(names))
-    return Found(text, _pick(module, target, everything), 0)
+        functions = {id(one): one for one in vars(module).values() if isinstance(one, Activity)}
+        return Found(target.module, everything, tuple(functions.values()))
+    return Found(text, _pick(module, target, everything))
+
+
+def load_served(text: str, settings: Settings) -> Found:
+    """Import a target of a worker, which may also name one activity."""
+    if parse_target(text).attr is not None:
+        (value,) = named_in(text, settings)
+        if isinstance(value, Activity):
+            return Found(text, [], (value,))
+    return load_target(text, settings)
 
 
 def one_workflow(text: str, settings: Settings) -> AnyWorkflow:

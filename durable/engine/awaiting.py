@@ -20,7 +20,7 @@ from durable.errors import DefinitionError
 
 if TYPE_CHECKING:
     from durable.engine.loop import DeterministicLoop
-    from durable.engine.operations import Call, Operations, Wait
+    from durable.engine.operations import Call, ChildCall, Operations, Wait
 
 T = TypeVar("T")
 
@@ -47,6 +47,37 @@ async def perform(call: Call, loop: DeterministicLoop, operations: Operations) -
     if call.error is not None:
         raise call.error
     return value
+
+
+class StartedChild:
+    """A child that runs beside the workflow (`runtime.Child`)."""
+
+    def __init__(self, call: ChildCall, loop: DeterministicLoop, operations: Operations) -> None:
+        self._call = call
+        self._loop = loop
+        self._operations = operations
+        call.future = Future(loop=loop)
+        if not loop.is_evicting:
+            operations.open(call)
+            self._run_id = operations.key_of_child(call)
+
+    @property
+    def run_id(self) -> str:
+        return self._call.key or self._run_id
+
+    async def outcome(self) -> Any:
+        if self._loop.is_evicting:
+            await refused(self._loop)
+        # Whoever is cancelled here leaves the future to others, and to the outcome.
+        await asyncio.wait([self._call.future])
+        if self._call.error is not None:
+            raise self._call.error
+        return self._call.future.result()
+
+    def cancel(self, reason: str | None = None) -> None:
+        call = self._call
+        if not (call.future.done() or call.closing or self._loop.is_evicting):
+            self._operations.cancel_child(call, reason)
 
 
 async def _give_up(call: Call, loop: DeterministicLoop, operations: Operations) -> None:

@@ -220,10 +220,25 @@ def install() -> None:
         return
     _installed.append(True)
     sys.addaudithook(_audit)
+    sys.unraisablehook = free_to_show(sys.unraisablehook)
     if sys.version_info < (3, 12):
         _guard_thread_starts()
     else:
         _take_tool()
+
+
+def free_to_show(hook: Callable[[Any], object]) -> Callable[[Any], object]:
+    """Return the hook for errors that nobody can be told of, unguarded: the interpreter's own opens the source, and from C.
+
+    Such an error is some finalizer's, and may be met in the middle of any run.
+    """
+
+    @functools.wraps(hook)
+    def show(unraisable: Any) -> object:
+        with unguarded():
+            return hook(unraisable)
+
+    return show
 
 
 def watch(fn: Callable[..., Any]) -> None:

@@ -7,9 +7,10 @@ looked through, as in `sources`; the innermost of them says what is awaited. Kno
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import reprlib
+from collections.abc import Iterator, Mapping
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -18,15 +19,18 @@ from durable.engine.loop import DetTask
 from durable.engine.operations import Call, Operations, Wait
 from durable.engine.sources import find_source, source_text
 
+VALUE_LENGTH_MAX: Final = 200
+
 AwaitedKind = Literal["activity", "timer", "signal", "condition", "task", "future"]
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the author's code: `source` is `package/file.py:line`, `text` that line."""
+    """One line of the author's code: `source` is `package/file.py:line`, `text` that line, `values` its variables as short text."""
 
     function: str
     source: str
     text: str
+    values: Mapping[str, str] = {}
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,18 +43,21 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     op: int
 
 
-def standings(instance: Instance) -> list[Standing]:
-    """Return where each task of the run that is not done stands, in the order of their creation."""
-    return [_standing(task, instance.operations) for task in instance.tasks if not task.done()]
+def standings(instance: Instance, *, with_values: bool = False) -> list[Standing]:
+    """Return where each task of the run that is not done stands, in the order of their creation.
+
+    With values, the author's `__repr__` methods run: of what stands in local variables.
+    """
+    return [_standing(task, instance.operations, with_values) for task in instance.tasks if not task.done()]
 
 
-def _standing(task: DetTask, operations: Operations) -> Standing:
+def _standing(task: DetTask, operations: Operations, with_values: bool) -> Standing:
     frames: list[Frame] = []
     kind: AwaitedKind = "future"
     name, op = "", 0
     for frame in _walk(task.get_coro()):
         if source := find_source(frame):  # a suspended frame has no caller: it is looked at alone
-            frames.append(_told(frame, source))
+            frames.append(_told(frame, source, with_values))
             kind, name, op = "future", "", 0
             continue
         name = frame.f_code.co_qualname
@@ -98,5 +105,22 @@ def _walk(awaited: Any) -> Iterator[FrameType]:
         awaited = inner
 
 
-def _told(frame: FrameType, source: str) -> Frame:
-    return Frame(function=frame.f_code.co_qualname, source=source, text=source_text(source))
+def _told(frame: FrameType, source: str, with_values: bool) -> Frame:
+    return Frame(
+        function=frame.f_code.co_qualname,
+        source=source,
+        text=source_text(source),
+        values={name: _shown(value) for name, value in frame.f_locals.items()} if with_values else {},
+    )
+
+
+def _shown(value: object) -> str:
+    try:
+        return _short.repr(value)
+    except Exception as error:  # a method of the author's class
+        return f"<{type(value).__name__}: its text raised {type(error).__name__}>"
+
+
+_short: Final = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = VALUE_LENGTH_MAX
+_short.maxdict = _short.maxlist = _short.maxtuple = _short.maxset = 20

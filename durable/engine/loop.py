@@ -25,11 +25,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextvars import Context, copy_context
 from math import ceil
-from sys import get_asyncgen_hooks, set_asyncgen_hooks
 from types import FrameType, MethodType
 from typing import Any, Final, NoReturn, Protocol
 from zlib import crc32
 
+from durable.engine.generators import disown, enter_thread
+from durable.engine.refusals import refuse_the_rest
 from durable.engine.runtime import Evicted, RunLoop, Runtime
 from durable.engine.sources import end_walks_at, find_source, is_within_as_completed
 from durable.errors import DefinitionError, LivelockError
@@ -313,18 +314,21 @@ class DeterministicLoop(RunLoop):
             )
         task = DetTask(coro, loop=self, name=name, context=context)
         task.source = find_source(frame)
+        self._keep(task)
+        return task
+
+    def create_own_task(self, coroutine: Coroutine[Any, Any, Any], name: str) -> DetTask:
+        """Create a task that the engine asks for, not the author's code: in a context of its own, and of no source line."""
+        task = DetTask(coroutine, loop=self, name=name, context=Context())
+        self._keep(task)
+        return task
+
+    def _keep(self, task: DetTask) -> None:
         tasks = self._tasks
         tasks.append(task)
         if len(tasks) >= self._prune_at:
             self._tasks = tasks = [task for task in tasks if not task.done()]
             self._prune_at = 2 * len(tasks) + 64
-        return task
-
-    def create_main_task(self, coroutine: Coroutine[Any, Any, Any]) -> DetTask:
-        """Create the run's first task, in a context of its own."""
-        task = DetTask(coroutine, loop=self, name="main", context=Context())
-        self._tasks.append(task)
-        return task
 
     @property
     def tasks(self) -> list[DetTask]:
@@ -333,13 +337,15 @@ class DeterministicLoop(RunLoop):
 
     # ─ running ───────────────────────────────────────────────────────────────
 
-    def drain(self) -> None:
-        """Run callbacks until nothing is ready, `at_rest` has no more to offer, and no parked delivery helps."""
+    def drain(self, outer: asyncio.AbstractEventLoop | None = None) -> None:
+        """Run callbacks until nothing is ready, `at_rest` has no more to offer, and no parked delivery helps.
+
+        `outer` is the loop that runs in this thread, for callers who know it from `enter_thread`.
+        """
         # One function on purpose: it is the hottest of the engine.
         callbacks_max = self._callbacks_max
-        previous = _get_running_loop()
-        if get_asyncgen_hooks().firstiter.__class__ is not _FirstIteration:
-            _hook_generators()
+        if outer is None:
+            outer = enter_thread()
         _set_running_loop(self)
         self._running = True
         if self._parked_rounds:
@@ -370,7 +376,23 @@ class DeterministicLoop(RunLoop):
                 before = steps
         finally:
             self._running = False
-            _set_running_loop(previous)
+            _set_running_loop(outer)
+
+    def call_now(self, call: Callable[[], Any]) -> Any:
+        """Call a function as code of this run, while it rests. What that makes ready is not run."""
+        outer = enter_thread()
+        _set_running_loop(self)
+        self._running = True
+        try:
+            return call()
+        finally:
+            _set_running_loop(outer)
+            self._running = False
+
+    @property
+    def ready(self) -> int:
+        """How many callbacks are to run in the next drain."""
+        return len(self._ready)
 
     def _livelock(self, handle: asyncio.Handle, callbacks_max: int) -> NoReturn:
         run = self.runtime.identity.run_id
@@ -405,12 +427,9 @@ class DeterministicLoop(RunLoop):
         )
 
     def adopt_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
-        """An async generator takes its first step in this run: it is to be ended in this run too."""
-        _owners[id(generator)] = self
         self._generators.add(id(generator))
 
     def finalize_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
-        """Nobody refers any more to a generator that was begun here and has not ended."""
         # Python calls this wherever the last reference went, which may be a garbage collection in another run.
         if self._running and _get_running_loop() is self:
             self.create_task(generator.aclose())
@@ -447,9 +466,7 @@ class DeterministicLoop(RunLoop):
         self._closed = True
         self._ready.clear()
         self._parked.clear()
-        for generator_id in self._generators:
-            if _owners.get(generator_id) is self:
-                del _owners[generator_id]
+        disown(self, self._generators)
         self._generators.clear()
         if stubborn:
             return False
@@ -506,109 +523,9 @@ class DeterministicLoop(RunLoop):
         """Nothing to do: there is no executor."""
 
 
-# Which run an async generator was begun in, by its id: it cannot hold an attribute, and when it is finalized its weak
-# references are gone. An entry outlives a generator that ended by itself, until its id is used again or the run leaves.
-_owners: Final[dict[int, DeterministicLoop]] = {}
-
-
-class _FirstIteration:
-    """What the thread's hook for generators' first steps was, and the one of ours before it.
-
-    Set once per thread and loop around it, not per activation: setting hooks is audited, and costs as much as a step.
-    """
-
-    __slots__ = ("_previous",)
-
-    def __init__(self, previous: Callable[[AsyncGenerator[Any, Any]], object] | None) -> None:
-        self._previous = previous
-
-    def __call__(self, generator: AsyncGenerator[Any, Any]) -> None:
-        loop = _get_running_loop()
-        if isinstance(loop, DeterministicLoop):
-            loop.adopt_generator(generator)
-            return
-        _owners.pop(id(generator), None)  # the id of one that has ended
-        if self._previous is not None:
-            self._previous(generator)
-
-
-def _hook_generators() -> None:
-    """Have the generators of runs finalized by their runs, on this thread; all others as before."""
-    first_iteration, finalizer = get_asyncgen_hooks()
-
-    def finalize(generator: AsyncGenerator[Any, Any]) -> None:
-        owner = _owners.pop(id(generator), None)
-        if owner is not None:
-            owner.finalize_generator(generator)
-        elif finalizer is not None:
-            finalizer(generator)
-
-    set_asyncgen_hooks(_FirstIteration(first_iteration), finalize)
-
-
 def _raise(error: BaseException) -> NoReturn:
     raise error
 
 
-_THREADS: Final = (
-    "threads work only outside of the run; do it in an @activity (a plain `def` runs in a thread)"
-)
-_NETWORK: Final = "a workflow cannot touch the network; do it in an @activity"
-_PROCESSES: Final = "a workflow cannot start processes; do it in an @activity"
-_NESTED: Final = "a workflow already runs on a loop of its own; await the coroutine instead"
-_REFUSED: Final = {
-    "call_soon_threadsafe": _THREADS,
-    "run_in_executor": _THREADS,
-    "set_default_executor": _THREADS,
-    "getaddrinfo": _NETWORK,
-    "getnameinfo": _NETWORK,
-    "create_connection": _NETWORK,
-    "create_server": _NETWORK,
-    "sendfile": _NETWORK,
-    "start_tls": _NETWORK,
-    "create_unix_connection": _NETWORK,
-    "create_unix_server": _NETWORK,
-    "connect_accepted_socket": _NETWORK,
-    "create_datagram_endpoint": _NETWORK,
-    "connect_read_pipe": _PROCESSES,
-    "connect_write_pipe": _PROCESSES,
-    "subprocess_shell": _PROCESSES,
-    "subprocess_exec": _PROCESSES,
-    "add_reader": _NETWORK,
-    "remove_reader": _NETWORK,
-    "add_writer": _NETWORK,
-    "remove_writer": _NETWORK,
-    "sock_recv": _NETWORK,
-    "sock_recv_into": _NETWORK,
-    "sock_recvfrom": _NETWORK,
-    "sock_recvfrom_into": _NETWORK,
-    "sock_sendall": _NETWORK,
-    "sock_sendto": _NETWORK,
-    "sock_connect": _NETWORK,
-    "sock_accept": _NETWORK,
-    "sock_sendfile": _NETWORK,
-    "add_signal_handler": "a workflow receives durable signals: see durable.Signal",
-    "remove_signal_handler": "a workflow receives durable signals: see durable.Signal",
-    "set_task_factory": "the order of tasks is part of the journal; create tasks with asyncio.create_task",
-    "run_forever": _NESTED,
-    "run_until_complete": _NESTED,
-    "stop": _NESTED,
-    "close": _NESTED,
-}
-
-
-def _refusal(name: str, advice: str) -> Callable[..., NoReturn]:
-    def refuse(self: DeterministicLoop, *args: object, **kwargs: object) -> NoReturn:
-        for argument in args:
-            if asyncio.iscoroutine(argument):
-                argument.close()  # or Python would warn that it was never awaited
-        raise DefinitionError(f"{name}() inside workflow run {self.runtime.identity.run_id!r}: {advice}")
-
-    refuse.__name__ = name
-    return refuse
-
-
-for _name, _advice in _REFUSED.items():
-    setattr(DeterministicLoop, _name, _refusal(_name, _advice))
-
+refuse_the_rest(DeterministicLoop)
 end_walks_at(DeterministicLoop.drain)

@@ -8,16 +8,28 @@ Knows nothing of loops or of matching.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from enum import Enum
+from typing import Any, ClassVar, Final
 
 import msgspec
 
-from durable.definitions import ActivityDefinition
+from durable.definitions import ActivityDefinition, OnParentClose, WorkflowDefinition
 from durable.engine.loop import Timer
 from durable.engine.runtime import ActivityCall, OnEnd
-from durable.journal.events import CloseOp, Command, Noted, OpenWait, Patched, ScheduleActivity, StartTimer
+from durable.journal.events import (
+    CloseOp,
+    Command,
+    Noted,
+    OpenWait,
+    Patched,
+    ScheduleActivity,
+    StartChild,
+    StartTimer,
+)
 from durable.journal.matching import label
+from durable.limits import NAME_LENGTH_MAX
 
 
 class Call(ActivityCall):
@@ -25,7 +37,7 @@ class Call(ActivityCall):
 
     __slots__ = ("dead", "error", "future", "on_end")
 
-    kind: Final = "activity"
+    kind: ClassVar[str] = "activity"
     how: Final = ""
 
     def __init__(self, definition: ActivityDefinition, args: bytes, src: str) -> None:
@@ -34,8 +46,9 @@ class Call(ActivityCall):
         self.n = 0
         self.definition = definition
         self.args = args
-        self.key = ""
+        self.key_prefix = ""
         self.src = src
+        self.queue = ""
         self.closing = None
         self.dead = False
         self.error: BaseException | None = None
@@ -49,6 +62,45 @@ class Call(ActivityCall):
     @property
     def detail(self) -> bytes:
         return self.args
+
+
+class ChildCall(Call):
+    """The call of another workflow, which makes a run of its own, `key`. What it is called with is in `args`, as for an activity."""
+
+    __slots__ = ("child_id", "on_parent_close", "run_id", "task_queue", "workflow")
+
+    kind: ClassVar[str] = "child"
+
+    def __init__(
+        self,
+        definition: ActivityDefinition,
+        args: bytes,
+        src: str,
+        *,
+        workflow: WorkflowDefinition,
+        run_id: str | None,
+        task_queue: str,
+        on_parent_close: OnParentClose,
+    ) -> None:
+        super().__init__(definition, args, src)
+        self.child_id = ""  # until it is numbered
+        self.workflow = workflow
+        self.run_id = run_id  # as the author gave it, if so
+        self.task_queue = task_queue
+        self.on_parent_close = on_parent_close
+
+    @property
+    def key(self) -> str:
+        """The child's run id."""
+        return self.child_id
+
+
+class Errand(msgspec.Struct, frozen=True, gc=False):
+    """What the commit of an activation is to do for a child: to start it, or to ask it to cancel."""
+
+    call: ChildCall
+    is_cancel: bool = False
+    reason: str | None = None  # of the cancel
 
 
 class Wait:
@@ -72,15 +124,17 @@ class Wait:
 
 
 class Closing:
-    """The end of an operation that an earlier activation opened."""
+    """The end of an operation that an earlier activation opened; or a child's cancel by the one that starts it, which the start implies."""
 
-    __slots__ = ("how", "operation")
+    __slots__ = ("how", "is_journaled", "operation", "reason")
 
     kind: Final = "closed"
 
-    def __init__(self, operation: Operation, how: str) -> None:
+    def __init__(self, operation: Operation, how: str, reason: str | None = None) -> None:
         self.operation = operation
         self.how = how
+        self.is_journaled = operation.op != 0
+        self.reason = reason  # for a child: told by the turn that cancels it, and not journaled
 
     @property
     def name(self) -> str:
@@ -116,17 +170,61 @@ Operation = Call | Timer | Wait
 Asked = Call | Timer | Wait | Closing | Marker
 
 
+class Ending(Enum):
+    """Whether an activation ends its generation, and whether the next one does over again what it asks for."""
+
+    NONE = 0
+    FOR_GOOD = 1
+    TO_BE_RETRIED = 2
+
+
+def _counts(one: Asked, ending: Ending) -> bool:
+    """Whether what was asked for is to be journaled."""
+    if isinstance(one, Closing):
+        return one.is_journaled
+    if isinstance(one, Marker):
+        return True
+    if one.dead or ending is Ending.TO_BE_RETRIED:
+        return False
+    return ending is Ending.NONE or (isinstance(one, ChildCall) and one.on_parent_close == "abandon")
+
+
 class Operations:
     """The open operations of one run by number, and `asked`: what the current activation opened and closed."""
 
-    def __init__(self, key_prefix: str) -> None:
+    __slots__ = (
+        "_counts",
+        "_handles",
+        "_last_op",
+        "_task_queue",
+        "activities",
+        "attempt",
+        "children",
+        "entrusted",
+        "entrusts",
+        "errands",
+        "key_prefix",
+        "open",
+        "pending",
+        "timers",
+        "waits",
+    )
+
+    def __init__(self, key_prefix: str, task_queue: str = "") -> None:
         self.activities: dict[int, ActivityCall] = {}
         self.timers: dict[int, int] = {}
         self.waits: dict[int, OpenWait] = {}
+        # Children apart from activities, which are somebody's work in this process.
+        self.children: dict[int, ChildCall] = {}
+        self.errands: list[Errand] = []
+        self.attempt = 1  # the workflow's: children that a later one starts have keys of their own
         self._handles: dict[int, Timer] = {}
         self.pending: list[Asked] = []  # what the current activation has asked for so far
         self.open: Callable[[Call | Wait | Timer], None] = self.pending.append
         self.key_prefix = key_prefix
+        self._task_queue = task_queue
+        self.entrusts = True  # calls that name another queue are for the workers of that queue
+        self.entrusted: list[ActivityCall] = []  # calls for other queues, numbered live
         self._last_op = 0
         self._counts: dict[str, int] = {}
 
@@ -145,8 +243,15 @@ class Operations:
         self.pending.append(Closing(call, how))
         if how == "wait":
             call.closing = "wait"
+        elif isinstance(call, ChildCall):
+            self.children.pop(call.op, None)
         else:
             self.activities.pop(call.op, None)
+
+    def cancel_child(self, call: ChildCall, reason: str | None) -> None:
+        """Ask a child that was started to cancel, also one that this activation starts: whoever has its handle waits for its end."""
+        self.pending.append(Closing(call, "wait", reason))
+        call.closing = "wait"
 
     def close_timer(self, timer: Timer) -> None:
         if timer.dead:
@@ -171,8 +276,8 @@ class Operations:
 
     def take_call(self, op: int) -> Call | None:
         """Remove and return an open activity whose outcome is there; None if it is closed."""
-        call = self.activities.pop(op, None)
-        return call if type(call) is Call else None
+        call = self.activities.pop(op, None) or self.children.pop(op, None)
+        return call if isinstance(call, Call) else None
 
     def take_timer(self, op: int) -> Timer | None:
         """Remove and return a timer that fires; None if it is closed."""
@@ -184,38 +289,49 @@ class Operations:
 
     # ─ at rest ───────────────────────────────────────────────────────────────
 
-    def asked(self, *, ended: bool) -> list[Asked]:
+    def asked(self, ending: Ending) -> list[Asked]:
         """Return what the activation asked for and take it off the books.
 
-        A run that has ended opens nothing: nobody would wait for it. What it closed still counts, and so do markers.
+        A run that has ended opens nothing but children that are to outlive it: nobody would wait for it. What it closed still counts,
+        and so do markers.
         """
-        asked = [one for one in self.pending if isinstance(one, Closing | Marker) or not (ended or one.dead)]
+        asked = [one for one in self.pending if _counts(one, ending)]
         self.pending.clear()
         return asked
 
-    def number(self, reserve: Callable[[], bool] | None, ended: bool) -> list[Command]:
+    def number(self, reserve: Callable[[], bool] | None, ending: Ending) -> list[Command]:
         """Number what the activation asked for, in order, and return it as commands."""
         commands: list[Command] = []
         for one in self.pending:
             if isinstance(one, Closing):
-                commands.append(CloseOp(op=one.operation.op, how=one.how))
+                if one.is_journaled:
+                    commands.append(CloseOp(op=one.operation.op, how=one.how))
+                if one.operation.__class__ is ChildCall and one.operation.op and one.how != "abandon":
+                    self.errands.append(Errand(one.operation, is_cancel=True, reason=one.reason))
             elif isinstance(one, Marker):
                 commands.append(one.command)
-            elif ended or one.dead:
+            elif not _counts(one, ending):
                 continue
+            elif isinstance(one, ChildCall):
+                commands.append(self._number_child(one))
             elif isinstance(one, Call):
-                commands.append(self.number_call(one, reserve is not None and reserve()))
+                commands.append(self.number_call(one, reserve))
             else:
                 commands.append(self._number_other(one))
         self.pending.clear()
         return commands
 
-    def number_call(self, call: Call, started: bool) -> ScheduleActivity:
+    def number_call(self, call: Call, reserve: Callable[[], bool] | None) -> ScheduleActivity:
+        """Number a call. One for another queue takes no slot here; else `reserve` says whether its first attempt starts now."""
+        queue = call.definition.task_queue
+        if queue is not None and queue != self._task_queue and self.entrusts:
+            call.queue, reserve = queue, None
+            self.entrusted.append(call)
         self._last_op = op = call.op = self._last_op + 1
         name = call.definition.name
         call.n = n = self._counts.get(name, 0) + 1
         self._counts[name] = n
-        call.key = f"{self.key_prefix}{name}#{n}"
+        call.key_prefix = self.key_prefix
         self.activities[op] = call
         return ScheduleActivity(
             op=op,
@@ -223,9 +339,47 @@ class Operations:
             n=n,
             args=msgspec.Raw(call.args),
             src=call.src,
-            started=started,
+            started=reserve is not None and reserve(),
             kind=call.definition.kind,
+            queue=call.queue,
         )
+
+    def _number_child(self, call: ChildCall) -> StartChild:
+        self._last_op = op = call.op = self._last_op + 1
+        name = call.definition.name
+        call.n = n = self._counts.get(name, 0) + 1
+        self._counts[name] = n
+        call.child_id = self.key_of_child(call, n)
+        self.children[op] = call
+        self.errands.append(Errand(call))
+        return StartChild(
+            op=op,
+            name=name,
+            n=n,
+            args=msgspec.Raw(call.args),
+            src=call.src,
+            kind=call.definition.kind,
+            run_id=call.key,
+            workflow=call.workflow.name,
+        )
+
+    def key_of_child(self, call: ChildCall, n: int = 0) -> str:
+        """Return the run id of a child: the author's, else `run_id@epoch/path#n`. `n` 0: what it will be called once it is numbered.
+
+        One that a retried workflow starts is another run than what the same call started before, and was dropped.
+        """
+        if call.run_id is not None:
+            return call.run_id
+        name = call.definition.name
+        if not n:
+            before = self.pending[: self.pending.index(call)] if call in self.pending else self.pending
+            n = self._counts.get(name, 0) + 1
+            n += sum(isinstance(one, Call) and one.name == name and not one.dead for one in before)
+        retried = f"~{self.attempt}" if self.attempt > 1 else ""
+        key = f"{self.key_prefix}{name}#{n}{retried}"
+        if len(key) <= NAME_LENGTH_MAX:
+            return key
+        return f"{call.workflow.name[:100]}-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
     def _number_other(self, one: Timer | Wait) -> Command:
         self._last_op = op = one.op = self._last_op + 1
@@ -249,7 +403,7 @@ class Operations:
                     one.operation.closing = (
                         "wait"  # even if today's code does not wait: the outcome is still due
                     )
-                    self.activities[op] = one.operation
+                    self._opened_by(one.operation)[op] = one.operation
                 continue
             one.op = op
             if op > self._last_op:
@@ -257,20 +411,28 @@ class Operations:
             if isinstance(command, ScheduleActivity) and isinstance(one, Call):
                 name, n = command.name, command.n
                 one.n = n
-                one.key = f"{self.key_prefix}{name}#{n}"
+                one.key_prefix = self.key_prefix
+                one.queue = command.queue
+                if isinstance(command, StartChild) and isinstance(one, ChildCall):
+                    one.child_id = command.run_id
                 if n > self._counts.get(name, 0):
                     self._counts[name] = n
-                self.activities[op] = one
+                self._opened_by(one)[op] = one
             elif isinstance(command, StartTimer) and isinstance(one, Timer):
                 self.timers[op] = one.due = command.due
                 self._handles[op] = one
             elif isinstance(command, OpenWait):
                 self.waits[op] = command
 
+    def _opened_by(self, call: Call) -> dict[int, Any]:
+        return self.children if isinstance(call, ChildCall) else self.activities
+
     def label(self, op: int) -> str:
         """Return the name for people of an operation that is open."""
         if op in self.activities:
             return self.activities[op].definition.name
+        if op in self.children:
+            return label("child", self.children[op].name)
         if op in self.timers:
             return "timer"
         wait = self.waits.get(op)
@@ -278,6 +440,9 @@ class Operations:
 
     def clear(self) -> None:
         self.activities.clear()
+        self.entrusted.clear()
+        self.children.clear()
+        self.errands.clear()
         self.timers.clear()
         self.waits.clear()
         self._handles.clear()

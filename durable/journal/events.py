@@ -25,7 +25,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field
 class Started(Entry, frozen=True, tag="started", kw_only=True):
     """First event of a generation. `seed` feeds random and uuid4; `kind` says what is run: "" is a plain workflow.
 
-    The rest is named by replay errors (P25).
+    `early` signals had come before: the object of a class sees them as `__init__` made it, before `run` takes its first step. The rest is
+    named by replay errors (P25).
     """
 
     at: int
@@ -35,6 +36,7 @@ class Started(Entry, frozen=True, tag="started", kw_only=True):
     python: str = ""
     hash_seed: str = ""
     kind: str = ""
+    early: int = 0
 
 
 class Retried(Entry, frozen=True, tag="retried", kw_only=True):
@@ -86,7 +88,8 @@ class ScheduleActivity(Entry, frozen=True, tag="activity_scheduled", kw_only=Tru
     """`n` counts the calls of this name in the run, from 1, and is part of the idempotency key (P6).
 
     `started` charges attempt 1 in the very commit that schedules it (P22). `src` is `file.py:line`. `kind` says what it is
-    in the words of a pattern, e.g. "compensation"; "" is an ordinary activity.
+    in the words of a pattern, e.g. "compensation"; "" is an ordinary activity. `queue` is the task queue whose workers perform it;
+    "": the worker of the run does.
     """
 
     op: int
@@ -96,6 +99,14 @@ class ScheduleActivity(Entry, frozen=True, tag="activity_scheduled", kw_only=Tru
     src: str = ""
     started: bool = False
     kind: str = ""
+    queue: str = ""
+
+
+class StartChild(ScheduleActivity, frozen=True, tag="child_started", kw_only=True):
+    """A run of another workflow, `run_id`, was started in the commit that holds this. Its outcome comes as that of an activity does."""
+
+    run_id: str
+    workflow: str
 
 
 class StartTimer(Entry, frozen=True, tag="timer_started", kw_only=True):
@@ -177,6 +188,12 @@ class Cancelled(Entry, frozen=True, tag="cancelled", kw_only=True):
     reason: str | None = None
 
 
+class ContinuedAsNew(Entry, frozen=True, tag="continued_as_new", kw_only=True):
+    """The workflow asked for a next generation that starts from nothing, with the arguments that it gave."""
+
+    at: int
+
+
 class Terminated(Entry, frozen=True, tag="terminated", kw_only=True):
     """Written by the store itself: no code of the workflow ran."""
 
@@ -191,8 +208,8 @@ class TimedOut(Entry, frozen=True, tag="timed_out", kw_only=True):
 
 
 Event = Started | Retried | ActivityCompleted | ActivityFailed | TimerFired | SignalReceived | CancelRequested
-Command = ScheduleActivity | StartTimer | OpenWait | CloseOp | Patched | Noted
-WorkflowEnd = Completed | Failed | Cancelled
+Command = ScheduleActivity | StartChild | StartTimer | OpenWait | CloseOp | Patched | Noted
+WorkflowEnd = Completed | Failed | Cancelled | ContinuedAsNew
 End = WorkflowEnd | Terminated | TimedOut
 AnyEntry = (
     Started
@@ -203,6 +220,7 @@ AnyEntry = (
     | SignalReceived
     | CancelRequested
     | ScheduleActivity
+    | StartChild
     | StartTimer
     | OpenWait
     | CloseOp
@@ -211,6 +229,7 @@ AnyEntry = (
     | Completed
     | Failed
     | Cancelled
+    | ContinuedAsNew
     | Terminated
     | TimedOut
 )
@@ -223,5 +242,5 @@ EVENT_TYPES = (
     SignalReceived,
     CancelRequested,
 )
-COMMAND_TYPES = (ScheduleActivity, StartTimer, OpenWait, CloseOp, Patched, Noted)
-END_TYPES = (Completed, Failed, Cancelled, Terminated, TimedOut)
+COMMAND_TYPES = (ScheduleActivity, StartChild, StartTimer, OpenWait, CloseOp, Patched, Noted)
+END_TYPES = (Completed, Failed, Cancelled, ContinuedAsNew, Terminated, TimedOut)

@@ -23,6 +23,7 @@ from durable.journal.events import (
     OpenWait,
     Patched,
     ScheduleActivity,
+    StartChild,
     Started,
     StartTimer,
 )
@@ -30,7 +31,7 @@ from durable.journal.turns import ENGINE_VERSION
 
 
 class Asked(Protocol):
-    """What today's code asked for. `kind` is "activity", "timer", "signal", "condition", "closed", "patch" or "note"."""
+    """What today's code asked for. `kind` is "activity", "child", "timer", "signal", "condition", "closed", "patch" or "note"."""
 
     @property
     def kind(self) -> str: ...
@@ -82,7 +83,8 @@ def _is_same(command: Command, asked: Asked) -> bool:
     # Not a match statement: replay spends its time here.
     kind = asked.kind
     if isinstance(command, ScheduleActivity):
-        return kind == "activity" and command.name == asked.name and bytes(command.args) == asked.detail
+        what = "child" if isinstance(command, StartChild) else "activity"
+        return kind == what and command.name == asked.name and bytes(command.args) == asked.detail
     if isinstance(command, StartTimer):
         return kind == "timer" and command.duration == asked.detail
     if isinstance(command, OpenWait):
@@ -102,6 +104,8 @@ def _is_same(command: Command, asked: Asked) -> bool:
 
 def _group(command: Command) -> tuple[str, str]:
     match command:
+        case StartChild():
+            return "child", command.name
         case ScheduleActivity():
             return "activity", command.name
         case StartTimer():
@@ -185,6 +189,8 @@ def label(kind: str, name: str) -> str:
     match kind:
         case "activity":
             return name
+        case "child":
+            return f"child run of {name!r}"
         case "signal":
             return f"wait for signal {name!r}"
         case "patch":
@@ -249,6 +255,9 @@ def _recorded(command: Command | None, closed: Callable[[int], str]) -> tuple[st
     match command:
         case None:
             return None, "nothing more"
+        case StartChild():
+            name = label("child", command.name)
+            return name, f"{name} (call {command.n}), asked for at {_place(command.src)}"
         case ScheduleActivity():
             return (
                 command.name,

@@ -3,7 +3,7 @@
 What is kept is all that stood before what went wrong (P7): before the event whose failure escaped from the workflow, or
 before the request to cancel, or, if the store itself ended the run, everything. If what escaped was no activity's
 failure, nothing is kept, since the same journal would lead to the same error. Nor is anything if the run has undone what it had
-done.
+done. Somebody may also say which activity's failure it was: then all is kept that stood before that.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import msgspec
 
 from durable.journal.events import (
     ActivityCompleted,
+    ActivityFailed,
     AnyEntry,
     Cancelled,
     CancelRequested,
@@ -51,11 +52,42 @@ class Reopening(msgspec.Struct, frozen=True, kw_only=True):
     )
 
 
-def reopening(turns: Turns, *, now_us: int, attempt: int) -> Reopening | None:
-    """Return what attempt `attempt` of the workflow starts from; None if the journal ends in success, or not at all."""
+class FailedActivity(msgspec.Struct, frozen=True, kw_only=True):
+    """An activity whose failure is in the journal. `number`: its place in the raw journal; `at`: the (turn, index) of the failure."""
+
+    number: int
+    name: str
+    at: tuple[int, int]
+
+
+def failed_activities(turns: Turns) -> list[FailedActivity]:
+    """Return the activities that failed, in that order."""
+    asked: dict[int, tuple[int, str]] = {}
+    found: list[FailedActivity] = []
+    number = 0
+    for turn, entries in turns:
+        for index, entry in enumerate(entries):
+            number += 1
+            if isinstance(entry, ScheduleActivity):
+                asked[entry.op] = number, entry.name
+            elif isinstance(entry, ActivityFailed) and entry.op in asked:
+                place, name = asked[entry.op]
+                found.append(FailedActivity(number=place, name=name, at=(turn, index)))
+    return found
+
+
+def reopening(
+    turns: Turns, *, now_us: int, attempt: int, failed: FailedActivity | None = None
+) -> Reopening | None:
+    """Return what attempt `attempt` of the workflow starts from; None if the journal ends in success, or not at all.
+
+    With `failed` that is what stood before that activity's failure.
+    """
     cut = _cut(turns)
     if cut is None:
         return None
+    if failed is not None:
+        cut = failed.at
     is_undone = _is_undone(turns)
     turn, index = _START if is_undone else cut
     entries: list[AnyEntry] = []

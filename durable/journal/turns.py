@@ -31,12 +31,17 @@ _encoder: Final = msgspec.json.Encoder()
 _HEAD: Final = (
     b'{"v":%d,"worker":%%d,"entries":' % FORMAT
 )  # as encoding a Turn would write it, at half the cost
+_heads: Final[dict[int, bytes]] = {}  # the last one made, by worker
 _decoder: Final = msgspec.json.Decoder(Turn)
 
 
 def encode_turn(worker: int, entries: Sequence[AnyEntry]) -> tuple[bytes, ...]:
     """Return the bytes of a turn, in parts. `worker` is the incarnation that committed it (0: the store)."""
-    data = _HEAD % worker + _encoder.encode(entries) + b"}"
+    head = _heads.get(worker)
+    if head is None:
+        _heads.clear()  # a worker has one number; whoever has many does not need this
+        head = _heads[worker] = _HEAD % worker
+    data = head + _encoder.encode(entries) + b"}"
     if len(data) <= PART_BYTES_MAX or len(entries) == 1:
         return (data,)
     half = len(entries) // 2

@@ -37,7 +37,10 @@ OPERATIONS: Final = ("timer", "signal", "condition", "cancel", "patch")
 class Entry(msgspec.Struct, kw_only=True):
     """One operation of a run, in the order asked. `error` is one line; `number` its place in the raw journal.
 
-    `kind` is "activity", "timer", "signal", "condition", "cancel" or "patch"; of an activity that a pattern called also the pattern's
+    `attempts` of an activity whose outcome is not on record (the run, or its wait for it, ended before) are those that the journal
+    knows of, and `is_counted` is False: further ones are counted beside the journal, and forgotten once nobody waits.
+
+    `kind` is "activity", "child", "timer", "signal", "condition", "cancel" or "patch"; of an activity that a pattern called also the pattern's
     word for it, e.g. "predicate" or "compensation".
     """
 
@@ -46,6 +49,7 @@ class Entry(msgspec.Struct, kw_only=True):
     kind: str
     status: EntryStatus
     attempts: int = 0
+    is_counted: bool = True
     started_at: datetime | None = None
     finished_at: datetime | None = None
     input: Any = None
@@ -57,6 +61,10 @@ class Entry(msgspec.Struct, kw_only=True):
     is_open: bool = False  # an activity whose function has ended and which somebody outside completes
     prompt: str = ""  # of a question to a person
     ask: str = ""  # that question's address; "" for anything else
+    queue: str = ""  # of an activity that workers of another task queue perform: that queue
+    worker: str = ""  # who performs it there, while somebody does
+    hold: str = ""  # why nobody does: "no_worker" or "paused"
+    child: str = ""  # the run id of a child; "" for anything else
 
     @property
     def is_activity(self) -> bool:
@@ -65,12 +73,14 @@ class Entry(msgspec.Struct, kw_only=True):
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
-    """The durable count of an activity that is retrying or queued."""
+    """The durable count of an activity that is retrying or queued; of one on another queue also who performs it, or why nobody does."""
 
     attempt: int
     state: str
     due_at_us: int | None = None
     failure: Failure | None = None
+    worker: str = ""
+    hold: str = ""
 
 
 class Blocker(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,11 +161,15 @@ def tell(
                     number=number,
                     name=entry.name,
                     kind=entry.kind or "activity",
-                    status="running" if entry.started else "scheduled",
+                    status="running"
+                    if entry.started or isinstance(entry, events.StartChild)
+                    else "scheduled",
                     attempts=1 if entry.started else 0,
                     started_at=now,
                     input=plain(entry.args),
                     source=entry.src,
+                    queue=entry.queue,
+                    child=entry.run_id if isinstance(entry, events.StartChild) else "",
                 )
                 by_op[entry.op] = line
                 story.append(line)
@@ -190,13 +204,15 @@ def tell(
                     is_met = closed.kind in ("signal", "condition") and not closed.ask
                     closed.finished_at = now
                     closed.status = "completed" if is_met else "cancelled"
+                    closed.is_counted = not _has_attempts(closed)
             case events.ActivityCompleted():
                 line = _line(by_op, entry.op, number)
                 line.status, line.finished_at = "completed", now
-                line.attempts, line.result = entry.attempts, plain(entry.result)
+                line.attempts, line.is_counted, line.result = entry.attempts, True, plain(entry.result)
             case events.ActivityFailed():
                 line = _line(by_op, entry.op, number)
-                line.status, line.finished_at, line.attempts = "failed", now, entry.attempts
+                line.status, line.finished_at = "failed", now
+                line.attempts, line.is_counted = entry.attempts, True
                 line.error, line.failure = describe(entry.failure), entry.failure
             case events.TimerFired():
                 line = _line(by_op, entry.op, number)
@@ -259,12 +275,14 @@ def tell(
                 events.Completed()
                 | events.Failed()
                 | events.Cancelled()
+                | events.ContinuedAsNew()
                 | events.Terminated()
                 | events.TimedOut()
             ):
                 for line in story:
                     if line.finished_at is None:
                         line.status, line.finished_at = "cancelled", now
+                        line.is_counted = not _has_attempts(line)
     for op, row in (attempts or {}).items():
         running = by_op.get(op)
         if running is None or running.finished_at is not None:
@@ -274,6 +292,7 @@ def tell(
             row.state, "scheduled"
         )  # type: ignore[assignment]  # the four states
         running.is_open = row.state == "open"
+        running.worker, running.hold = row.worker, row.hold
         running.failure = row.failure
         if row.failure is not None:
             running.error = describe(row.failure)
@@ -285,6 +304,10 @@ def tell(
         last_at=now,
         deliveries=deliveries,
     )
+
+
+def _has_attempts(line: Entry) -> bool:
+    return line.is_activity and not line.child
 
 
 def _waiting_for(story: Iterable[Entry], name: str, ask: str | None) -> Entry | None:
@@ -309,7 +332,10 @@ def blockers(story: Story, now: datetime) -> list[Blocker]:
     """Say what an open, driven run waits for, most telling first; never empty."""
     found: list[Blocker] = []
     for line in story.open:
-        if line.is_activity:
+        if line.child:
+            text = f"child run {line.child}"
+            found.append(Blocker(kind="activity", name=line.name, text=text, source=line.source))
+        elif line.is_activity:
             if line.status == "retrying":
                 text = f"{line.name}: attempt {line.attempts + 1} {_in(line.due_at, now)} after {line.error}"
                 found.append(
@@ -348,7 +374,11 @@ def blockers(story: Story, now: datetime) -> list[Blocker]:
                 )
             )
     return found or [
-        Blocker(kind="nothing", name="", text="nothing it asked for is open: only a cancel can move it")
+        Blocker(
+            kind="nothing",
+            name="",
+            text="nothing it asked for is open: only a signal with a handler, or a cancel, can move it",
+        )
     ]
 
 
@@ -357,7 +387,20 @@ def _doing(line: Entry, now: datetime) -> str:
     if line.is_open:
         limit = f" (times out {_in(line.due_at, now)})" if line.due_at is not None else ""
         return f"attempt {line.attempts} waits to be completed from outside{limit}"
+    if line.queue:
+        return _doing_elsewhere(line)
     return f"attempt {line.attempts} running" if line.attempts else "waiting for a free slot"
+
+
+def _doing_elsewhere(line: Entry) -> str:
+    """Say what an activity waits for that workers of another queue perform."""
+    if line.status == "running":
+        return f'attempt {line.attempts} running on {line.worker or "a worker"} (queue "{line.queue}")'
+    if line.hold == "no_worker":
+        return f'no living worker serves it on queue "{line.queue}"'
+    if line.hold == "paused":
+        return f'queue "{line.queue}" is paused'
+    return f'waiting for a worker of queue "{line.queue}"'
 
 
 def _signal_blocker(line: Entry, next_timer: datetime | None, now: datetime) -> Blocker:

@@ -24,8 +24,8 @@ class WhyReason(StrEnum):
     UNREADABLE = "unreadable"  # its journal cannot be read by this code
     PAUSED = "paused"  # somebody holds it back: the run, its task queue, or every worker that serves it
     DELAYED = "delayed"  # its start, or its next attempt as a whole, lies ahead
-    NO_WORKER = "no_worker"  # no living worker serves its workflow and version on its queue
-    CLAIM = "claim"  # a living worker serves it and has not taken it yet: it has no room, or this very moment
+    NO_WORKER = "no_worker"  # no living worker serves its workflow and version on its queue, or its activity on another
+    CLAIM = "claim"  # a living worker serves it (or its activity) and has not taken it yet: it has no room, or this very moment
     WORKER_LOST = "worker_lost"  # its worker died or hangs; another one will take it over
     UNREAD = "unread"  # messages came in which its worker has not delivered yet
     TURN = "turn"  # its worker drives it at this moment
@@ -58,6 +58,7 @@ class Why(msgspec.Struct, frozen=True, kw_only=True):
     since: datetime | None = None
     source: str = ""
     worker: str | None = None
+    queue: str = ""  # of an activity on another task queue: that queue
     waiting_on: tuple[Blocker, ...] = ()
 
 
@@ -170,7 +171,7 @@ def _of_story(facts: Facts, story: Story | None) -> Why:
     if facts.is_beginning:
         return _why(facts, WhyReason.TURN, "its worker drives it: first turn")
     if not story.open:
-        text = "nothing it asked for is open: only a cancel can move it"
+        text = "nothing it asked for is open: only a signal with a handler, or a cancel, can move it"
         return _why(facts, WhyReason.DEADLOCK, text, since=story.last_at)
     line = min(story.open, key=_rank)
     timers = [one for one in story.open if one.kind == "timer"]
@@ -185,6 +186,7 @@ def _of_story(facts: Facts, story: Story | None) -> Why:
         due_at=blocker.due_at,
         since=line.started_at,
         source=line.source,
+        queue=line.queue,
     )
 
 
@@ -212,6 +214,9 @@ def _reason(line: Entry) -> WhyReason:
         case "timer" | "patch":
             return WhyReason.TIMER
         case _:
+            if line.queue and line.status == "scheduled":
+                held = {"no_worker": WhyReason.NO_WORKER, "paused": WhyReason.PAUSED}
+                return held.get(line.hold, WhyReason.CLAIM)
             if line.status == "running":
                 return WhyReason.COMPLETION if line.is_open else WhyReason.ACTIVITY
             return WhyReason.RETRY if line.status == "retrying" else WhyReason.SLOT
@@ -227,6 +232,7 @@ def _why(
     due_at: datetime | None = None,
     since: datetime | None = None,
     source: str = "",
+    queue: str = "",
 ) -> Why:
     return Why(
         run_id=facts.run_id,
@@ -242,6 +248,7 @@ def _why(
         since=since,
         source=source,
         worker=facts.owner,
+        queue=queue,
         waiting_on=tuple(blockers(story, facts.now)) if story is not None and story.open else (),
     )
 

@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import aclosing
-from typing import Any, ClassVar, Final, Generic, TypeVar, overload
+from typing import Any, ClassVar, Final, Generic, Literal, TypeVar, overload
 from weakref import WeakValueDictionary
 
 import durable
@@ -26,6 +26,7 @@ from durable import (
     Result,
     RunCancelledError,
     RunHandle,
+    Seconds,
     Workflow,
     WorkflowFailedError,
     WorkflowStateError,
@@ -48,6 +49,7 @@ from durable.patterns.bulk_reading import Gathering, slices_in
 from durable.patterns.bulk_schedule import Schedule
 from durable.patterns.bulk_slices import SliceOutcome, Slices
 from durable.patterns.calling import parameter_hint
+from durable.patterns.policies import ONCE, as_seconds
 from durable.patterns.running import current_run_id, hint_unfinished, joined_name, origin_of
 
 T = TypeVar("T")
@@ -63,7 +65,8 @@ class BulkOperation(Generic[T, R]):
     `processor` is called with one item; it may be async, a `def` (each call in a thread), an activity, or an object to call. An `Err` that it
     returns fails the item without a retry. Hooks (`on_progress` whenever there is news, `on_error` for each item that failed, `on_complete` at the
     end) are called with (done, total, message), sync or async, in the process that executes; inside a workflow each call is an activity.
-    One object may be used again and again, also at once. Without a name it is called by its processor's.
+    One object may be used again and again, also at once. Without a name it is called by its processor's. `retention` (seconds, timedelta or
+    "forever") is how long runs are kept once they are closed, as with `@workflow`.
     """
 
     # The objects that this process executes, by name and run id: a run uses its own object while there is one.
@@ -80,6 +83,7 @@ class BulkOperation(Generic[T, R]):
         on_progress: Hook | None = None,
         on_complete: Hook | None = None,
         on_error: Hook | None = None,
+        retention: Seconds | Literal["forever"] | None = None,
     ) -> None: ...
 
     @overload
@@ -92,6 +96,7 @@ class BulkOperation(Generic[T, R]):
         on_progress: Hook | None = None,
         on_complete: Hook | None = None,
         on_error: Hook | None = None,
+        retention: Seconds | Literal["forever"] | None = None,
     ) -> None: ...
 
     def __init__(
@@ -103,6 +108,7 @@ class BulkOperation(Generic[T, R]):
         on_progress: Hook | None = None,
         on_complete: Hook | None = None,
         on_error: Hook | None = None,
+        retention: Seconds | Literal["forever"] | None = None,
     ) -> None:
         fn: Any = processor.fn if isinstance(processor, Activity) else processor
         if not callable(fn):
@@ -119,6 +125,7 @@ class BulkOperation(Generic[T, R]):
         )
         self._name = name or joined_name("bulk", [] if called == "<lambda>" else [called])
         self._fn = fn
+        self._retention = retention
         hint = parameter_hint(fn)
         self._items = ItemStore(hint)
         self._slices = Slices(fn, hint, self._items)
@@ -162,12 +169,15 @@ class BulkOperation(Generic[T, R]):
         return BulkStream(self, (items, run_id), keeps_results=False)
 
     async def start(self, items: Items, *, run_id: str | None = None) -> RunHandle[Any]:
-        """Store the items, start a run, drive it in this process, and return its handle. Its result is counts, by name."""
+        """Store the items, start a run, drive it in this process, and return its handle. Its result is counts, by name.
+
+        Inside a workflow the run is a child of that one, whose id follows from its parent's; of its handle use `run_id`, `result()` and `cancel()`.
+        """
         handle, _ = await self._begin(items, run_id)
         return handle
 
     async def enqueue(self, items: Items, *, run_id: str | None = None) -> RunHandle[Any]:
-        """Store the items and a run for a worker that serves the module of this operation, and return its handle."""
+        """Store the items and a run for a worker that serves the module of this operation, and return its handle; see `start` for the rest."""
         handle, _ = await self._begin(items, run_id, drive=False)
         return handle
 
@@ -187,6 +197,7 @@ class BulkOperation(Generic[T, R]):
             kind="bulk",
             origin=origin_of("bulk operation", [(self._name, self._fn)]),
             timeout=self.config.timeout,
+            retention=self._retention,
             result=dict[str, int],
             is_long=True,
         )
@@ -195,7 +206,7 @@ class BulkOperation(Generic[T, R]):
         self, items: Items, run_id: str | None, *, drive: bool = True
     ) -> tuple[RunHandle[Any], Batch]:
         if current_run_id() is not None:
-            raise DefinitionError(f"inside a run, bulk operation {self._name!r} is executed, not started")
+            return await self._begin_child(items, run_id)
         if run_id is None:
             run_id = durable.derived_run_id(self._name)
         if run_id is None:
@@ -207,6 +218,18 @@ class BulkOperation(Generic[T, R]):
         self._executed[self._name, run_id] = self
         workflow = self._workflow().options(run_id=run_id)
         handle = await (workflow.start(batch) if drive else workflow.enqueue(batch))
+        return handle, batch
+
+    async def _begin_child(self, items: Items, run_id: str | None) -> tuple[RunHandle[Any], Batch]:
+        """Start a child of the run whose code this is, in the turn that records the call; large items are stored before, by an activity.
+
+        A crash before that turn leaves rows that the activity finds when it is repeated; after it, the child is there, and a replay
+        gets the same one.
+        """
+        with durable.scope(self._name):
+            run_id, batch = await self._items.store_for_child(items, run_id, self._name)
+        handle = await self._workflow().options(run_id=run_id).start(batch)
+        self._executed[self._name, handle.run_id] = self
         return handle, batch
 
     async def _body(self, batch: Batch) -> dict[str, int]:
@@ -300,7 +323,7 @@ class BulkOperation(Generic[T, R]):
 
     async def _run_inline(self, schedule: Schedule, stop: _Stop) -> BulkOperationError | None:
         """Run to the end, and return why it was not the end of all items."""
-        limit = durable.Retry(1, initial=self.config.timeout, maximum=0).initial
+        limit = as_seconds("timeout", self.config.timeout)
         running: asyncio.Task[None] | None = None
 
         async def watch() -> None:
@@ -466,9 +489,7 @@ class _Told:
             return
         try:
             if self._inline:
-                call = make_activity(
-                    hook, name=name, kind="hook", retry=durable.Retry(retry_on=()), result=Any
-                )
+                call = make_activity(hook, name=name, kind="hook", retry=ONCE, result=Any)
                 await call(done, self._gathering.total, message)
             else:
                 answer = hook(done, self._gathering.total, message)

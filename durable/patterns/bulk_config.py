@@ -9,16 +9,10 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from durable import DurableError, Seconds
+from durable.patterns.policies import UNSAID_RETRIES, UnsaidCount
 
 R = TypeVar("R")
 SECONDS_MAX: Final = 10_000_000
-
-
-class _Default(int):
-    """A number that nobody chose."""
-
-
-_RETRY_ATTEMPTS: Final = _Default(3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +47,7 @@ class BulkOperationConfig:
     batch_size: int = 10
     max_concurrency: int = 5
     timeout: Seconds = 300.0
-    retry_attempts: int = _RETRY_ATTEMPTS
+    retry_attempts: int = UNSAID_RETRIES
     retry_delay: Seconds = 1.0
     enable_progress_tracking: bool = True
     circuit_breaker_config: CircuitBreakerConfig | None = None
@@ -79,7 +73,7 @@ class BulkOperationConfig:
             batch_size=self.batch_size,
             max_concurrency=self.max_concurrency,
             attempts_max=self.retry_attempts + 1,
-            retries_all=not isinstance(self.retry_attempts, _Default),
+            retries_all=not isinstance(self.retry_attempts, UnsaidCount),
             retry_delay=float(self.retry_delay),  # type: ignore[arg-type]  # seconds: converted above
             item_timeout=float(self.pipeline_timeout),  # type: ignore[arg-type]
             stop_on_error=self.stop_on_error,

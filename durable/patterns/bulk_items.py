@@ -76,6 +76,29 @@ class ItemStore:
             chunks.append(await self._keep(waiting, run_id, 0))
         return Batch(total=total, chunks=chunks)
 
+    async def store_for_child(self, items: Items, run_id: str | None, name: str) -> tuple[str | None, Batch]:
+        """In a workflow, keep the items for a child called `name`; return the child's id, if it must have that one, and its input.
+
+        What is kept is written by an activity, under the id that follows from its key unless one is given: repeated, it finds its own rows.
+        """
+        chunks: list[bytes] = []
+        total = 0
+        async for chunk in _chunks(items):
+            chunks.append(self.encode(chunk, total))
+            total += len(chunk)
+        if not chunks:
+            return run_id, Batch(total=0)
+        if len(chunks) == 1 and len(chunks[0]) <= INPUT_BYTES_MAX:
+            return run_id, Batch(total=total, items=msgspec.json.decode(chunks[0]))
+
+        async def keep() -> tuple[str, list[str]]:
+            kept_for = run_id or durable.derived_run_id(name)
+            assert kept_for is not None, "of this activity"
+            return kept_for, [await self._keep(data, kept_for, number) for number, data in enumerate(chunks)]
+
+        child_id, called = await make_activity(keep, name="keep", kind="bulk", result=tuple[str, list[str]])()
+        return child_id, Batch(total=total, chunks=called)
+
     async def _keep(self, data: bytes, run_id: str, number: int) -> str:
         client = await durable.default_client()
         key = _key(run_id, number)

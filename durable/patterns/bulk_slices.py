@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+import types
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
@@ -67,6 +69,31 @@ class _Failure(NamedTuple):
     error: BaseException
 
 
+class _Work:
+    """A slice that is being performed: its items and their names, what came of those that ended at once, and the tasks of the others."""
+
+    __slots__ = ("contexts", "ended", "items", "names", "runner", "tasks")
+
+    def __init__(self, items: list[Any], names: list[str], attempt: int) -> None:
+        self.items = items
+        self.names = names
+        self.contexts = [durable.part_context(name=name, attempt=attempt) for name in names]
+        self.ended: list[Any] = [None] * len(items)
+        self.tasks: dict[int, asyncio.Task[Any]] = {}
+        self.runner: asyncio.Task[Any] | None = None  # as long as it takes first steps
+
+    def pending(self) -> list[tuple[int, asyncio.Task[Any]]]:
+        return [(at, task) for at, task in self.tasks.items() if not task.done()]
+
+
+class _Left(NamedTuple):
+    """An item that a slice has left: its task, the timer that ends it if nobody takes it over, and its part's context."""
+
+    task: asyncio.Task[Any]
+    timer: asyncio.TimerHandle
+    context: Context
+
+
 class Slices:
     """Makes the activities of one operation, and performs them. `fn` is called with one item."""
 
@@ -75,9 +102,10 @@ class Slices:
         self._is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
             getattr(fn, "__call__", None)  # noqa: B004  # an object whose call is a coroutine
         )
+        self._is_quick = self._is_async  # whether items are likely to end at their first step
         self._hint = hint
         self._store = store
-        self._left: dict[tuple[str, str], tuple[asyncio.Task[Any], asyncio.TimerHandle]] = {}
+        self._left: dict[tuple[str, str], _Left] = {}
         self._timers: dict[asyncio.Task[Any], asyncio.TimerHandle] = {}
         self._late: dict[asyncio.Task[Any], float] = {}  # cancelled by their timers
         self._units: dict[tuple[Orders, int], Activity[..., Any]] = {}
@@ -139,44 +167,90 @@ class Slices:
         info = durable.activity_info()
         place = info.idempotency_key.rpartition(info.activity)[0]
         mark = f"item-{token}" if token else "item"
-        tasks: list[asyncio.Task[Any]] = []
-        for at, item in enumerate(items):
-            name = f"{mark}#{first + at + 1}"
-            left = self._left.pop((place, name), None)
-            if left is None:
-                tasks.append(durable.start_part(self._attempt, item, name=name, attempt=number))
-            else:
-                left[1].cancel()
-                tasks.append(left[0])
+        work = _Work(items, [f"{mark}#{first + at}" for at in range(1, len(items) + 1)], number)
+        if self._left:
+            for at, name in enumerate(work.names):
+                left = self._left.pop((place, name), None)
+                if left is not None:
+                    left.timer.cancel()
+                    durable.adopt_part(left.context)
+                    work.tasks[at], work.contexts[at] = left.task, left.context
+        self._start(work)
         try:
-            pending = await self._wait(tasks, orders.item_timeout)
+            pending = await self._wait(work, orders.item_timeout)
         except BaseException:
-            await _cancel(tasks)
+            await _cancel([*work.tasks.values(), *filter(None, (work.runner,))])
             raise
         loop = asyncio.get_running_loop()
-        for task in pending:
+        for at, task in pending:
             timer = loop.call_later(LEFT_SECONDS, self._abandon, place, task)
-            self._left[place, task.get_name()] = task, timer
-        return self._collect(tasks, number, policy)
+            self._left[place, task.get_name()] = _Left(task, timer, work.contexts[at])
+        return self._collect(work, number, policy)
+
+    def _start(self, work: _Work) -> None:
+        """Begin what was not left over: in one task as long as items end at their first step, else each in its own."""
+        if self._is_quick and not work.tasks:
+            work.runner = durable.start_part(self._take_steps, work, name=NAME)
+        else:
+            self._start_alone(work, 0)
+
+    def _start_alone(self, work: _Work, first: int) -> None:
+        """Begin the items from `first` on, each in a task of its own."""
+        work.runner = None
+        for at in range(first, len(work.items)):
+            if at not in work.tasks:
+                context, name = work.contexts[at], work.names[at]
+                work.tasks[at] = durable.start_part(self._attempt, work.items[at], name=name, context=context)
+
+    async def _take_steps(self, work: _Work) -> Any:
+        """Take the first steps of the items, one after the other. One that suspends keeps this task, and is its value.
+
+        The others get their own then: where one waits for the world, most do.
+        """
+        task = asyncio.current_task()
+        assert task is not None, "a task runs this"
+        for at, item in enumerate(work.items):
+            context = work.contexts[at]
+            try:
+                coroutine, waited = context.run(_first_step, self._fn, item)
+            except StopIteration as returned:
+                work.ended[at] = _settled(returned.value)
+            except BaseException as error:  # the boundary of user code: SystemExit must not stop the worker
+                work.ended[at] = _Failure(error)
+            else:
+                self._is_quick = False
+                task.set_name(work.names[at])
+                work.tasks[at] = task
+                self._start_alone(work, at + 1)
+                return await self._see_through(durable.finish_part(coroutine, context, waited))
+            if task.cancelling():  # the item has cancelled its own task: not the next one's business
+                work.ended[at] = _Failure(asyncio.CancelledError())
+                return self._start_alone(work, at + 1)
+        work.runner = None
+        return None
 
     def _abandon(self, place: str, task: asyncio.Task[Any]) -> None:
         """Nobody took over what a slice left: its run is gone, or another worker's."""
         self._left.pop((place, task.get_name()), None)
         task.cancel()
 
-    async def _wait(self, tasks: list[asyncio.Task[Any]], limit: float) -> list[asyncio.Task[Any]]:
-        """Wait until all have ended, or one has and the others do not soon; return those that have not."""
+    async def _wait(self, work: _Work, limit: float) -> list[tuple[int, asyncio.Task[Any]]]:
+        """Wait until all have ended, or one has and the others do not soon; return those that have not, with their places."""
         await asyncio.sleep(0)
-        pending = [task for task in tasks if not task.done()]
+        while work.runner is not None:  # noqa: ASYNC110  # this task came first: no loop promises an order
+            await asyncio.sleep(0)
+        pending = work.pending()
         if pending:
-            for task in pending:
+            for _, task in pending:
                 self._limit(task, limit)
-            if len(pending) == len(tasks):
-                await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                pending = [task for task in tasks if not task.done()]
+            if len(pending) == len(work.items):
+                await asyncio.wait([task for _, task in pending], return_when=asyncio.FIRST_COMPLETED)
+                pending = work.pending()
         if pending:
-            await asyncio.wait(pending, timeout=PATIENCE_SECONDS)
-            pending = [task for task in tasks if not task.done()]
+            await asyncio.wait([task for _, task in pending], timeout=PATIENCE_SECONDS)
+            pending = work.pending()
+        elif work.tasks:
+            self._is_quick = self._is_async
         return pending
 
     def _limit(self, task: asyncio.Task[Any], limit: float) -> None:
@@ -197,16 +271,19 @@ class Slices:
 
     async def _attempt(self, item: Any) -> Any:
         """Return what the processor makes of an item, or how it failed. Raises only if it is cancelled by us."""
+        return await self._see_through(self._call(item))
+
+    async def _call(self, item: Any) -> Any:
+        if self._is_async:
+            return await self._fn(item)
+        value = await anyio.to_thread.run_sync(
+            self._fn, item, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+        )
+        return await value if inspect.isawaitable(value) else value
+
+    async def _see_through(self, rest: Awaitable[Any]) -> Any:
         try:
-            if self._is_async:
-                value = await self._fn(item)
-            else:
-                value = await anyio.to_thread.run_sync(
-                    self._fn, item, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
-                )
-                if inspect.isawaitable(value):
-                    value = await value
-            return settled(value)
+            return settled(await rest)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             assert task is not None, "a task runs this"
@@ -220,16 +297,17 @@ class Slices:
         except BaseException as error:  # the boundary of user code: SystemExit must not stop the worker
             return _Failure(error)
 
-    def _collect(self, tasks: list[asyncio.Task[Any]], number: int, policy: Retry) -> SliceOutcome:
+    def _collect(self, work: _Work, number: int, policy: Retry) -> SliceOutcome:
         values: list[Any] = []
         done: list[int] = []
         failed: list[FailedItem] = []
         left: list[int] = []
-        for at, task in enumerate(tasks):
-            if not task.done():
-                left.append(at)
-                continue
-            value = _Failure(asyncio.CancelledError()) if task.cancelled() else task.result()
+        for at, value in enumerate(work.ended):
+            if (task := work.tasks.get(at)) is not None:
+                if not task.done():
+                    left.append(at)
+                    continue
+                value = _Failure(asyncio.CancelledError()) if task.cancelled() else task.result()
             if type(value) is _Failure:
                 failed.append(failed_item(at, value.error, number, policy))
             else:
@@ -239,7 +317,7 @@ class Slices:
             self._values.encode(values)
         except DurableError:
             values, done = self._sort_out(values, done, failed, number)
-        return SliceOutcome(values, None if len(done) == len(tasks) else done, failed, left)
+        return SliceOutcome(values, None if len(done) == len(work.items) else done, failed, left)
 
     def _sort_out(
         self, values: list[Any], done: list[int], failed: list[FailedItem], number: int
@@ -254,6 +332,27 @@ class Slices:
             else:
                 kept.append((at, value))
         return [value for _, value in kept], [at for at, _ in kept]
+
+
+def _first_step(fn: Callable[[Any], Any], item: Any) -> tuple[Coroutine[Any, Any, Any], Any]:
+    """Call a processor and step its coroutine; return that, and what it waits for. `StopIteration`: it returned."""
+    try:
+        called: Any = fn(item)
+    except StopIteration as error:  # of the function itself, not of its coroutine
+        raise RuntimeError("the processor raised StopIteration") from error
+    coroutine = called if called.__class__ is types.CoroutineType else _awaited(called)
+    return coroutine, coroutine.send(None)
+
+
+async def _awaited(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def _settled(value: Any) -> Any:
+    try:
+        return settled(value)
+    except Exception as error:  # an `Err` that it returned
+        return _Failure(error)
 
 
 def retry_policy(orders: Orders) -> Retry:

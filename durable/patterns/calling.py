@@ -11,7 +11,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, cast
 
 from durable import (
@@ -20,14 +20,12 @@ from durable import (
     Err,
     NonRetryableError,
     Ok,
+    PlatformFault,
     Retry,
     Seconds,
     activity_info,
     make_activity,
 )
-
-# Nothing that it raises is tried again; an attempt that was lost with its worker is.
-ONCE: Final = Retry(retry_on=())
 
 
 class StepAnswerError(NonRetryableError):
@@ -76,6 +74,21 @@ def cause_of(error: BaseException) -> BaseException:
     return error
 
 
+class failing_as:  # reads as a statement: `with failing_as(...)`
+    """Turns what a block raises into the failure that `make` makes of its cause; faults of the platform and cancellation pass."""
+
+    def __init__(self, make: Callable[[BaseException], Exception]) -> None:
+        self._make = make
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, PlatformFault):
+            cause = cause_of(error)
+            raise self._make(cause) from cause
+
+
 def takes_context(fn: Callable[..., Any]) -> bool:
     """Whether a callable takes the context as its first argument, rather than nothing."""
     names = _plain_parameters(fn)
@@ -111,6 +124,14 @@ def takes_uncertain(fn: Callable[..., Any]) -> bool:
     return "uncertain" in (inspect.signature(fn).parameters if names is None else names)
 
 
+def is_coroutine_function(fn: Callable[..., Any]) -> bool:
+    """`inspect.iscoroutinefunction`, quickly for what nearly every callable is."""
+    function = getattr(fn, "__func__", fn)
+    if type(function) is not types.FunctionType or function.__dict__:  # marked, perhaps
+        return inspect.iscoroutinefunction(fn)
+    return bool(function.__code__.co_flags & inspect.CO_COROUTINE)
+
+
 def _plain_parameters(fn: Callable[..., Any]) -> tuple[str, ...] | None:
     """Return the positional parameters of a plain function or method quickly; None: it takes a look at the signature."""
     function = getattr(fn, "__func__", fn)
@@ -125,7 +146,7 @@ def _plain_parameters(fn: Callable[..., Any]) -> tuple[str, ...] | None:
 def adapted(fn: Callable[..., Any], settle: Callable[[Any], Any] = settled) -> Callable[..., Any]:
     """Return a function that does what `fn` does, settles its answer, and hands a plain dict on as a `StepContext`."""
     call: Callable[..., Any]
-    if inspect.iscoroutinefunction(fn):
+    if is_coroutine_function(fn):
 
         @functools.wraps(fn)
         async def call(*args: Any, **kwargs: Any) -> Any:
@@ -180,6 +201,8 @@ def _hinted(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _value_hint(hint: Any) -> Any:
+    if typing.get_origin(hint) in (Awaitable, Coroutine):
+        return _value_hint(typing.get_args(hint)[-1])
     if typing.get_origin(hint) is Ok:
         (hint,) = typing.get_args(hint)
     return Any if hint in (Ok, Err) or isinstance(hint, typing.TypeVar) else hint

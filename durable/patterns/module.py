@@ -13,7 +13,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, Self, TypeVar, cast, runtime_checkable
@@ -75,18 +82,32 @@ class Container:
         if type not in self._factories:
             known = ", ".join(sorted(map(_name, self._factories))) or "nothing"
             raise LookupError(f"nobody provides {_name(type)}; registered: {known}")
-        future = self._made.get(type)
-        if future is None:
-            future = self._made[type] = asyncio.get_running_loop().create_future()
+        while (future := self._made.get(type)) is not None:
             try:
-                made = self._factories[type]()
-                future.set_result(await made if inspect.isawaitable(made) else made)
-            except BaseException as error:
-                self._made.pop(type, None)  # the next one tries again
-                future.cancel() if isinstance(error, asyncio.CancelledError) else future.set_exception(error)
-                future.exception() if not future.cancelled() else None
-                raise
-        return cast(T, await asyncio.shield(future))
+                return cast(T, await asyncio.shield(future))
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if not future.cancelled() or (task is not None and task.cancelling()):
+                    raise
+                # Whoever was making it was cancelled, which is not the business of those who wait: one of them makes it.
+        return cast(T, await self._make(type))
+
+    async def _make(self, type: type[Any]) -> Any:
+        future = self._made[type] = asyncio.get_running_loop().create_future()
+        try:
+            made = self._factories[type]()
+            made = await made if inspect.isawaitable(made) else made
+        except BaseException as error:
+            if self._made.get(type) is future:
+                del self._made[type]  # the next one tries again
+            if isinstance(error, asyncio.CancelledError):
+                future.cancel()
+            else:
+                future.set_exception(error)
+                future.exception()  # perhaps nobody else waits for it
+            raise
+        future.set_result(made)
+        return made
 
 
 class Provider:
@@ -314,7 +335,9 @@ def _holding(variable: ContextVar[Any], value: object) -> Iterator[None]:
     try:
         yield
     finally:
-        variable.reset(token)
+        # Left by another task than it was entered by, as fixtures of tests are: where it held, nobody is any more.
+        with suppress(ValueError):
+            variable.reset(token)
 
 
 def _module(given: Module | type[Module]) -> Module:

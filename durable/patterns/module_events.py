@@ -11,13 +11,14 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import durable
 from durable import make_activity
+from durable.patterns.graph.engine import WorkflowEngine
 from durable.patterns.running import current_run_id, digest
 
 RUN_ID_LENGTH_MAX: Final = 200
 
 
 class Startable(Protocol):
-    """A workflow, a pipeline, a bulk operation: what has runs."""
+    """A workflow, a pipeline, an engine of a graph, a bulk operation: what has runs."""
 
     @property
     def name(self) -> str: ...
@@ -50,8 +51,9 @@ class EventBus:
         self._subscribers: dict[str, list[Startable]] = {}
 
     def subscribe(self, event: str, workflow: Startable) -> None:
-        """Have `workflow` (or a pipeline, or a bulk operation) started with the payload of each event of that name."""
-        if not callable(getattr(workflow, "start", None)) or not isinstance(workflow.name, str):
+        """Have `workflow` (or a pipeline, or the like) started with the payload of each event of that name; a graph with it as its state."""
+        name = getattr(workflow, "name", None)
+        if not callable(getattr(workflow, "start", None)) or not isinstance(name, str):
             raise TypeError(
                 f"what subscribes to {event!r} is a workflow, a pipeline or the like, not {workflow!r}"
             )
@@ -80,8 +82,7 @@ class EventBus:
         for workflow in self._subscribers.get(event, ()):
             run_id = _run_id(workflow.name, event, id)
             try:
-                begin = workflow.enqueue if self._enqueue else workflow.start
-                await begin(payload, run_id=run_id)
+                await self._start(workflow, payload, run_id)
             except Exception as error:
                 failed = failed or error
             else:
@@ -89,6 +90,13 @@ class EventBus:
         if failed is not None:
             raise failed
         return started
+
+    async def _start(self, workflow: Startable, payload: Any, run_id: str) -> None:
+        begin = workflow.enqueue if self._enqueue else workflow.start
+        if isinstance(workflow, WorkflowEngine):
+            await begin(initial_state=payload, run_id=run_id)
+        else:
+            await begin(payload, run_id=run_id)
 
 
 def _checked(event: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from durable import RunHandle, Seconds, Workflow, WorkflowTimeoutError, make_workflow
 from durable.patterns.pipeline_steps import PipelineStep, PipelineStepError, as_step, check_unique
@@ -21,7 +21,8 @@ class Pipeline:
     """Steps in order. `execute` returns the output of the last one, and raises `PipelineStepError` if one fails.
 
     Each step is called with a dict: the input, and under each earlier step's name its result, as plain data. `timeout` (seconds or
-    timedelta) limits a whole run. `version` must be raised when a change breaks open runs. Without a name it is called
+    timedelta) limits a whole run. `version` must be raised when a change breaks open runs. `retention` (seconds, timedelta or "forever") is
+    how long runs are kept once they are closed, as with `@workflow`. Without a name it is called
     by its steps' names. ValueError: two steps of one name.
     """
 
@@ -32,10 +33,12 @@ class Pipeline:
         *,
         version: int = 1,
         timeout: Seconds | None = None,
+        retention: Seconds | Literal["forever"] | None = None,
     ) -> None:
         self._name = name
         self._version = version
         self._timeout = timeout
+        self._retention = retention
         self._steps: list[PipelineStep] = []
         self._made: Workflow[..., Any] | None = None
         for step in steps:
@@ -101,6 +104,7 @@ class Pipeline:
                 origin=origin_of("pipeline", parts),
                 version=self._version,
                 timeout=self._timeout,
+                retention=self._retention,
                 result=self._steps[-1].result_hint() if self._steps else Any,
             )
         return self._made

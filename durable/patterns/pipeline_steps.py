@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import durable
-from durable import Activity, DefinitionError, DurableError, PlatformFault, Retry, Seconds
-from durable.patterns.calling import ONCE, cause_of, result_hint, takes_context, unit
+from durable import Activity, DefinitionError, DurableError, Seconds
+from durable.patterns.calling import failing_as, result_hint, takes_context, unit
+from durable.patterns.policies import ONCE, retry_of
 from durable.patterns.running import current_run_id
+from durable.patterns.together import side_by_side
 
 Context = Mapping[str, Any]
 StepFn = Callable[..., Any]
@@ -49,11 +51,9 @@ class PipelineStepError(DurableError):
         return f"step {self.step_name!r} of run {self.run_id!r} failed{reason}{more}"
 
 
-def step_failed(name: str, error: BaseException) -> PipelineStepError:
-    """Return the error of a failed step; `raise step_failed(...) from cause_of(error)` sets its cause."""
-    failed = PipelineStepError(name, current_run_id() or "")
-    failed.__cause__ = cause_of(error)
-    return failed
+def failing_step(name: str) -> failing_as:
+    """`with failing_step(name)`: what is raised there is the failure of a step."""
+    return failing_as(lambda cause: PipelineStepError(name, current_run_id() or ""))
 
 
 class PipelineStep(Protocol):
@@ -124,15 +124,10 @@ class FunctionStep:
 
     async def run(self, context: Context) -> Any:
         args = (dict(context),) if self._takes_context else ()
-        try:
+        with failing_step(self.name):
             if hasattr(self._fn, "perform_as"):  # a saga's step, which knows how it is undone
                 return await self._fn.perform_as(self._call, *args)
             return await self._call(*args)
-        except (PlatformFault, asyncio.CancelledError):
-            raise
-        except Exception as error:
-            failed = step_failed(self.name, error)
-            raise failed from failed.__cause__
 
     def result_hint(self) -> object:
         return result_hint(self._fn.fn if isinstance(self._fn, Activity) else self._fn)
@@ -173,16 +168,11 @@ class ConditionalStep:
         return await chosen.run(context)
 
     async def _is_true(self, context: Context) -> bool:
-        try:
+        with failing_step(self.name):
             answer = await (self._ask(dict(context)) if self._takes_context else self._ask())
             if not isinstance(answer, bool):
                 raise TypeError(f"the condition of step {self.name!r} answered {answer!r}, not a bool")
             return answer
-        except (PlatformFault, asyncio.CancelledError):
-            raise
-        except Exception as error:
-            failed = step_failed(self.name, error)
-            raise failed from failed.__cause__
 
     def result_hint(self) -> object:
         return Any
@@ -240,36 +230,20 @@ class ParallelStep:
         if self._fold is None:
             return results
         given = (dict(context), results)[2 - self._fold_takes :] if self._fold_takes else ()
-        try:
+        with failing_step(self.name):
             return await self._fold(*given)
-        except (PlatformFault, asyncio.CancelledError):
-            raise
-        except Exception as error:
-            failed = step_failed(self.name, error)
-            raise failed from failed.__cause__
 
     async def _gather(self, context: Context) -> dict[str, Any]:
         slots = asyncio.Semaphore(self.max_concurrency or len(self.steps) or 1)
-        failed: list[PipelineStepError] = []
 
         async def one(step: PipelineStep) -> Any:
             async with slots:
-                try:
-                    return await step.run(context)
-                except PipelineStepError as error:
-                    failed.append(error)
-                    if self.fail_fast:
-                        for task in tasks:
-                            if task is not asyncio.current_task():
-                                task.cancel()
-                    return None
+                return await step.run(context)
 
-        tasks: list[asyncio.Task[Any]] = []
-        async with asyncio.TaskGroup() as group:
-            tasks.extend(group.create_task(one(step)) for step in self.steps)
-        if failed:
-            raise self._first_of(failed)
-        return {step.name: task.result() for step, task in zip(self.steps, tasks, strict=True)}
+        ended = await side_by_side(one, self.steps, failure=PipelineStepError, fail_fast=self.fail_fast)
+        if ended.failed:
+            raise self._first_of(ended.failed)
+        return {step.name: value for step, value in zip(self.steps, ended.values, strict=True)}
 
     def _first_of(self, failed: list[PipelineStepError]) -> PipelineStepError:
         """Return the first failure in time, named by its place in the group, with the others."""
@@ -356,11 +330,3 @@ def check_unique(steps: Iterable[PipelineStep], where: str) -> None:
         if step.name in seen:
             raise ValueError(f"two steps of {where} are called {step.name!r}: give one of them another name")
         seen.add(step.name)
-
-
-def retry_of(retries: int, retry_delay: Seconds) -> Retry:
-    """Return the policy of `retries` after the first attempt, the first after `retry_delay`, each delay twice the former."""
-    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        raise ValueError(f"retries is an integer >= 0, not {retries!r}")
-    delay = durable.Retry(1, initial=retry_delay, maximum=0).initial
-    return Retry(max_attempts=retries + 1, initial=delay, maximum=max(100.0, delay))

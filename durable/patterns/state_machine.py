@@ -12,7 +12,9 @@ first: at least once, in order. Inside a workflow a transition is an activity; o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 
 import durable
@@ -30,6 +32,10 @@ from durable.patterns.state_records import (
 
 Callback = Callable[..., Any]
 Table = Mapping[str, "Mapping[str, str | Transition] | Iterable[Transition]"]
+
+# Where the transition that is under way has led, by machine: state and version. A callback that goes on to the next state moves it on;
+# somebody else, who may be quicker than the callbacks, does not.
+_led: Final[ContextVar[dict[str | None, tuple[str, int]]]] = ContextVar("durable_transition_led")
 
 
 class StateError(DurableError):
@@ -131,6 +137,7 @@ class StateMachine:
         self._persistence = persistence
         self._place = Place(self._initial)
         self._is_known = machine_id is None  # whether the place was read, or needs not be
+        self._paying: set[int] = set()  # the transitions whose callbacks this object is running
         self._state = self._initial
         self._version = 0
 
@@ -158,7 +165,7 @@ class StateMachine:
         return event in self._edges[self._state]
 
     async def transition(self, event: str) -> str:
-        """Follow `event` and return the new state.
+        """Follow `event` and return the new state: where this move led, and its callbacks, wherever others have taken a kept machine since.
 
         Raises `StateError` (no such edge), `GuardRejectedError`, `StateConcurrencyError`, or what a callback raises: from on_exit
         nothing has changed then, from the others the transition stands and they are owed.
@@ -169,7 +176,7 @@ class StateMachine:
         if self.machine_id is None:
             await self._follow(place, event, None)
         else:
-            await self._follow_once(event)
+            return await self._follow_once(event)
         return self._state
 
     async def history(self) -> list[StateTransition]:
@@ -212,15 +219,20 @@ class StateMachine:
             )
         return found
 
-    async def _follow_once(self, event: str) -> None:
-        """Follow an edge of a kept machine. An attempt of an activity that is tried again finds what it did before."""
+    async def _follow_once(self, event: str) -> str:
+        """Follow an edge of a kept machine and return where it led.
+
+        An attempt of an activity that is tried again finds what it did before, and is told the same, wherever the machine is by now.
+        """
         key = durable.derived_run_id(f"{self.machine_id}/{event}")
         if key is not None:
             place = await self._read()
             if (number := place.ids.get(key)) is not None:
                 await self._pay(place, number)
-                return
-        await self._follow(self._place, event, key)
+                return place.moves[number - 1].to_state
+        with _noting() as led:
+            await self._follow(self._place, event, key)
+            return led[self.machine_id][0]
 
     async def _follow(self, place: Place, event: str, key: str | None) -> None:
         source, version = place.state, place.version
@@ -256,6 +268,8 @@ class StateMachine:
                 break
             place = await self._read()
         place.add(moved)
+        if (led := _led.get(None)) is not None:
+            led[self.machine_id] = moved.to_state, place.version
         self._show(place.state, place.version)
         return place
 
@@ -280,11 +294,20 @@ class StateMachine:
     async def _pay(self, place: Place, number: int) -> None:
         """Run the callbacks that transition `number` owes, and write down that they have run."""
         moved = place.owed.get(number)
-        if moved is None:
+        if (
+            moved is None or number in self._paying
+        ):  # a callback that goes on to the next state is still at it
             return
-        for name, fn in self._callbacks(moved.event, moved.from_state, moved.to_state):
-            if name in moved.callbacks and fn is not None:
-                await _call(fn, moved.event, moved.to_state)
+        self._paying.add(number)
+        try:
+            for name, fn in self._callbacks(moved.event, moved.from_state, moved.to_state):
+                if name in moved.callbacks and fn is not None:
+                    await _call(fn, moved.event, moved.to_state)
+            await self._settle(place, number)
+        finally:
+            self._paying.discard(number)
+
+    async def _settle(self, place: Place, number: int) -> None:
         settled = CallbacksRun(of=number)
         if self.machine_id is not None:
             while not await self._keeper.append(self.machine_id, settled, after=place.records):
@@ -320,9 +343,9 @@ class StateMachine:
         return place
 
     async def _read_first(self) -> Place:
-        """Return where the machine is; what a crash left owed comes before anything new."""
-        if not self._is_known:
-            await self._pay_all(await self._read())
+        """Return where the machine is; what a crash, or a callback that raised, left owed comes before anything new."""
+        if self.machine_id is not None:
+            await self._pay_all(self._place if self._is_known else await self._read())
         return self._place
 
     async def _read_story(self) -> list[StateTransition]:
@@ -342,6 +365,7 @@ class StateMachine:
         other.__dict__.update(self.__dict__)
         other._place = Place(self._initial)
         other._is_known = self.machine_id is None
+        other._paying = set()
         return other
 
     def _unit(self, name: str, fn: Callback) -> Any:
@@ -389,17 +413,32 @@ class StateMachine:
             await other._pay(place, number)
             moved = place.moves[number - 1]
             return {"state": moved.to_state, "version": number}
-        if known is None:
-            await other._pay_all(place)
-        elif place.version != known:
+        if known is not None and place.version != known:
             raise other._conflict(event, known, place)
-        await other._follow(other._place, event, key)
-        return {"state": other._state, "version": other._version}
+        await other._pay_all(place)
+        with _noting() as led:
+            await other._follow(other._place, event, key)
+            state, version = led[self.machine_id]
+        return {"state": state, "version": version}
 
     async def _recover_apart(self) -> dict[str, Any]:
         other = self._apart()
         await other._pay_all(await other._read())
         return {"state": other._state, "version": other._version}
+
+
+@contextmanager
+def _noting() -> Iterator[dict[str | None, tuple[str, int]]]:
+    """Yield where the transitions of this block lead; within another such block, that one's."""
+    led = _led.get(None)
+    if led is not None:
+        yield led
+        return
+    token = _led.set(led := {})
+    try:
+        yield led
+    finally:
+        _led.reset(token)
 
 
 def _edges(transitions: Table, states: Iterable[str] | Table) -> dict[str, dict[str, Transition]]:

@@ -88,12 +88,7 @@ class DatabaseStatePersistence:
     async def load_transitions(self, machine_id: str) -> list[StateRecord]:
         """Return a machine's records. `UndecodableError`: one of them is damaged."""
         rows = await (await self._database()).read_rows(self.table_name, machine_id)
-        try:
-            return [_decoder.decode(row) for row in rows]
-        except msgspec.DecodeError as error:
-            raise UndecodableError(
-                f"the records of state machine {machine_id!r} cannot be read: {error}"
-            ) from error
+        return decode_records(machine_id, rows)
 
     async def append(self, machine_id: str, record: StateRecord, *, after: int) -> bool:
         """Append a record if nobody else was there first."""
@@ -123,6 +118,18 @@ class InMemoryStatePersistence:
 
 
 _decoder: Final[msgspec.json.Decoder[StateRecord]] = msgspec.json.Decoder(StateRecord)
+
+
+def decode_records(machine_id: str, rows: Sequence[bytes]) -> list[StateRecord]:
+    """Return the records in stored rows. `UndecodableError`: one of them is damaged."""
+    try:
+        return [_decoder.decode(row) for row in rows]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # Its own text would quote bytes that are not UTF-8.
+        reason = error if isinstance(error, msgspec.DecodeError) else type(error).__name__
+        raise UndecodableError(
+            f"the records of state machine {machine_id!r} cannot be read: {reason}"
+        ) from None
 
 
 class Place:

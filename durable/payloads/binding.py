@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from durable.errors import ArgumentsError
+from durable.errors import ArgumentsError, DefinitionError
 from durable.payloads.misfits import MisfitError
 
 _KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
@@ -34,9 +34,15 @@ class Binding:
 
     def __init__(self, fn: Callable[..., Any], name: str) -> None:
         self.name = name
+        try:
+            declared = inspect.signature(fn).parameters.values()
+        except ValueError:  # of some builtins Python does not know it
+            raise DefinitionError(
+                f"nobody can tell what {name!r} takes: call it in a function of your own"
+            ) from None
         self.parameters = [
             Parameter(p.name, p.kind, p.default is p.empty and p.kind not in (_VAR_POSITIONAL, _VAR_KEYWORD))
-            for p in inspect.signature(fn).parameters.values()
+            for p in declared
         ]
         self.positional = self._names_of(_POSITIONAL_ONLY, _POSITIONAL_OR_KEYWORD)
         self.required = tuple(p.name for p in self.parameters if p.is_required)

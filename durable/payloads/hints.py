@@ -10,8 +10,10 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
+
+import msgspec
 
 from durable.errors import DefinitionError
 from durable.payloads.misfits import type_name
@@ -40,8 +42,8 @@ def _target(fn: Any) -> Any:
     while isinstance(fn, functools.partial):
         fn = fn.func
     fn = inspect.unwrap(fn)
-    if isinstance(fn, type):
-        return inspect.getattr_static(fn, "__init__")
+    if isinstance(fn, type):  # a Struct's fields are what it takes, and its `__init__` is no function
+        return fn if issubclass(fn, msgspec.Struct) else inspect.getattr_static(fn, "__init__")
     if not hasattr(fn, "__annotations__") and callable(fn):
         return type(fn).__call__
     return fn
@@ -75,6 +77,13 @@ def function_hints(fn: Any) -> dict[str, Any]:
         ) from None
     except Exception as error:
         raise DefinitionError(f"{name_of(fn)}(): its type hints cannot be read: {error}") from error
+
+
+def awaited_hint(hint: Any) -> Any:
+    """Return the hint of what an awaitable comes to; any other hint as it is."""
+    if (typing.get_origin(hint) or hint) not in (Awaitable, Coroutine):
+        return hint
+    return typing.get_args(hint)[-1] if typing.get_args(hint) else Any
 
 
 def class_hints(cls: Any, scope: dict[str, Any]) -> tuple[dict[str, Any], bool]:

@@ -16,6 +16,7 @@ from durable.payloads.nodes import Anything, Hooked, Node, ResultHalf, Scalar, r
 from durable.payloads.objects import Object
 from durable.payloads.plain import lower_anything, plain, scalar_base
 from durable.payloads.reading import msgspec_reads
+from durable.scripts import public_name
 
 TAG: Final = "$type"
 
@@ -49,9 +50,8 @@ class Union(Node):
         short = [member.name() for member in named]
         for member, name in zip(named, short, strict=True):
             if short.count(name) > 1:
-                name = (
-                    f"{getattr(member.hint, '__module__', '')}.{getattr(member.hint, '__qualname__', name)}"
-                )
+                module = public_name(getattr(member.hint, "__module__", ""))
+                name = f"{module}.{getattr(member.hint, '__qualname__', name)}"
             if name in self.tags:
                 raise UnsupportedError(
                     f"two members of the union `{self.hint}` are both called `{name}`: rename one"

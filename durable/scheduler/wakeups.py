@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
+
+HINTED_SECONDS: Final = 5.0  # between looks for what this very process hints at: such a hint is never lost
 
 
 class Wakeups:

@@ -18,13 +18,16 @@ from durable.store.records import (
     ActivityAnswer,
     AnswerVerdict,
     AttemptRow,
-    Backlog,
+    CaredTasks,
     Claim,
     ClosedRuns,
     DueOutcome,
     Expiry,
+    FailedAttempt,
+    HeldTask,
     JournalRow,
     Message,
+    Outgoing,
     PauseKind,
     PauseRecord,
     Pauses,
@@ -33,10 +36,15 @@ from durable.store.records import (
     Rescue,
     RunFilter,
     RunRecord,
+    SameInput,
     SendOutcome,
     StartOutcome,
     StartRequest,
     StoreHealth,
+    Task,
+    TaskBeat,
+    TaskEnd,
+    TaskVerdict,
     Trial,
     TurnCommit,
     Verdict,
@@ -49,6 +57,14 @@ class Store(Protocol):
     """One database, opened. Coroutines unless a docstring says otherwise; call them on the loop that opened it."""
 
     url: str  # password masked: fit for people
+    commits_at_once: (
+        int  # how many calls of `commit_turns` are worth having under way, no two with the same run
+    )
+
+    @property
+    def commit_seconds(self) -> float:
+        """What a commit on the spot costs of late, beside its rows; infinite where there is none. Who has much to commit makes batches by it."""
+        ...
 
     async def close(self) -> None:
         """Give back every connection and file. Idempotent."""
@@ -68,18 +84,22 @@ class Store(Protocol):
         ...
 
     async def retire_worker(self, worker_id: int) -> None:
-        """Mark the worker stopped, set whatever it still owns ready, drop its lock. One transaction. Idempotent."""
+        """Mark the worker stopped, set whatever it still owns ready, drop its lock. One transaction. Idempotent.
+
+        Tasks that it still performs have lost an attempt.
+        """
         ...
 
     async def rescue_dead_workers(self, lease_seconds: float, *, observer: int | None = None) -> list[Rescue]:
         """Take over every worker found dead (P9, P10): mark it dead and set its runs ready, one transaction each.
 
         In the same transaction (P14): if the worker was driving a suspect alone (`try_suspect`), that run has one crash
-        more, and with `CRASHES_MAX` it is parked as poison, with a reason, instead of set ready. If not, all runs it
-        owned become suspects.
+        more (a sixteenth, if its code did not run at that moment), and with `CRASHES_MAX` it is parked as poison, with a reason,
+        instead of set ready. If not, all runs it owned become suspects.
 
-        Dead: its liveness lock can be had; or its beat counter did not move for `lease_seconds` of this process's
-        monotonic time. `observer` is never taken over by itself.
+        Dead, on SQLite: its liveness lock can be had; or its beat counter did not move for a lease of this process's
+        monotonic time. On a server: its last beat is a lease old by the server's clock. The lease is `lease_seconds`, or the
+        worker's own if that is longer. `observer` is never taken over by itself.
         """
         ...
 
@@ -103,7 +123,7 @@ class Store(Protocol):
         requests: Sequence[StartRequest],
         now_us: int,
         *,
-        same_input: Callable[[StartRequest, bytes], bool] | None = None,
+        same_input: SameInput | None = None,
     ) -> list[StartOutcome]:
         """Start runs, each decided by its policies, all in one transaction.
 
@@ -160,6 +180,13 @@ class Store(Protocol):
         """
         ...
 
+    async def note_code(self, worker_id: int, suspect: tuple[int, int], *, is_running: bool) -> None:
+        """Note whether the code of the suspect (pk, claim_no) that is driven alone runs now: for whoever takes the worker over (P14).
+
+        Outlives the process, not the machine. Costs no transaction where a file beside the database can tell. `StoreError`: not noted.
+        """
+        ...
+
     async def read_claims(self, worker_id: int, pks: Sequence[int]) -> list[Claim]:
         """Return what driving needs for runs this worker still owns (after a discarded turn). Others are left out.
 
@@ -171,7 +198,12 @@ class Store(Protocol):
         """Write a batch of turns in one transaction; return one verdict per commit, in order.
 
         All or nothing per item. The incarnation's fence is checked first (`LeaseLostError`: nothing written), then
-        each run's owner and claim number; one bad run costs that run only (P17).
+        each run's owner and claim number; one bad run costs that run only (P17). What a written turn wants done for children
+        (`TurnCommit.errands`) is done with it. "lost" after a conflict about the journal's key is made true: the run is handed
+        back, and anybody may claim it anew.
+
+        Here and wherever else a run is closed: if it is a child, its parent gets a message of kind "child"; if it is a parent, its open children are
+        asked to cancel, unless they are to be left alone. In the same transaction.
         """
         ...
 
@@ -185,8 +217,8 @@ class Store(Protocol):
         """
         ...
 
-    async def read_inbox(self, worker_id: int) -> list[Message]:
-        """Return the unconsumed messages of all runs this worker owns, in order of (run, msg)."""
+    async def read_inbox(self, worker_id: int, pks: Sequence[int] | None = None) -> list[Message]:
+        """Return the unconsumed messages of the runs this worker owns, or of these among them, in order of (run, msg)."""
         ...
 
     async def owned_runs(self, worker_id: int) -> dict[int, int]:
@@ -196,26 +228,22 @@ class Store(Protocol):
     # ─ time ──
 
     async def wake_due_runs(self, now_us: int, limit: int = 1000) -> DueOutcome:
-        """Set waiting runs whose timer is due ready; tell when the next one is."""
+        """Set waiting runs whose timer is due ready.
+
+        `next_due_us` also knows the starts of delayed runs, which become claimable by themselves.
+        """
         ...
 
     async def close_overdue_runs(self, now_us: int, limit: int = 1000) -> DueOutcome:
-        """Close open runs whose deadline passed as timed_out, each with its journal row, fencing out their owners."""
+        """Close open runs whose deadline passed as timed_out, each with its journal row, fencing out their owners.
+
+        `woken` counts them, `next_due_us` is the next deadline.
+        """
         ...
 
     # ─ messages and control ──
 
-    async def send_message(
-        self,
-        run_id: str,
-        *,
-        kind: str,
-        name: str,
-        data: bytes,
-        message_id: str | None,
-        now_us: int,
-        unread_max: int | None = None,
-    ) -> SendOutcome:
+    async def send_message(self, message: Outgoing, now_us: int) -> SendOutcome:
         """Add a message to a run's inbox and wake it. One transaction (P2, P4).
 
         Raises `RunNotFoundError`, or `WorkflowStateError` if the run is closed (a duplicate of a message taken in before
@@ -232,6 +260,15 @@ class Store(Protocol):
         """
         ...
 
+    async def retry_now(self, failed: FailedAttempt, now_us: int) -> bool:
+        """Let the attempt that follows a failed one begin at once. One transaction.
+
+        Its due instant is moved; if the run's own worker performs it, that is told by a message (counted as any, P2; its id outlives it, P4).
+        Return False, and write nothing, if the activity does not wait for its next attempt after this one, or not any more.
+        Raises `RunNotFoundError`.
+        """
+        ...
+
     async def expire_attempt(
         self, worker_id: int, *, pk: int, generation: int, claim_no: int, attempt: AttemptRow, now_us: int
     ) -> Expiry:
@@ -240,6 +277,57 @@ class Store(Protocol):
         Decides between a late answer and the limit: whichever was written first. Of a run that is no longer this worker's
         nothing expires.
         """
+        ...
+
+    # ─ activity tasks ──
+
+    async def claim_tasks(
+        self,
+        worker_id: int,
+        *,
+        now_us: int,
+        limit: int,
+        lost_limit: int,
+        task_queues: Sequence[str],
+        activities: Sequence[str],
+    ) -> list[Task]:
+        """Take up to `limit` tasks that are due, and charge each one's attempt. One transaction, fenced.
+
+        Only of these activities, on these queues (P13); nothing while the worker is paused, nothing from a queue that is, nothing of
+        a run that is. Of those whose last attempt died with its worker at most `lost_limit`. Tasks that are found there and that
+        nobody waits for any more are deleted.
+        """
+        ...
+
+    async def read_held_tasks(self, worker_id: int) -> list[HeldTask]:
+        """Return the tasks this worker performs; one that is missing was taken away."""
+        ...
+
+    async def beat_tasks(self, worker_id: int, beats: Sequence[TaskBeat], now_us: int) -> None:
+        """Note signs of life of tasks that still are this worker's, each of which moves its heartbeat timeout. One transaction."""
+        ...
+
+    async def end_tasks(self, worker_id: int, ends: Sequence[TaskEnd], now_us: int) -> list[TaskVerdict]:
+        """Write what became of tasks; return one verdict for each, in order. One transaction, fenced by worker and claim number.
+
+        An outcome deletes the task, becomes a message of its run (counted as any, P2) and settles the row of attempts, if somebody still
+        waits for it; if not, it is dropped. So each task has one outcome, whoever else tries.
+        """
+        ...
+
+    async def find_stray_tasks(self, now_us: int, limit: int = 100) -> CaredTasks:
+        """Return tasks that somebody is to look at: lost ones, those past a limit, and closed ones that nobody performs."""
+        ...
+
+    async def settle_tasks(self, ends: Sequence[TaskEnd], now_us: int) -> list[TaskVerdict]:
+        """Write what is to become of stray tasks, as `end_tasks` does: of those that still are as they were found. One transaction.
+
+        Whoever performs such a task loses it.
+        """
+        ...
+
+    async def read_tasks(self, pk: int, generation: int) -> list[Task]:
+        """Return the tasks of one generation of a run, by operation."""
         ...
 
     async def terminate_run(self, run_id: str, reason: str | None, now_us: int) -> None:
@@ -256,14 +344,14 @@ class Store(Protocol):
     async def unpark_run(self, run_id: str, now_us: int) -> bool:
         """Set a parked run ready again and forget its failure; return False if it was not parked.
 
-        Poison stays a suspect, with one crash to go before it is parked again.
+        Poison stays a suspect, with one crash to go before it is parked again. Raises `RunNotFoundError`.
         """
         ...
 
     async def wake_run(self, run_id: str, now_us: int) -> bool:
         """Set a waiting run ready though nothing it waits for has happened: somebody wants it driven, and let wait again.
 
-        Return False if it was not waiting.
+        Return False if it was not waiting. Raises `RunNotFoundError`.
         """
         ...
 
@@ -330,11 +418,12 @@ class Store(Protocol):
 
     async def read_attempts(self, pk: int, generation: int) -> list[AttemptRow]: ...
 
-    async def count_backlog(
-        self, task_queue: str | None, definitions: Sequence[tuple[str, int]]
-    ) -> Backlog: ...
+    async def has_backlog(self, task_queues: Sequence[str], definitions: Sequence[tuple[str, int]]) -> bool:
+        """Return whether anything of these definitions, on these queues, goes on without anybody's doing.
 
-    async def schema_version(self) -> int: ...
+        A run that is ready or delayed, that somebody drives, or that waits for a timer; not what is paused, by itself or with its queue.
+        """
+        ...
 
     async def read_meta(self, key: str) -> str | None:
         """Return a fact about the database: "database_id", "hash_seed" (P28), "created_at_us"."""
@@ -381,13 +470,14 @@ class Store(Protocol):
     async def find_closed_runs(
         self, chosen: ClosedRuns, *, after: tuple[int, int] | None, limit: int
     ) -> list[tuple[int, int]]:
-        """Return up to `limit` (created_at_us, pk) after the one given, oldest first."""
+        """Return up to `limit` (created_at_us, pk) after the one given, oldest first; with `has_own` (instant of expiry, pk)."""
         ...
 
     async def prune_runs(self, pks: Sequence[int], chosen: ClosedRuns, now_us: int) -> PruneOutcome:
         """Delete those of the runs that still are as `chosen` says, with all that belongs to them. One bounded transaction.
 
-        All generations, payloads, journals, messages and request ids go, and a row of the audit says so. Neither
+        All generations, payloads, journals, messages and request ids go, and the rows of the table `RUN_ROWS_TABLE` whose key is the
+        run's id, a slash and a number; a row of the audit says so. Neither
         the key nor the epochs of a deleted run are ever given to another one (P6).
         """
         ...

@@ -32,11 +32,15 @@ def masked(url: str) -> str:
 
 def clock_for(url: str) -> Clock:
     """Return the clock that decides due times in the database of `url`: this machine's for a file, the server's for a server."""
-    return ServerClock() if url.startswith(POSTGRES) else SystemClock()
+    return ServerClock() if normalised(url).startswith(POSTGRES) else SystemClock()
 
 
 def normalised(url: str) -> str:
-    """Return `sqlite:///…` or `postgresql://…` for what a person may write, a bare path included."""
+    """Return `sqlite:///…` or `postgresql://…` for what a person may write, a bare path included; raise `DefinitionError`."""
+    if not isinstance(url, str):
+        raise DefinitionError(
+            f"a database is named by text (sqlite:///file.db, a path, postgresql://host/database), not {url!r}"
+        )
     if url.startswith(POSTGRES):
         return "postgresql://" + url.split("://", 1)[1]
     if url.startswith("sqlite:"):

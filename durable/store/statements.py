@@ -12,6 +12,7 @@ from typing import NamedTuple
 from durable.errors import InternalError
 
 _NAME = re.compile(r"^--\s*name:\s*([a-z][a-z0-9_]*)\s*$")
+_LIKE = re.compile(r"^--\s*like:\s*([a-z][a-z0-9_]*),\s*with\s+(.+?)\s+for\s+(.+?)\s*$")
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z]\w*)")  # not a cast
 _QUOTED = re.compile(r"'(?:[^']|'')*'")
 
@@ -38,7 +39,9 @@ class Statements(Mapping[str, str]):
 def parse_statements(text: str) -> Statements:
     """Split `text` at its `-- name: x` lines; comment lines and the closing semicolon are dropped.
 
-    Raises `InternalError` for a name given twice, a name without SQL, and SQL before the first name.
+    A statement that differs from an earlier one in one place is that line alone: `-- like: x, with these words for those`.
+
+    Raises `InternalError` for a name given twice, a name without SQL, SQL before the first name, and words that are not there.
     """
     found: dict[str, list[str]] = {}
     lines: list[str] | None = None
@@ -48,6 +51,8 @@ def parse_statements(text: str) -> Statements:
             if name in found:
                 raise InternalError(f"two SQL statements are named {name!r}")
             lines = found[name] = []
+        elif (like := _LIKE.match(line.strip())) is not None:
+            lines = found[name] = _likened(found, *like.groups())
         elif line.strip() and not line.lstrip().startswith("--"):
             if lines is None:
                 raise InternalError(f"SQL before the first name: {line.strip()!r}")
@@ -56,6 +61,15 @@ def parse_statements(text: str) -> Statements:
     if empty := [name for name, body in statements.items() if not body]:
         raise InternalError(f"SQL statements without SQL: {', '.join(empty)}")
     return Statements(statements)
+
+
+def _likened(found: Mapping[str, list[str]], name: str, words: str, place: str) -> list[str]:
+    body = "\n".join(found.get(name, ()))
+    if body.count(place) != 1:
+        raise InternalError(
+            f"{place!r} does not stand in the SQL statement {name!r} once, before it is varied"
+        )
+    return [body.replace(place, words)]
 
 
 @cache

@@ -10,10 +10,9 @@ until then its row stays in the inbox, and a crash loses nothing.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
@@ -22,35 +21,25 @@ from durable import failures
 from durable.errors import LeaseLostError, StoreError, UndecodableError
 from durable.failures import Failure
 from durable.retry import asked_delay_us
-from durable.scheduler.wakeups import Wakeups
+from durable.scheduler.wakeups import HINTED_SECONDS, Wakeups
 from durable.seams import Clock, pause
 from durable.store.contract import Store
-from durable.store.records import AttemptRow, Message, answered_attempt
+from durable.store.records import KEPT, RETRY_NOW, AttemptRow, Message, answered_attempt
 from durable.tokens import TaskToken, token_text
+from durable.worker.endings import Endings
+from durable.worker.endings import Performing as Performs
 from durable.worker.live import Attempt, AttemptState, LiveRun, Outcome, TimeoutKind
 
-LOOK_SECONDS: Final = 0.5
 TROUBLE_SECONDS: Final = 0.25
 TIMER_SECONDS_MAX: Final = 3600.0  # then the wall clock is asked again
+_RESULTS: Final = ("completed", KEPT)
 log = logging.getLogger("durable.worker")
 
 
-class Performing(Protocol):
-    """What is asked of the performer: the ways in which an attempt can end."""
+class Performing(Performs, Protocol):
+    """What is asked of the performer."""
 
-    def free_slot(self, attempt: Attempt) -> None: ...
-
-    def finish(self, attempt: Attempt, outcome: Outcome) -> None: ...
-
-    def expire(self, attempt: Attempt, kind: TimeoutKind) -> None: ...
-
-    def retry_or_fail(
-        self, attempt: Attempt, failure: Failure, *, is_retryable: bool, delay_us: int | None = None
-    ) -> None: ...
-
-    def write(self, run: LiveRun, rows: Sequence[AttemptRow]) -> None: ...
-
-    def resume(self, run: LiveRun) -> None: ...
+    endings: Endings
 
 
 class Completions:
@@ -78,7 +67,8 @@ class Completions:
     def token(self, attempt: Attempt, number: int) -> str:
         """Return the token of an attempt; from any thread."""
         run = attempt.run
-        return token_text(TaskToken(run.run_id, run.generation, attempt.call.op, number), self._secret)
+        token = TaskToken(run.run_id, run.claim.epoch, run.generation, attempt.call.op, number)
+        return token_text(token, self._secret)
 
     # ─ from running to open ──
 
@@ -92,7 +82,7 @@ class Completions:
         now_us = self._clock.now_us()
         limits = []
         if definition.timeout_us is not None:
-            ran_us = round((asyncio.get_running_loop().time() - attempt.began_at) * 1_000_000)
+            ran_us = round((self._clock.elapsed() - attempt.began_at) * 1_000_000)
             limits.append(now_us - ran_us + definition.timeout_us)
         if definition.schedule_to_close_us is not None:
             limits.append(attempt.scheduled_at_us + definition.schedule_to_close_us)
@@ -113,12 +103,16 @@ class Completions:
         )
         self._performer.write(attempt.run, [row])
 
+    def entrusted(self, attempt: Attempt) -> None:
+        """The activity is a task on another queue: its outcome will come as an answer."""
+        self._wait(attempt)
+
     def reopened(self, attempt: Attempt, row: AttemptRow) -> None:
         """An attempt of a run that was just claimed is open, was answered, or has expired."""
         attempt.limit_at_us, attempt.open_until_us = row.limit_at_us, row.due_at_us
         if row.completion == "expired":
             attempt.state = AttemptState.RUNNING
-            self._performer.expire(attempt, self._kind(attempt))
+            self._performer.endings.expire(attempt, self._kind(attempt))
             return
         if row.completion == "answered":
             attempt.open_until_us = None  # the answer is in the inbox, and counts
@@ -138,16 +132,26 @@ class Completions:
     # ─ answers ──
 
     def answered(self, run: LiveRun, message: Message) -> None:
-        """Take in an answer from the inbox: it waits with the attempt, or with the run to be consumed for nothing."""
+        """Take in an answer from the inbox: it waits with the attempt, or with the run to be consumed for nothing.
+
+        Or the wish that the attempt after a failed one begins now. Its row says so already, so a crash does not lose that.
+        """
         run.has_open = True
         generation, op, number = answered_attempt(message.message_id)
         attempt = run.attempts.get(op)
-        if generation == run.generation and attempt is not None and attempt.number == number:
+        is_known = generation == run.generation and attempt is not None
+        if message.name == RETRY_NOW:
+            if is_known and attempt is not None and attempt.number == number:
+                self._performer.endings.hasten(attempt)
+            run.spent.append(message)
+            return
+        if is_known and attempt is not None and (attempt.number == number or attempt.is_remote):
+            attempt.number = number
             if attempt.state is AttemptState.OPEN:
                 attempt.answer = message
                 self.closed(attempt)
                 attempt.state = AttemptState.RUNNING
-                if message.name == "completed":
+                if message.name in _RESULTS or attempt.is_remote:
                     self.settle(attempt)
                 else:  # once it is known what its heartbeats told: the next attempt wants that
                     self._todo.append(attempt)
@@ -165,12 +169,12 @@ class Completions:
         message, run = attempt.answer, attempt.run
         assert message is not None
         attempt.state = AttemptState.RUNNING
-        if message.name == "completed":
+        if message.name in _RESULTS:
             self._complete(attempt, message)
-        else:
-            self._fail(attempt, message)
+            return  # the turn that takes in the outcome consumes the message; a run that parks leaves it where it is
+        self._fail(attempt, message)
         if attempt.state is AttemptState.DONE:
-            return  # the turn that takes in the outcome consumes the message
+            return
         attempt.answer = None
         run.spent.append(message)
         self._performer.resume(run)
@@ -180,12 +184,26 @@ class Completions:
         try:
             value = attempt.call.definition.result.decode(message.data)
         except UndecodableError as error:
+            if attempt.is_remote or message.name == KEPT:
+                self._misread(attempt, error)
+                return
             failure = failures.record(
                 error, activity=attempt.call.definition.name, run_id=attempt.run.run_id, attempts=number
             )
-            self._performer.finish(attempt, Outcome(op, number, failure=failure))
+            self._performer.endings.finish(attempt, Outcome(op, number, failure=failure))
         else:
-            self._performer.finish(attempt, Outcome(op, number, result=message.data, value=value))
+            self._performer.endings.finish(attempt, Outcome(op, number, result=message.data, value=value))
+
+    def _misread(self, attempt: Attempt, error: UndecodableError) -> None:
+        """An activity has done its work, and today's code takes its result for something else: the run parks, the answer stays.
+
+        It did not fail: its workflow would undo, or begin anew, what was done well. What a token's holder says is not ours to
+        trust: there the activity fails.
+        """
+        fault = error.naming(f"the result of activity {attempt.call.definition.name!r}")
+        fault.run_id = fault.run_id or attempt.run.run_id
+        attempt.run.fault = fault
+        self._performer.resume(attempt.run)
 
     def _fail(self, attempt: Attempt, message: Message) -> None:
         definition = attempt.call.definition
@@ -197,8 +215,12 @@ class Completions:
         failure = msgspec.structs.replace(
             told, activity=definition.name, run_id=attempt.run.run_id, attempts=attempt.number
         )
+        if attempt.is_remote:  # its policy was heeded where it was performed
+            outcome = Outcome(attempt.call.op, attempt.number, failure=told)
+            self._performer.endings.finish(attempt, outcome)
+            return
         is_retryable = not told.non_retryable and definition.retry.is_retryable(error)
-        self._performer.retry_or_fail(
+        self._performer.endings.retry_or_fail(
             attempt, failure, is_retryable=is_retryable, delay_us=asked_delay_us(error)
         )
 
@@ -208,7 +230,7 @@ class Completions:
         if attempt.open_until_us is not None:
             left = max(attempt.open_until_us - self._clock.now_us(), 0) / 1_000_000
             delay = min(left, TIMER_SECONDS_MAX)
-            attempt.timer = asyncio.get_running_loop().call_later(delay, self._ring, attempt)
+            attempt.timer = self._clock.call_later(delay, self._ring, attempt)
 
     def _ring(self, attempt: Attempt) -> None:
         attempt.timer = None
@@ -221,7 +243,7 @@ class Completions:
     async def run(self) -> None:
         """Let open attempts expire when their time is up, and fail those that failed, until cancelled."""
         while True:
-            await self._wakeups.wait(LOOK_SECONDS)
+            await self._wakeups.wait(HINTED_SECONDS)
             while self._todo:
                 attempt = self._todo[0]
                 worker_id = self._worker_id()
@@ -269,7 +291,7 @@ class Completions:
             kind = self._kind(attempt)
             self.closed(attempt)
             attempt.state = AttemptState.RUNNING
-            self._performer.expire(attempt, kind)
+            self._performer.endings.expire(attempt, kind)
 
     def _kind(self, attempt: Attempt) -> TimeoutKind:
         """Return which limit it was."""

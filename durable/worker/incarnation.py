@@ -70,12 +70,13 @@ class Incarnation:
             is_hopeless=is_hopeless,
         )
 
-    def is_fresh(self, since: float) -> bool:
-        """Whether a fence checked at `since` (monotonic) still proves the lease: less than two thirds of it ago (P11).
+    def is_recent(self, since: float) -> bool:
+        """Whether a fence checked at `since` (monotonic) still proves the lease: less than two thirds of it ago (P11)."""
+        return self._clock.monotonic() - since < self.lease_seconds * FRESH_SHARE
 
-        If not, the database is asked again.
-        """
-        if self._clock.monotonic() - since < self.lease_seconds * FRESH_SHARE:
+    def is_fresh(self, since: float) -> bool:
+        """As `is_recent`; if it is not, the database is asked whether this worker is alive."""
+        if self.is_recent(since):
             return True
         try:
             return self._store.beat(self.worker_id)
@@ -88,6 +89,8 @@ class Incarnation:
 
     def _beat(self) -> bool:
         """On the heartbeat thread: renew; return whether to go on."""
+        if self._loop.is_closed():
+            return False  # nobody drives the runs any more: a beat would only keep them from others
         if self._is_hopeless():
             return True
         try:

@@ -5,21 +5,23 @@ Discarding an instance never discards work (P15): attempts in flight and outcome
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Sequence
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
-from durable.activities import Pulse
 from durable.definitions import WorkflowDefinition
 from durable.engine.instance import Instance
 from durable.engine.runtime import ActivityCall
+from durable.errors import PlatformFault
 from durable.failures import Failure
+from durable.in_activity import Pulse
 from durable.journal.events import AnyEntry
 from durable.journal.lifecycle import RunStatus
-from durable.store.records import Claim, Message, Stay, TurnCommit
+from durable.store.records import After, Claim, Message, Stay, TurnCommit
 
 
 class Phase(Enum):
@@ -39,6 +41,7 @@ class AttemptState(Enum):
     DROPPED = "dropped"  # nobody waits for it any more
 
 
+_STAY: Final = Stay()
 TimeoutKind = Literal["start_to_close", "schedule_to_start", "schedule_to_close", "heartbeat"]
 
 
@@ -46,7 +49,7 @@ class Attempt(msgspec.Struct, eq=False):
     """One open activity in this worker's care. `number` is the last attempt charged.
 
     `scheduled_at_us` is when the journal says it was asked for, `queued_at_us` since when the next attempt has been due:
-    wall clock, for they outlive workers. `began_at` is the loop's time. `details` are the last heartbeat's, except that
+    wall clock, for they outlive workers. `began_at` is the clock's `elapsed`. `details` are the last heartbeat's, except that
     those of the attempt that runs are in its `pulse`. `failure` is that of the attempt before, if it failed here.
     """
 
@@ -60,16 +63,18 @@ class Attempt(msgspec.Struct, eq=False):
     task: Any = (
         None  # the task or future of its code; none before a coroutine has suspended for the first time
     )
-    timer: Any = None  # a TimerHandle
+    timer: Any = None  # a Timer
     timed_out: TimeoutKind | None = None
     cancelled: bool = False  # on request of the workflow
     has_row: bool = False  # a row of attempts tells of it: to be removed with the outcome
-    begun: bool = False  # its code has taken its first step
+    begun: bool = False  # its coroutine has taken its first step
     began_at: float = 0.0
     pulse: Pulse | None = None
     details: bytes | None = None
     failure: Failure | None = None
     answer: Message | None = None  # from outside, in the inbox until its outcome is in the journal
+    is_remote: bool = False  # a task on another queue: its attempts are counted there
+    is_misread: bool = False  # its stored arguments cannot be read: it has not begun, and its run parks
     is_lost: bool = False  # the attempt before died with its worker: the next begins on probation
     started_at_us: int = (
         0  # when it began, or (lost, in backoff) the one before did: wall clock, as far as is known
@@ -81,6 +86,13 @@ class Attempt(msgspec.Struct, eq=False):
         """Return what its last heartbeat told, this attempt's or an earlier one's."""
         return self.details if self.pulse is None else self.pulse.details
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether its code goes on, whatever is written of it: a thread that has begun, and not ended."""
+        body = None if self.pulse is None else self.pulse.body
+        in_thread = self.task is not None and not isinstance(self.task, asyncio.Task)
+        return in_thread and body is not None and body.has_begun
+
     def keep_details(self) -> None:
         """The attempt that ran is over: what it told stays, what it still tells is not heard."""
         pulse = self.pulse
@@ -89,13 +101,18 @@ class Attempt(msgspec.Struct, eq=False):
             pulse.close()
             self.pulse = None
 
+    @property
+    def is_on_loop(self) -> bool:
+        """Whether its code runs, or will run, in a task of the loop, which can be cancelled; else in a thread."""
+        return self.call.definition.is_async or isinstance(self.task, asyncio.Task)
+
     def stop_timer(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
 
-class Outcome(msgspec.Struct, eq=False):
+class Outcome(msgspec.Struct, eq=False, gc=False):
     """How one activity ended, not yet in the journal. `value` is what replay would decode from `result`."""
 
     op: int
@@ -113,6 +130,7 @@ class LiveRun:
         "claim",
         "claim_no",
         "definition",
+        "fault",
         "generation",
         "has_open",
         "idle_since",
@@ -134,10 +152,12 @@ class LiveRun:
         "seen",
         "spent",
         "turn",
+        "workflow",
     )
 
     def __init__(self, claim: Claim, definition: WorkflowDefinition) -> None:
         self.definition = definition
+        self.workflow = claim.workflow
         self.pk = claim.pk
         self.run_id = claim.run_id
         self.generation = claim.generation
@@ -148,6 +168,7 @@ class LiveRun:
         self.attempts: dict[int, Attempt] = {}
         self.outcomes: deque[Outcome] = deque()
         self.phase = Phase.IDLE
+        self.fault: PlatformFault | None = None  # met by what runs of it: it parks
         self.is_dirty = False  # to be driven in the next round
         self.idle_since = 0.0
         self.release_asked = False  # it has waited here for long
@@ -173,7 +194,9 @@ class LiveRun:
         self.inbox = deque(claim.inbox)
         self.spent.clear()
         self.seen = claim.inbox[0].msg - 1 if claim.inbox else claim.msg_seq
-        self.received = claim.inbox[-1].msg if claim.inbox else self.seen
+        self.received = (
+            claim.msg_seq
+        )  # what is not in the inbox was consumed, perhaps by an earlier generation
 
     def add_messages(self, messages: list[Message]) -> bool:
         """Take in messages that were read later; return whether any was new."""
@@ -182,6 +205,11 @@ class LiveRun:
             self.received = fresh[-1].msg
             self.inbox.extend(fresh)
         return bool(fresh)
+
+    def take_back(self, messages: Sequence[Message], outcomes: Sequence[Outcome]) -> None:
+        """What a turn had consumed that will not be written is to be consumed again, before anything that came after it."""
+        self.inbox.extendleft(reversed(messages))
+        self.outcomes.extendleft(reversed(outcomes))
 
     @property
     def is_settled(self) -> bool:
@@ -194,9 +222,14 @@ class LiveRun:
         return len(self.attempts) > self.opened or bool(self.outcomes)
 
     @property
+    def is_starting(self) -> bool:
+        """Whether the start of an attempt is being written."""
+        return any(attempt.state is AttemptState.MARKING for attempt in self.attempts.values())
+
+    @property
     def log_fields(self) -> dict[str, object]:
         """What structured logs say of a record about this run."""
-        return {"run_id": self.run_id, "workflow": self.definition.name}
+        return {"run_id": self.run_id, "workflow": self.workflow}
 
     @property
     def has_running_attempts(self) -> bool:
@@ -205,6 +238,11 @@ class LiveRun:
             attempt.state in (AttemptState.MARKING, AttemptState.RUNNING)
             for attempt in self.attempts.values()
         )
+
+    @property
+    def is_still(self) -> bool:
+        """Whether nothing of it runs, and what had run is recorded."""
+        return not self.outcomes and not self.has_running_attempts
 
 
 class Item(TurnCommit, gc=True, eq=False, kw_only=True):
@@ -215,16 +253,33 @@ class Item(TurnCommit, gc=True, eq=False, kw_only=True):
     at_us: int = 0  # the instant of its events
     taken: Sequence[Outcome] = ()
     slots: int = 0  # reserved for activities this turn schedules
+    begins: ActivityCall | None = None  # the activity that begins with it, if that is all that it leads to
     marked: Sequence[Attempt] = ()  # whose marks these are
     status: RunStatus | None = None  # the run's end, if the turn ends it
     fault: Exception | None = None
 
     @property
     def is_marks(self) -> bool:
-        """Whether it only counts attempts: no turn, and the run stays."""
-        return self.turn is None and bool(self.attempts) and type(self.after) is Stay
+        """Whether it only tells of activities and children: no turn, and the run stays."""
+        return (
+            self.turn is None
+            and bool(self.attempts or self.tasks or self.errands)
+            and type(self.after) is Stay
+        )
 
     @property
     def is_report(self) -> bool:
         """Whether it tells of what has happened (a failure, a heartbeat), so that it is to be written in any case."""
         return self.is_marks and not self.marked
+
+
+def new_item(run: LiveRun, *, after: After = _STAY) -> Item:
+    """Return an entry about a run, with what says which life of it is meant."""
+    return Item(
+        pk=run.pk,
+        generation=run.generation,
+        claim_no=run.claim_no,
+        seen=run.seen,
+        after=after,
+        run=run,
+    )

@@ -1,66 +1,48 @@
-"""Activities: attempts, slots, timeouts, retries, threads.
+"""Activities: attempts under way, and the slots they need.
 
 An attempt is charged in the database before it starts (P22): by the turn that schedules it if a slot is free
 then, else by a mark that rides on a later commit. Attempts belong to the run, not to its instance (P15). Knows how
 to run user code; knows nothing of turns.
 
-Time. An attempt has one timer, set for the nearest of its limits, and what is due is decided anew whenever it rings: a
-heartbeat sets no timer. Limits that began before this worker (since the schedule, since the attempt was due) are
-measured by the wall clock, those of the attempt itself by the loop's.
+Stopping. A coroutine is cancelled. In a thread an exception is raised (`durable/interrupts.py`); it keeps its slot until it ends.
 
-Heartbeats. What they tell is noted at once and written in batches: the first detail after a pause opens a batch for all
-activities of the same interval, which becomes one mark per run, all in one group commit. An attempt that ends in order hands
-its details on with its own mark.
-
-Stopping. A coroutine is cancelled. A thread cannot be: it is told by `Pulse.cancel_reason`, and keeps its slot until it ends.
+Here is what every attempt goes through: a slot, its code, its end. In rooms of their own: limits (`timeouts.py`), what becomes of an
+attempt that failed (`endings.py`), what heartbeats tell (`heartbeats.py`), and what was left by a worker before (`recovering.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
-import msgspec
-
-from durable import failures
-from durable.activities import ActivityInfo, CompleteAsync, Pulse, _pulse, decode_details
-from durable.client import Address, address_here
-from durable.definitions import ActivityDefinition
+from durable.connection import Address, StandIn, address_here
 from durable.engine.runtime import ActivityCall
 from durable.errors import (
-    ActivityTimeoutError,
-    PayloadError,
-    PayloadTooLargeError,
     UndecodableError,
-    WorkerLostError,
 )
-from durable.failures import Failure
+from durable.in_activity import ActivityInfo, CompleteAsync, Pulse, decode_details, waits_here
 from durable.limits import Limits
-from durable.retry import asked_delay_us
-from durable.seams import Clock, Executor, Random
-from durable.store.records import AttemptRow
+from durable.payloads.codec import sealed_fault
+from durable.seams import Clock, Executor, Random, Threads, pause
+from durable.store.records import AttemptRow, NewTask
+from durable.worker.closing import NOT_OURS, STOPPING, UNAWAITED
 from durable.worker.completions import Completions
-from durable.worker.live import Attempt, AttemptState, Item, LiveRun, Outcome, Phase, TimeoutKind
+from durable.worker.endings import Endings, too_large
+from durable.worker.entrusting import remote_attempt
+from durable.worker.heartbeats import Heartbeats
+from durable.worker.live import Attempt, AttemptState, Item, LiveRun, Outcome, Phase
 from durable.worker.probation import Probation
+from durable.worker.reading import Misread
 from durable.worker.runners import Runners, StaleError
+from durable.worker.thread_runners import ThreadRunners
+from durable.worker.timeouts import Timeouts, left_us
 from durable.worker.watchdog import Interrupted, blocked
 
-GROUP_SECONDS: Final = 0.1  # how long an outcome waits for others that it may share a commit with
-LATE_SECONDS: Final = 5.0  # how long a timed-out coroutine may take to unwind before it is given up
-HELD_UP_SECONDS: Final = 0.05  # a timer that rings so late was held up with the loop, and so were heartbeats
-DETAILS_SHARE: Final = 0.8  # of the heartbeat timeout: how often details are written
-DETAILS_SECONDS_MIN: Final = 0.05
-DETAILS_SECONDS_MAX: Final = 3.0
-NOT_RETRIED: Final = frozenset[TimeoutKind]({"schedule_to_start", "schedule_to_close"})
-_LOSS: Final = f"{WorkerLostError.__module__}:{WorkerLostError.__qualname__}"
-UNAWAITED: Final = "the workflow no longer waits for it"
-Performed = tuple[BaseException | None, bytes, Any]
 _RUNNING: Final = AttemptState.RUNNING  # looking a member up costs more than the rest of a comparison
 _DONE: Final = AttemptState.DONE
 _DROPPED: Final = AttemptState.DROPPED
@@ -77,19 +59,20 @@ class Performer:
         slots: int,
         clock: Clock,
         random: Random,
+        threads: Threads,
         executor: Executor,
         address: Address,
         limits: Limits,
+        stand_in: StandIn | None,
         on_outcome: Callable[[LiveRun], None],
         on_marks: Callable[[Item], None],
         on_slots: Callable[[], None],
         on_stale: Callable[[], None],
+        endings: type[Endings] = Endings,
     ) -> None:
         self._free = slots
         self.reserved = 0  # slots reserved so far, ever
-        self._clock = clock
-        self._random = random
-        self._executor = executor
+        self.clock = clock
         self._on_outcome = on_outcome
         self._on_marks = on_marks
         self._on_slots = on_slots
@@ -99,17 +82,26 @@ class Performer:
         self.fence: Callable[[], bool] = lambda: True
         self.fresh_until = 0.0
         self._allowed = limits
+        self._stand_in = stand_in
         self._context = copy_context()
         self._context.run(address_here.set, address)
+        self._context.run(waits_here.set, self.lend_slot)
         self._runners = Runners(clock=clock, context=self._context, on_ended=self._ended)
+        runners = ThreadRunners(
+            threads=threads, executor=executor, context=self._context, on_ended=self._ended
+        )
+        self._start_thread = runners.start
+        self._running: set[Attempt] = set()
+        self.endings = endings(self, clock, random)
+        self._report_grouped = self.endings.report_grouped
+        self._timeouts = Timeouts(clock, self._running, stop_code=self.stop_code, expire=self.endings.expire)
+        self._set_timer = self._timeouts.watch
+        self.heartbeats = Heartbeats(self.write)
+        self._on_details = self.heartbeats.note
         self._loop = asyncio.get_running_loop()
-        self._on_details = self._note
         self._describe = self._describe_attempt
         self._queue: deque[Attempt] = deque()
         self._probation = Probation(on_slots)
-        self._running: set[Attempt] = set()
-        # By interval: the timer of the next write, and who has something to tell.
-        self._batches: dict[float, tuple[asyncio.TimerHandle, list[tuple[Attempt, Pulse]]]] = {}
         self.is_draining = False
         self.is_stopping: Callable[[], bool] = lambda: False
         self.on_idle: Callable[[], None] = lambda: None
@@ -149,17 +141,36 @@ class Performer:
             self._on_slots()
 
     def begin_no_more(self) -> None:
-        """Let no coroutine take its first step any more: whatever has not begun is about to be handed back."""
+        """Let no code take its first step any more: whatever has not begun is about to be handed back."""
         self._runners.close()
+        self.is_stopping = lambda: True  # what ends by a cancellation from here on was stopped by us
+        for attempt in self._running:
+            pulse = attempt.pulse
+            if (
+                not isinstance(attempt.task, asyncio.Task)
+                and pulse is not None
+                and pulse.cancel_reason is None
+            ):
+                pulse.stop(STOPPING)  # a task hears it by being cancelled
+
+    async def hear_out_threads(self, limit_seconds: float) -> None:
+        """Wait for the threads that were told to stop, at most so long: one that has ended can be handed back."""
+        ends = [attempt.task for attempt in self._running if attempt.goes_on]
+        if ends:
+            await asyncio.wait(ends, timeout=limit_seconds)
+            await pause(0)  # what they have come to is taken in
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether no attempt is about to begin that could; code that runs does not count."""
+        return self._free <= 0 or not (self._queue or self._probation.waiting)
 
     async def unwind(self, limit_seconds: float) -> None:
         """Cancel every coroutine that still runs, abandoned ones too, and wait for their ends, at most so long.
 
-        Threads cannot be stopped and are not waited for; those that ask are told.
+        Threads are told, and not waited for.
         """
-        for timer, _ in self._batches.values():
-            timer.cancel()
-        self._batches.clear()
+        self.heartbeats.stop()
         self._runners.close()
         self._probation.stop()
         tasks: list[asyncio.Task[Any]] = []
@@ -167,7 +178,7 @@ class Performer:
             attempt.state = AttemptState.DROPPED
             attempt.stop_timer()
             if attempt.pulse is not None and attempt.pulse.cancel_reason is None:
-                attempt.pulse.cancel_reason = "its worker stops"
+                attempt.pulse.stop(STOPPING)
             if isinstance(attempt.task, asyncio.Task):
                 attempt.task.cancel()
                 tasks.append(attempt.task)
@@ -182,7 +193,7 @@ class Performer:
             self._queue.extendleft(reversed(self._probation.take(self._free)))
         if not self._queue:
             return
-        now_us = self._clock.now_us()
+        now_us = self.clock.now_us()
         marks: dict[LiveRun, list[Attempt]] = {}
         held: list[Attempt] = []
         while self._queue and self._free > 0:
@@ -223,6 +234,14 @@ class Performer:
                 run.attempts[row.op].has_row = True
         self._on_marks(item)
 
+    def write(self, run: LiveRun, rows: list[AttemptRow]) -> None:
+        """Let rows that tell of what has happened ride on the next commit."""
+        self._mark(run, [], rows)
+
+    def resume(self, run: LiveRun) -> None:
+        """See that the run is driven."""
+        self._on_outcome(run)
+
     def marked(self, item: Item) -> None:
         """The marks of `item` are durable: start what they announced."""
         for attempt in item.marked:
@@ -234,8 +253,19 @@ class Performer:
         """The marks of `item` were not written: its attempts wait for a slot again."""
         for attempt in item.marked:
             if attempt.state is AttemptState.MARKING:
-                self._free_slot(attempt)
-                self._want_slot(attempt)
+                self.free_slot(attempt)
+                self.want_slot(attempt)
+
+    def lend_slot(self, pulse: Pulse) -> None:
+        """An activity begins to wait for a run, or has ended waiting. It gets its slot back at once, if need be before others do."""
+        attempt: Attempt = pulse.owner
+        if attempt.pulse is not pulse or attempt.state is not _RUNNING or not attempt.is_on_loop:
+            return  # over, or a thread's: there are no more threads than slots
+        if pulse.waits:
+            self.free_slot(attempt)
+        elif not attempt.has_slot:
+            attempt.has_slot = True
+            self._free -= 1
 
     # ─ what the driver asks ──
 
@@ -251,54 +281,25 @@ class Performer:
 
     def enqueue(self, run: LiveRun, call: ActivityCall, scheduled_at_us: int) -> None:
         """Start the first attempt as soon as there is a slot."""
-        self.recover(run, call, None, was_started=False, scheduled_at_us=scheduled_at_us)
-
-    def recover(
-        self,
-        run: LiveRun,
-        call: ActivityCall,
-        row: AttemptRow | None,
-        *,
-        was_started: bool,
-        scheduled_at_us: int,
-    ) -> None:
-        """Go on with an activity of a run that was just claimed; an attempt lost with its worker has failed (P22)."""
-        attempt = Attempt(run, call, int(was_started), AttemptState.QUEUED, scheduled_at_us, scheduled_at_us)
-        run.attempts[call.op] = attempt
-        if row is not None:
-            attempt.number, attempt.details, attempt.has_row = row.attempt, row.details, True
+        attempt = run.attempts[call.op] = Attempt(
+            run, call, 0, AttemptState.QUEUED, scheduled_at_us, scheduled_at_us
+        )
         if call.closing == "wait":
             attempt.cancelled = True
-            self._cancelled(attempt)  # what ran of it ended with its worker, or was handed back
-        elif row is not None and row.completion:
-            self.completions.reopened(attempt, row)
-        elif row.state == "started" if row is not None else was_started:
-            attempt.started_at_us = scheduled_at_us if row is None else row.due_at_us or scheduled_at_us
-            self._lost(attempt)
-        elif row is not None and row.state == "backoff":
-            attempt.state = AttemptState.BACKOFF
-            attempt.started_at_us = scheduled_at_us
-            attempt.is_lost = _is_loss(row.failure)
-            attempt.queued_at_us = row.due_at_us or 0
-            self._wait_out(attempt, attempt.queued_at_us - self._clock.now_us())
+            self.endings.cancelled(attempt)
         else:
-            if row is not None:  # handed back: it waits anew
-                attempt.queued_at_us = self._clock.now_us()
-            self._want_slot(attempt)
+            self.want_slot(attempt)
 
-    def _lost(self, attempt: Attempt) -> None:
-        attempt.state = AttemptState.RUNNING
-        attempt.is_lost = True
-        name = attempt.call.definition.name
-        error = WorkerLostError(f"the worker of attempt {attempt.number} of {name!r} died during it")
-        failure = self._record(attempt, error)
-        left_us = self._left_us(attempt)
-        if left_us is not None and left_us <= 0:
-            attempt.failure = failure
-            self._expire(attempt, "schedule_to_close")
-        else:
-            policy = attempt.call.definition.retry
-            self._retry_or_fail(attempt, failure, is_retryable=not isinstance(error, policy.no_retry))
+    def entrust(self, run: LiveRun, call: ActivityCall, scheduled_at_us: int) -> None:
+        """Wait for an activity that workers of another queue perform: its task is durable."""
+        attempt = run.attempts[call.op] = remote_attempt(run, call, scheduled_at_us)
+        self.completions.entrusted(attempt)
+
+    def entrust_anew(self, run: LiveRun, task: NewTask) -> None:
+        """Write a task that none of the run's turns in this generation has asked for."""
+        self._on_marks(
+            Item(pk=run.pk, generation=run.generation, claim_no=run.claim_no, tasks=[task], run=run)
+        )
 
     def close(self, run: LiveRun, op: int, how: str, reason: str = UNAWAITED) -> None:
         """The workflow cancelled this activity: its cancellation type `how` is durable now."""
@@ -307,17 +308,22 @@ class Performer:
             return
         if how == "wait":
             attempt.cancelled = True
+            if attempt.is_remote:
+                return  # its task says so, to whoever performs it or cares for it: the outcome will come
             if attempt.state is AttemptState.RUNNING:
-                self._stop_code(attempt, reason)
+                self.stop_code(attempt, reason)
             elif attempt.state in (AttemptState.QUEUED, AttemptState.BACKOFF, AttemptState.OPEN):
                 if attempt.state is AttemptState.OPEN:
                     self.completions.closed(attempt)
-                self._cancelled(attempt)
+                self.endings.cancelled(attempt)
             return
         del run.attempts[op]
         if attempt.state is AttemptState.OPEN:
             self.completions.closed(attempt)
-        if how == "abandon" and attempt.state is AttemptState.RUNNING:
+        has_begun = (
+            attempt.begun or attempt.task is not None
+        )  # else no code would ever end, and give its slot back
+        if how == "abandon" and attempt.state is AttemptState.RUNNING and has_begun:
             attempt.state = AttemptState.DROPPED
             attempt.stop_timer()
         else:
@@ -325,49 +331,28 @@ class Performer:
 
     def drop(self, run: LiveRun) -> None:
         """The run left this worker: its attempts are cancelled and their outcomes go nowhere."""
-        reason = "its worker stops" if self.is_draining else "its run is closed, or another worker's"
+        reason = STOPPING if self.is_draining else NOT_OURS
         for attempt in run.attempts.values():
             self._drop(attempt, reason)
         run.attempts.clear()
         run.outcomes.clear()
 
-    def handed_back(self, run: LiveRun) -> list[AttemptRow]:
-        """Return the rows that uncharge attempts which this worker gives up, though nothing was wrong with them.
-
-        Also one that succeeded, if its run stops before the result could be recorded. A failure stays charged, and so does an
-        attempt whose policy forbids another after a lost one: it was interrupted, and nobody knows how far it came. An answer
-        from outside waits in the inbox.
-        """
-        succeeded = {
-            outcome.op
-            for outcome in run.outcomes
-            if outcome.failure is None and run.attempts[outcome.op].answer is None
-        }
-        return [
-            AttemptRow(
-                op=op, attempt=attempt.number - 1, state="handed_back", details=attempt.latest_details()
-            )
-            for op, attempt in run.attempts.items()
-            if ((attempt.state is AttemptState.RUNNING and attempt.answer is None) or op in succeeded)
-            and not issubclass(WorkerLostError, attempt.call.definition.retry.no_retry)
-        ]
-
     def _drop(self, attempt: Attempt, reason: str) -> None:
         was, attempt.state = attempt.state, AttemptState.DROPPED
         attempt.stop_timer()
         if was is AttemptState.RUNNING:
-            if attempt.task is not None and attempt.task.done():
-                self._free_slot(attempt)
-            else:
-                self._stop_code(attempt, reason)  # its slot is free once it has ended
+            is_over = attempt.task is not None and attempt.task.done()
+            self.stop_code(attempt, reason)  # its slot is free once it has ended
+            if is_over:
+                self.free_slot(attempt)
         else:
-            self._free_slot(attempt)
+            self.free_slot(attempt)
 
-    def _stop_code(self, attempt: Attempt, reason: str) -> None:
-        """Tell the code of an attempt to stop: a coroutine is cancelled, a thread finds out when it asks."""
+    def stop_code(self, attempt: Attempt, reason: str) -> None:
+        """Tell the code of an attempt to stop: a coroutine is cancelled, in a thread it is raised."""
         if attempt.pulse is not None:
-            attempt.pulse.cancel_reason = reason
-        if not attempt.call.definition.is_async:
+            attempt.pulse.stop(reason)
+        if not attempt.is_on_loop:
             return
         if attempt.task is not None:
             attempt.task.cancel(reason)
@@ -381,22 +366,28 @@ class Performer:
         attempt.timed_out = None
         attempt.stop_timer()
         if attempt.cancelled:
-            self._cancelled(attempt)
+            self.endings.cancelled(attempt)
             return
-        left_us = self._left_us(attempt)
-        if left_us is not None and left_us <= 0:  # its time passed while its start was written
-            self._expire(attempt, "schedule_to_close")
+        left = left_us(attempt, self.clock)
+        if left is not None and left <= 0:  # its time passed while its start was written
+            self.endings.expire(attempt, "schedule_to_close")
             return
         try:
             earlier = () if attempt.details is None else decode_details(attempt.details)
         except UndecodableError as error:
-            self._failed(attempt, error)
+            fault = error.naming(f"the heartbeat details of activity {attempt.call.definition.name!r}")
+            if sealed_fault(attempt.details or b"") is None:
+                self.endings.failed(attempt, fault)
+            else:  # nothing is wrong with them: the key is not here
+                self.endings.misread(attempt, fault)
             return
         self._run(attempt, earlier)
 
     def _run(self, attempt: Attempt, earlier: tuple[Any, ...]) -> None:
         """Have the attempt's code run; nothing is in its way any more."""
         definition = attempt.call.definition
+        if self._stand_in is not None:
+            definition = attempt.call.definition = self._stand_in(definition)
         pulse = attempt.pulse = Pulse(
             attempt,
             attempt.number,
@@ -413,63 +404,22 @@ class Performer:
         self._running.add(attempt)
         if definition.is_async:
             self._runners.add(pulse)
-        elif not self._start_thread(attempt, pulse):
-            return
-        if definition.is_limited:
-            attempt.began_at = pulse.beat_at = self._loop.time()
-            self._watch(attempt)
-
-    def _start_thread(self, attempt: Attempt, pulse: Pulse) -> bool:
-        try:
-            attempt.task = self._context.copy().run(
-                self._executor.submit, partial(self._run_sync, attempt.call, pulse)
-            )
-        except Exception as error:  # no thread to be had, say: the attempt is charged and has failed
+        elif (refusal := self._start_thread(attempt, pulse)) is not None:
             self._running.discard(attempt)
             attempt.keep_details()
-            self._failed(attempt, error)
-            return False
-        attempt.task.add_done_callback(partial(self._thread_ended, attempt))
-        return True
-
-    def _run_sync(self, call: ActivityCall, pulse: Pulse) -> Performed:
-        definition = call.definition
-        try:
-            if pulse.fence is not None and not pulse.fence():
-                raise StaleError
-            _pulse.set(pulse)
-            args, kwargs = definition.arguments.decode(call.args)
-            value = definition.fn(*args, **kwargs)
-            if inspect.isawaitable(value):  # `lambda: charge(order)`, say: it belongs on the loop
-                value = asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
-            data = definition.result.encode(value)
-            return None, data, definition.result.decode(data)
-        except BaseException as error:
-            return error, b"", None
-
-    def _judged(self, attempt: Attempt, data: bytes) -> PayloadTooLargeError | None:
-        """Return the refusal of a result that is too large; warn of one that is nearly so."""
-        what = f"the result of activity {attempt.call.definition.name!r}"
-        try:
-            self._allowed.judge(len(data), what=what, run_id=attempt.run.run_id)
-        except PayloadTooLargeError as refusal:
-            return refusal
-        return None
-
-    def _thread_ended(self, attempt: Attempt, task: asyncio.Future[Any]) -> None:
-        if task.cancelled():
-            self._ended(attempt, task, asyncio.CancelledError(), b"", None)
-        elif (broken := task.exception()) is not None:
-            self._ended(attempt, task, broken, b"", None)
-        else:
-            self._ended(attempt, task, *task.result())
+            self.endings.failed(attempt, refusal)  # it is charged
+            return
+        if definition.is_limited:
+            attempt.began_at = self.clock.elapsed()
+            pulse.beat_at = self._loop.time()
+            self._set_timer(attempt)
 
     def _describe_attempt(self, pulse: Pulse) -> ActivityInfo:
         """Return what the activity may know of itself; made only if it asks."""
         attempt: Attempt = pulse.owner
         return ActivityInfo(
             run_id=attempt.run.run_id,
-            workflow=attempt.run.definition.name,
+            workflow=attempt.run.workflow,
             activity=attempt.call.definition.name,
             attempt=pulse.number,
             idempotency_key=attempt.call.key,
@@ -477,135 +427,6 @@ class Performer:
             _pulse=pulse,
             _make_token=partial(self.completions.token, attempt, pulse.number),
         )
-
-    # ─ limits ──
-
-    def _left_us(self, attempt: Attempt) -> int | None:
-        """Return how long all of its attempts together may still take."""
-        limit = attempt.call.definition.schedule_to_close_us
-        return None if limit is None else attempt.scheduled_at_us + limit - self._clock.now_us()
-
-    def _limits(self, attempt: Attempt) -> list[tuple[float, TimeoutKind]]:
-        """Return the limits that hold for an attempt that waits for a slot or runs, each with the seconds left."""
-        definition = attempt.call.definition
-        limits: list[tuple[float, TimeoutKind]] = []
-        if (left_us := self._left_us(attempt)) is not None:
-            limits.append((left_us / 1_000_000, "schedule_to_close"))
-        if attempt.state is AttemptState.QUEUED:
-            if (limit_us := definition.schedule_to_start_us) is not None:
-                left_us = attempt.queued_at_us + limit_us - self._clock.now_us()
-                limits.append((left_us / 1_000_000, "schedule_to_start"))
-        elif attempt.pulse is not None:
-            now = asyncio.get_running_loop().time()
-            if (limit_us := definition.timeout_us) is not None:
-                limits.append((attempt.began_at + limit_us / 1_000_000 - now, "start_to_close"))
-            # One that was cancelled with "wait" cleans up: it has better things to do than to beat.
-            if (limit_us := definition.heartbeat_us) is not None and not attempt.cancelled:
-                limits.append((attempt.pulse.beat_at + limit_us / 1_000_000 - now, "heartbeat"))
-        return limits
-
-    def _watch(self, attempt: Attempt) -> None:
-        """Set the attempt's timer for the nearest of its limits."""
-        limits = self._limits(attempt)
-        if limits:
-            left, _ = min(limits)
-            attempt.timer = asyncio.get_running_loop().call_later(max(left, 0.001), self._look, attempt)
-
-    def _look(self, attempt: Attempt) -> None:
-        """The timer rang: see which limit has passed, if one has."""
-        loop = asyncio.get_running_loop()
-        late = 0.0 if attempt.timer is None else loop.time() - attempt.timer.when()
-        attempt.timer = None
-        limits = self._limits(attempt)
-        if not limits or attempt.state not in (AttemptState.QUEUED, AttemptState.RUNNING):
-            return
-        left, kind = min(limits)
-        if left > 0:
-            self._watch(attempt)
-        elif kind == "heartbeat" and late > HELD_UP_SECONDS and -left < late + HELD_UP_SECONDS:
-            # The loop was busy with something else: whoever could not beat meanwhile may do so now.
-            attempt.timer = loop.call_later(HELD_UP_SECONDS, self._look, attempt)
-        else:
-            self._time_out(attempt, kind)
-
-    def _time_out(self, attempt: Attempt, kind: TimeoutKind) -> None:
-        if attempt.state is not AttemptState.RUNNING:
-            self._expire(attempt, kind)
-            return
-        attempt.timed_out = kind
-        self._stop_code(attempt, _late_text(attempt.call.definition, attempt.number, kind))
-        if attempt not in self._running:
-            return  # it had not begun, and is over already
-        if attempt.call.definition.is_async:
-            attempt.timer = asyncio.get_running_loop().call_later(LATE_SECONDS, self._give_up, attempt)
-        else:
-            self._give_up(attempt)
-
-    def _give_up(self, attempt: Attempt) -> None:
-        """The late attempt has failed, whatever its code still does; its slot is free when that ends."""
-        attempt.timer = None
-        zombie = Attempt(
-            attempt.run,
-            attempt.call,
-            attempt.number,
-            AttemptState.DROPPED,
-            attempt.scheduled_at_us,
-            attempt.queued_at_us,
-            attempt.has_slot,
-            attempt.task,
-        )
-        zombie.pulse = attempt.pulse
-        attempt.keep_details()
-        self._running.discard(attempt)
-        self._running.add(zombie)
-        kind = attempt.timed_out
-        assert kind is not None
-        attempt.task, attempt.has_slot = None, False
-        self._expire(attempt, kind)
-
-    def _expire(self, attempt: Attempt, kind: TimeoutKind) -> None:
-        """A limit of the attempt has passed and its code is done, given up, or was never begun."""
-        definition = attempt.call.definition
-        error = ActivityTimeoutError(_late_text(definition, attempt.number, kind), kind=kind)
-        failure = self._record(attempt, error)
-        if kind in NOT_RETRIED:
-            failure = msgspec.structs.replace(failure, cause=attempt.failure)
-        is_retryable = kind not in NOT_RETRIED and definition.retry.is_retryable(error)
-        self._retry_or_fail(attempt, failure, is_retryable=is_retryable)
-
-    # ─ heartbeats ──
-
-    def _note(self, pulse: Pulse) -> None:
-        """An attempt has something new to tell: it is written with the next batch of its interval."""
-        attempt: Attempt = pulse.owner
-        if attempt.pulse is not pulse or attempt.state is not AttemptState.RUNNING:
-            return
-        if (
-            pulse.has_token and not attempt.has_row
-        ):  # at once: an answer may come any moment, and looks for the row
-            pulse.is_noted = False
-            self._mark(attempt.run, [], [_started_row(attempt, pulse)])
-            return
-        limit_us = attempt.call.definition.heartbeat_us
-        interval = DETAILS_SECONDS_MAX
-        if limit_us is not None:
-            interval = min(max(DETAILS_SHARE * limit_us / 1_000_000, DETAILS_SECONDS_MIN), interval)
-        if interval not in self._batches:
-            timer = asyncio.get_running_loop().call_later(interval, self._write_details, interval)
-            self._batches[interval] = timer, []
-        self._batches[interval][1].append((attempt, pulse))
-
-    def _write_details(self, interval: float) -> None:
-        """Let the details of a whole batch ride on the next commit."""
-        _, batch = self._batches.pop(interval)
-        rows: dict[LiveRun, list[AttemptRow]] = {}
-        for attempt, pulse in batch:
-            pulse.is_noted = False  # before they are read: what a thread tells from here on is noted anew
-            if attempt.pulse is pulse and attempt.state is AttemptState.RUNNING:
-                row = _started_row(attempt, pulse)
-                rows.setdefault(attempt.run, []).append(row)
-        for run, listed in rows.items():
-            self._mark(run, [], listed)
 
     # ─ ends ──
 
@@ -618,7 +439,7 @@ class Performer:
         value: Any,
     ) -> None:
         if len(data) > self._allowed.payload_bytes_warn:
-            error = self._judged(attempt, data)
+            error = too_large(attempt, data, self._allowed)
         if (
             error is None
             and attempt.state is _RUNNING
@@ -632,7 +453,7 @@ class Performer:
             zombie = next((one for one in self._running if one.task is task), None)
             if zombie is not None:
                 self._running.discard(zombie)
-                self._free_slot(zombie)
+                self.free_slot(zombie)
             return
         # Task, context, pulse, attempt: a ring that only the garbage collector could take apart.
         attempt.task = None
@@ -641,53 +462,46 @@ class Performer:
             attempt.stop_timer()
         attempt.keep_details()
         if attempt.state is _DROPPED:
-            self._free_slot(attempt)
+            self.free_slot(attempt)
         elif attempt.answer is not None:
             self.completions.settle(attempt)
         elif error is None:
             assert attempt.timed_out is not None, "else it has succeeded"
-            self._expire(attempt, attempt.timed_out)
+            self.endings.expire(attempt, attempt.timed_out)
         elif isinstance(error, StaleError):
             attempt.state = AttemptState.DROPPED
-            self._free_slot(attempt)
+            self.free_slot(attempt)
             self._on_stale()
         elif isinstance(error, CompleteAsync) and not attempt.cancelled and attempt.timed_out is None:
             self.completions.opened(attempt)
         elif isinstance(error, asyncio.CancelledError | CompleteAsync):
-            self._was_cancelled(attempt, error)
+            self.endings.was_cancelled(attempt, error)
+        elif isinstance(error, Misread):
+            self.endings.misread(attempt, error.fault)
         elif isinstance(error, Interrupted):
-            self._failed(attempt, blocked(attempt.call.definition.name, attempt.number, error))
+            self.endings.failed(attempt, blocked(attempt.call.definition.name, attempt.number, error))
         else:
-            self._failed(attempt, error)
+            self.endings.failed(attempt, error)
         if self.is_draining and not self._running:
             self.on_idle()
 
-    def _was_cancelled(self, attempt: Attempt, error: BaseException) -> None:
-        if attempt.timed_out is not None:
-            self._expire(attempt, attempt.timed_out)
-        elif attempt.cancelled:
-            self._cancelled(attempt)
-        elif self.is_stopping():
-            self._free_slot(attempt)  # the loop is being torn down: the attempt is handed back
-        else:
-            unasked = asyncio.CancelledError("raised by the activity, unasked")
-            self._failed(attempt, error if error.args else unasked)
-
-    def _free_slot(self, attempt: Attempt) -> None:
+    def free_slot(self, attempt: Attempt) -> None:
+        """Give back the slot of an attempt, if it has one."""
         if attempt.has_slot:
             attempt.has_slot = False
             self._free += 1
             if self._queue:
                 self._on_slots()
 
-    def _want_slot(self, attempt: Attempt) -> None:
+    def want_slot(self, attempt: Attempt) -> None:
+        """Begin the next attempt as soon as there is a slot."""
         attempt.state = AttemptState.QUEUED
         if attempt.call.definition.is_limited:
-            left, kind = min(self._limits(attempt), default=(1.0, None))
+            left, kind = min(self._timeouts.limits(attempt), default=(1.0, None))
             if left <= 0 and kind is not None:
-                self._expire(attempt, kind)
+                self.endings.expire(attempt, kind)
                 return
-            self._watch(attempt)
+            self._set_timer(attempt)
         if attempt.is_lost:
             self._probation.add(attempt)
         else:
@@ -695,38 +509,10 @@ class Performer:
         if self._free > 0:
             self._on_slots()
 
-    # ─ what completions ask ──
-
-    def free_slot(self, attempt: Attempt) -> None:
-        """Give back the slot of an attempt, if it has one."""
-        self._free_slot(attempt)
-
-    def finish(self, attempt: Attempt, outcome: Outcome) -> None:
-        """Let `outcome` be what became of the activity."""
-        self._finish(attempt, outcome)
-
-    def expire(self, attempt: Attempt, kind: TimeoutKind) -> None:
-        """A limit of the attempt has passed."""
-        self._expire(attempt, kind)
-
-    def retry_or_fail(
-        self, attempt: Attempt, failure: Failure, *, is_retryable: bool, delay_us: int | None = None
-    ) -> None:
-        """An attempt has failed: begin the next, or let that be the outcome."""
-        self._retry_or_fail(attempt, failure, is_retryable=is_retryable, delay_us=delay_us)
-
-    def write(self, run: LiveRun, rows: Sequence[AttemptRow]) -> None:
-        """Let rows that tell of what has happened ride on the next commit."""
-        self._mark(run, [], list(rows))
-
-    def resume(self, run: LiveRun) -> None:
-        """See that the run is driven."""
-        self._on_outcome(run)
-
     # ─ what came of it ──
 
     def _succeeded(self, attempt: Attempt, outcome: Outcome) -> None:
-        """`_ended` and `_finish` in one, for what nearly every attempt comes to."""
+        """`_ended` and `Endings.finish` in one, for what nearly every attempt comes to."""
         pulse = attempt.pulse
         if pulse is not None:
             pulse.on_details = attempt.pulse = None
@@ -736,8 +522,8 @@ class Performer:
             attempt.stop_timer()
         running = self._running
         running.discard(attempt)
+        self._free += attempt.has_slot
         attempt.has_slot = False
-        self._free += 1
         if self._queue:
             self._on_slots()
         run = attempt.run
@@ -749,137 +535,3 @@ class Performer:
                 self._report_grouped(attempt)
         if self.is_draining and not running:
             self.on_idle()
-
-    def _finish(self, attempt: Attempt, outcome: Outcome) -> None:
-        if attempt.has_slot:
-            self._free_slot(attempt)
-        attempt.state = _DONE
-        run = attempt.run
-        if run.phase is not _GONE and run.attempts.get(outcome.op) is attempt:
-            run.outcomes.append(outcome)
-            self._on_outcome(run)
-
-    def _report_grouped(self, attempt: Attempt) -> None:
-        """Let the outcome wait a moment for those that are to be recorded together with it, if some have not ended yet."""
-        run, group = attempt.run, attempt.call.definition.group
-        are_open = any(
-            other.call.definition.group is group and other.state not in (_DONE, _DROPPED)
-            for other in run.attempts.values()
-        )
-        if are_open and not self.is_draining:
-            asyncio.get_running_loop().call_later(GROUP_SECONDS, self._report_held, run)
-        else:
-            self._on_outcome(run)
-
-    def _report_held(self, run: LiveRun) -> None:
-        """The others take their time: record what is there."""
-        if run.outcomes and run.phase is not _GONE:
-            self._on_outcome(run)
-
-    def _cancelled(self, attempt: Attempt) -> None:
-        attempt.stop_timer()
-        failure = self._record(attempt, asyncio.CancelledError("cancelled by the workflow"))
-        self._finish(attempt, Outcome(attempt.call.op, attempt.number, failure=failure))
-
-    def _failed(self, attempt: Attempt, error: BaseException) -> None:
-        storable = not isinstance(error, (PayloadError, UndecodableError))
-        policy = attempt.call.definition.retry
-        self._retry_or_fail(
-            attempt,
-            self._record(attempt, error),
-            is_retryable=storable and policy.is_retryable(error),
-            delay_us=asked_delay_us(error),
-        )
-
-    def _record(self, attempt: Attempt, error: BaseException) -> Failure:
-        return failures.record(
-            error,
-            activity=attempt.call.definition.name,
-            run_id=attempt.run.run_id,
-            attempts=attempt.number,
-        )
-
-    def _retry_or_fail(
-        self, attempt: Attempt, failure: Failure, *, is_retryable: bool, delay_us: int | None = None
-    ) -> None:
-        """An attempt has failed: begin the next after `delay_us`, or the policy's interval, or let that be the outcome."""
-        self._free_slot(attempt)
-        attempt.stop_timer()
-        policy = attempt.call.definition.retry
-        if attempt.cancelled:
-            self._cancelled(attempt)
-            return
-        if delay_us is None:
-            delay_us = policy.delay_us(
-                max(attempt.number, 1), self._random.fraction() if policy.jitter else 0.0
-            )
-        left_us = self._left_us(attempt)
-        in_time = left_us is None or delay_us < left_us
-        if not (is_retryable and in_time and policy.has_attempt_after(attempt.number)):
-            self._finish(attempt, Outcome(attempt.call.op, attempt.number, failure=failure))
-            return
-        attempt.state = AttemptState.BACKOFF
-        attempt.task = None
-        attempt.failure = failure
-        attempt.queued_at_us = self._clock.now_us() + delay_us
-        row = AttemptRow(
-            op=attempt.call.op,
-            attempt=attempt.number,
-            state="backoff",
-            due_at_us=attempt.queued_at_us,
-            failure=msgspec.json.encode(failure),
-            details=attempt.details,
-        )
-        self._mark(attempt.run, [], [row])
-        self._wait_out(attempt, delay_us)
-
-    def _wait_out(self, attempt: Attempt, delay_us: int) -> None:
-        attempt.timer = asyncio.get_running_loop().call_later(
-            max(delay_us, 0) / 1_000_000, self._backed_off, attempt
-        )
-
-    def _backed_off(self, attempt: Attempt) -> None:
-        attempt.timer = None
-        self._want_slot(attempt)
-
-
-def _started_row(attempt: Attempt, pulse: Pulse) -> AttemptRow:
-    """Return the row of an attempt that runs, with what it tells of itself."""
-    return AttemptRow(
-        op=attempt.call.op,
-        attempt=attempt.number,
-        state="started",
-        due_at_us=attempt.started_at_us or attempt.scheduled_at_us,
-        details=pulse.details,
-    )
-
-
-def _is_loss(failure: bytes | None) -> bool:
-    """Whether an attempt failed by the death of its worker."""
-    try:
-        return failure is not None and msgspec.json.decode(failure, type=Failure).type == _LOSS
-    except msgspec.DecodeError:
-        return False
-
-
-async def _awaited(value: Awaitable[Any]) -> Any:
-    return await value
-
-
-def _late_text(definition: ActivityDefinition, number: int, kind: TimeoutKind) -> str:
-    name = definition.name
-    match kind:
-        case "start_to_close":
-            limit_us = definition.timeout_us or 0
-            return f"attempt {number} of {name!r} ran longer than its timeout of {limit_us / 1_000_000:g} s"
-        case "heartbeat":
-            limit_us = definition.heartbeat_us or 0
-            return f"attempt {number} of {name!r} was silent for longer than its heartbeat timeout of {limit_us / 1_000_000:g} s"
-        case "schedule_to_start":
-            limit_us = definition.schedule_to_start_us or 0
-            return f"{name!r} waited for a slot for longer than its schedule-to-start timeout of {limit_us / 1_000_000:g} s"
-        case "schedule_to_close":
-            limit_us = definition.schedule_to_close_us or 0
-            return f"{name!r} was not done within its schedule-to-close timeout of {limit_us / 1_000_000:g} s"
-        case _:
-            assert_never(kind)

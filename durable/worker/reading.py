@@ -7,15 +7,37 @@ damaged row gets into a new one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
-from durable.activities import decode_details
+from durable.definitions import ActivityDefinition
 from durable.errors import UndecodableError
 from durable.failures import Failure
-from durable.journal.events import CancelRequested, SignalReceived
+from durable.in_activity import decode_details
+from durable.journal.events import ActivityCompleted, ActivityFailed, CancelRequested, SignalReceived
 from durable.payloads.codec import sealed_fault
-from durable.store.records import AttemptRow, Message
+from durable.store.records import PARENT_ENDED, AttemptRow, Message, child_notice
+
+
+class Misread(BaseException):
+    """The stored arguments of an activity cannot be read: not a failure of the activity, which never began. Private.
+
+    No `Exception`: the activity's policy has no say in it.
+    """
+
+    def __init__(self, fault: UndecodableError) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
+
+
+def read_arguments(definition: ActivityDefinition, stored: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what an activity is called with; raise `Misread`."""
+    try:
+        return definition.arguments.decode(stored)
+    except UndecodableError as fault:
+        raise Misread(fault) from None
+
 
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -48,12 +70,27 @@ def check_answer(message: Message) -> None:
         ) from None
 
 
-def message_event(message: Message, now_us: int) -> SignalReceived | CancelRequested:
-    """Return the event of a message."""
+def child_event(message: Message, now_us: int) -> ActivityCompleted | ActivityFailed:
+    """Return the event of a notice that was told the child's outcome."""
+    data, op = message.data, child_notice(message.message_id).op
+    try:
+        if message.name == "completed":
+            return ActivityCompleted(op=op, at=now_us, result=msgspec.json.decode(data, type=msgspec.Raw))
+        return ActivityFailed(op=op, at=now_us, failure=msgspec.json.decode(data, type=Failure))
+    except _MALFORMED as error:
+        raise UndecodableError(f"message {message.msg}, of a child: {_reason(data, error)}") from None
+
+
+def message_event(
+    message: Message, now_us: int, *, parent: str | None = None
+) -> SignalReceived | CancelRequested:
+    """Return the event of a message to a run, which may be the child of another."""
     data = message.data
     try:
         if message.kind == "cancel":
             reason = msgspec.json.decode(data, type=str | None)
+            if message.name == PARENT_ENDED:
+                reason = f"its parent {parent!r} has ended"
             return CancelRequested(at=now_us, msg=message.msg, reason=reason)
         data.decode()  # the check below lets through text that is not UTF-8
         value = msgspec.json.decode(data, type=msgspec.Raw)

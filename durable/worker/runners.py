@@ -15,14 +15,15 @@ import asyncio
 import logging
 import types
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import Any, Final
 
-from durable.activities import Pulse, _pulse
 from durable.definitions import ActivityDefinition
+from durable.in_activity import Pulse, finish_part, pulse_here
 from durable.seams import Clock, pause, spawn
 from durable.worker.live import Attempt, AttemptState
+from durable.worker.reading import read_arguments
 
 SLICE_SECONDS: Final = 0.02  # then the loop breathes
 SLICE_STEPS: Final = 8  # between looks at the clock
@@ -112,8 +113,7 @@ class Runners:
             except StopIteration as returned:
                 value = returned.value
                 try:
-                    data = definition.result.encode(value)
-                    value = definition.result.decode(data)
+                    data, value = definition.result.stored(value)
                 except BaseException as refusal:
                     on_ended(attempt, None, refusal, b"", None)
                 else:
@@ -125,7 +125,7 @@ class Runners:
                 self._pass_on()
                 if pulse.cancel_reason is not None:
                     task.cancel(pulse.cancel_reason)
-                await self._see_through(attempt, task, _go_on(coroutine, context, waited))
+                await self._see_through(attempt, task, finish_part(coroutine, context, waited))
                 return True
             if (
                 task.cancelling()
@@ -143,9 +143,7 @@ class Runners:
         error: BaseException | None = None
         data, value = b"", None
         try:
-            value = await rest
-            data = attempt.call.definition.result.encode(value)
-            value = attempt.call.definition.result.decode(data)
+            data, value = attempt.call.definition.result.stored(await rest)
         except BaseException as raised:
             error = raised
         self._on_ended(attempt, task, error, data, value)
@@ -155,8 +153,8 @@ def _take_first_step(
     pulse: Pulse, definition: ActivityDefinition, stored: bytes
 ) -> tuple[Coroutine[Any, Any, Any], Any]:
     """Call the activity's function and step its coroutine; return that, and what it waits for. `StopIteration`: it returned."""
-    _pulse.set(pulse)
-    args, kwargs = definition.arguments.decode(stored)
+    pulse_here.set(pulse)
+    args, kwargs = read_arguments(definition, stored)
     try:
         called: Any = definition.fn(*args, **kwargs)
     except StopIteration as error:  # of the function itself, not of its coroutine
@@ -167,18 +165,3 @@ def _take_first_step(
 
 async def _awaited(awaitable: Any) -> Any:
     return await awaitable
-
-
-@types.coroutine
-def _go_on(coroutine: Coroutine[Any, Any, Any], context: Context, waited: Any) -> Generator[Any, Any, Any]:
-    """Wait for whatever the coroutine waits for, and step it in its own context, until it returns or raises."""
-    while True:
-        step: Callable[[Any], Any] = coroutine.send
-        try:
-            sent = yield waited
-        except BaseException as error:
-            step, sent = coroutine.throw, error
-        try:
-            waited = context.run(step, sent)
-        except StopIteration as returned:
-            return returned.value

@@ -2,7 +2,8 @@
 
 A process that ends takes all its runs along, and nobody knows which one did it. So each of them is driven alone once:
 the store is told which, nothing else is driven here until its turn is durable, and only if the process ends in that time does it
-count. A run that gets on is cleared. One that only waits for an activity which ran when the worker died is *adjourned*:
+count: as a crash while the run's code runs, and as a sixteenth of one before and after, when something else has ended the process, most
+likely. A run that gets on is cleared. One that only waits for an activity which ran when the worker died is *adjourned*:
 it may be its outcome that is deadly, so it stays a suspect and is driven alone again when there is something to drive.
 
 Activities of others run on meanwhile: a trial takes milliseconds, and it takes `CRASHES_MAX` in a row to convict.
@@ -18,7 +19,7 @@ from typing import Final, Protocol
 
 from durable.definitions import WorkflowDefinition
 from durable.errors import LeaseLostError, StoreError
-from durable.scheduler.wakeups import Wakeups
+from durable.scheduler.wakeups import HINTED_SECONDS, Wakeups
 from durable.seams import Clock, pause
 from durable.store.contract import Store
 from durable.store.records import Trial
@@ -36,6 +37,8 @@ class SoleDriver(Protocol):
     is_trying: bool  # whether it drives nothing of its own accord
 
     def drive_alone(self, run: LiveRun) -> bool: ...
+
+    def hand_over(self) -> None: ...
 
     def schedule_pump(self) -> None: ...
 
@@ -64,6 +67,11 @@ class Suspects:
         self._passed: list[tuple[int, int]] = []
         self._adjourned: list[tuple[int, int]] = []
 
+    @property
+    def has_work(self) -> bool:
+        """Whether some suspect waits to be driven."""
+        return bool(self._waiting)
+
     def add(self, run: LiveRun) -> None:
         """A suspect has something to be driven."""
         if run not in self._waiting:
@@ -77,7 +85,8 @@ class Suspects:
     async def run(self) -> None:
         """Try suspects as they come, until cancelled."""
         while True:
-            await self._wakeups.wait(LOOK_SECONDS)
+            is_left = self._waiting or self._passed or self._adjourned  # from a life before
+            await self._wakeups.wait(LOOK_SECONDS if is_left else HINTED_SECONDS)
             while self._waiting or self._passed or self._adjourned:
                 worker_id = self._worker_id()
                 try:
@@ -107,15 +116,28 @@ class Suspects:
 
     async def _drive(self, run: LiveRun) -> None:
         key = (run.pk, run.claim_no)
-        adds_turn = self._driver.drive_alone(run)
+        await self._note(key, is_running=True)
+        try:
+            adds_turn = run.phase is not Phase.GONE and self._driver.drive_alone(run)
+        finally:
+            await self._note(key, is_running=False)
+        self._driver.hand_over()
         while run.phase is Phase.COMMITTING:
             await self._wakeups.wait(LOOK_SECONDS)
+            self._driver.hand_over()  # what a release or a mark has added since: the pump, which would, stands still
         is_through = run.phase is Phase.IDLE and (adds_turn or not run.has_work)
         if is_through or run.phase is Phase.GONE:
             run.is_suspect = False
             self._passed.append(key)
         else:
             self._adjourned.append(key)
+
+    async def _note(self, key: tuple[int, int], *, is_running: bool) -> None:
+        """Note for whoever takes us over whether the suspect's code runs. If that cannot be, it is blamed for more, or for less."""
+        try:
+            await self._store.note_code(self._worker_id(), key, is_running=is_running)
+        except StoreError as error:
+            log.warning("a trial could not be noted: %s", error)
 
     async def _tell(self, worker_id: int, run: LiveRun | None) -> bool:
         """Record what is done next and what came of the last; what could not be recorded is told again."""

@@ -33,6 +33,7 @@ from threading import Lock
 from types import FrameType
 from typing import Final, NamedTuple
 
+from durable.engine.instance import Instance
 from durable.engine.loop import DeterministicLoop
 from durable.engine.sources import find_source
 from durable.errors import BlockedLoopError, StuckWorkflowError
@@ -117,6 +118,16 @@ class Watch:
             except Interrupted:  # it came only now
                 self.interrupted = True
 
+    def come_out(self) -> None:
+        """On the loop, where `interrupted` was seen: withdraw the announcement and settle. The interrupt may be raised as late as here."""
+        while True:
+            try:
+                self.subject = None
+                self.settle()
+                return
+            except Interrupted:
+                continue
+
     def fault(self, run_id: str) -> StuckWorkflowError:
         """Return why a run whose activation was interrupted is parked."""
         stack = self.stack or FrameStack("", "")
@@ -129,6 +140,20 @@ class Watch:
             source=stack.source,
             stack=stack.text,
         )
+
+
+def evict(instance: Instance, watch: Watch) -> None:
+    """Unwind an instance under the watchdog's eyes; its `finally` blocks are the author's code and may hang like any other."""
+    watch.activations += 1
+    try:
+        watch.subject = instance.identity.run_id
+        instance.evict()
+        watch.subject = None
+    except Interrupted:
+        pass
+    if watch.interrupted:
+        watch.come_out()
+        log.error("run %r did not end its clean-up when it left the memory", instance.identity.run_id)
 
 
 class FrameStack(NamedTuple):

@@ -2,9 +2,10 @@
 
     python examples/orders/run_orders.py --orders 1000 --kills 8
 
-Starts the payment service and the workers (`durable worker app.py`, own processes, one SQLite file), enqueues one run
-per order, approves the large ones, and kills a random worker with SIGKILL again and again while they work. Then it looks at the
-outside world: is there exactly one charge in the ledger for every order that was paid, one receipt for every parcel?
+Starts the payment service and the workers (`durable worker app.py`, own processes; one SQLite file, or with
+`--db postgresql://...` a server), enqueues one run per order, approves the large ones, and kills a random worker with SIGKILL
+again and again while they work. Then it looks at the outside world: is there exactly one charge in the ledger for every order
+that was paid, one receipt for every parcel?
 Exits with 0 if all is well, with 1 and the differences otherwise.
 """
 
@@ -203,13 +204,17 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--db", help="database file (default: orders.db in the directory of the run)")
+    parser.add_argument(
+        "--db", help="a file, or a postgresql:// URL (default: orders.db in the directory of the run)"
+    )
     parser.add_argument("--deadline", type=float, default=600, help="give up after so many seconds")
     parser.add_argument("--keep", action="store_true", help="keep the directory of the run")
     options = parser.parse_args()
 
     world = Path(tempfile.mkdtemp(prefix="durable-orders-"))
-    db = f"sqlite:///{Path(options.db).absolute() if options.db else world / 'orders.db'}"
+    db = options.db or str(world / "orders.db")
+    if "://" not in db:
+        db = f"sqlite:///{Path(db).absolute()}"
     write_orders(world / "orders.csv", make_orders(options.orders, options.seed))
     orders = read_orders(world / "orders.csv")
     print(

@@ -10,7 +10,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.bench import bulk, crowds, in_process, machine, patterns, processes, sleepers
+from tests.bench import (
+    bulk,
+    claims,
+    crowds,
+    guarding,
+    in_process,
+    machine,
+    neighbours,
+    patterns,
+    processes,
+    sleepers,
+)
 from tests.bench.place import Settings
 from tests.bench.rows import Row, as_json, merged, table
 
@@ -26,11 +37,15 @@ SCENARIOS: Final[dict[str, Callable[[Settings], list[Row]]]] = {
     "resume": processes.resume,
     "restart": processes.restart,
     "workers": processes.workers,
+    "takeover": neighbours.takeover,
+    "wakeup": neighbours.wakeup,
     "enqueue": crowds.enqueue,
     "signals": crowds.signals,
     "fanout": crowds.fanout,
     "heartbeats": crowds.heartbeats,
+    "claims": claims.claims,
     "sleepers": sleepers.sleepers,
+    "guards": guarding.guards,
     "import": processes.imports,
 }
 ROUNDS: Final = {

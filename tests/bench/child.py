@@ -11,18 +11,22 @@ import gc  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Callable, Coroutine  # noqa: E402
+from collections.abc import Callable, Coroutine, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, Final  # noqa: E402
 
 from durable import Worker, configure, connect  # noqa: E402
 from durable.client import Client  # noqa: E402
-from tests.bench.place import served  # noqa: E402
+from durable.engine import guards  # noqa: E402
+from durable.store.records import Message  # noqa: E402
+from tests.bench.place import Stopwatch, served  # noqa: E402
 from tests.bench.raw import CommitMeter, raw_rows_per_second  # noqa: E402
-from tests.bench.workloads import chain, held, sleeping  # noqa: E402
+from tests.bench.workloads import chain, held, listening, sleeping, stuck  # noqa: E402
 
 IMPORTED = time.monotonic()
 SLOTS = 1000
+WAVE = 100
+STEPS_OF_A_RUN = 10
 
 
 def say(**fields: object) -> None:
@@ -98,6 +102,18 @@ async def serve(url: str) -> None:
         )
 
 
+async def compute(url: str, guarded: str) -> None:
+    """Drive a wave of runs for each line of standard input, with the guards or as if there were none; tell what it cost the loop."""
+    if guarded == "no":  # an audit hook cannot be taken back, so it is never set in this process
+        guards.install = guards.watch = lambda *_: None  # type: ignore[assignment]
+    async with served(url, durability="process") as (client, _worker, meter):
+        while await asyncio.to_thread(sys.stdin.readline):
+            with Stopwatch(meter) as watch:
+                handles = await client.start_many(chain, [(STEPS_OF_A_RUN,)] * WAVE)
+                await asyncio.gather(*[handle.result() for handle in handles])
+            say(steps=WAVE * STEPS_OF_A_RUN, loop_cpu=watch.loop_cpu, installed=bool(guards._installed))
+
+
 def rss_mib() -> float:
     """Return the memory of this process that is in use now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -114,8 +130,8 @@ async def rest(url: str, seconds: str) -> None:
         say(rss_mib=rss_mib(), cpu_share=share)
 
 
-async def wake(url: str, runs: str) -> None:
-    """Serve until so many sleeping runs have been closed."""
+async def wake(url: str) -> None:
+    """Serve sleeping runs until standard input ends; then tell what was done."""
     from durable_cli.serving import COLLECTOR_THRESHOLDS  # not a part of what other roles import
 
     gc.set_threshold(*COLLECTOR_THRESHOLDS)  # as `durable worker` does
@@ -124,13 +140,49 @@ async def wake(url: str, runs: str) -> None:
         meter.attach(client.store)
         async with Worker(client, sleeping, concurrency=SLOTS):
             say(ready=True)
-            await meter.wait_closed(int(runs))
+            await asyncio.to_thread(sys.stdin.read)
             say(
                 commits=meter.calls,
-                batch=meter.batch,
+                closed=meter.closed,
                 cpu_seconds=time.process_time(),
                 rss_mib=rss_mib(),
             )
+
+
+async def hold(url: str, runs: str, lease: str) -> None:
+    """Own so many runs whose activities run, and stay, to be killed."""
+    count = int(runs)
+    async with (
+        connect(url) as client,
+        Worker(client, stuck, concurrency=count, lease_seconds=float(lease)) as worker,
+    ):
+        await client.start_many(stuck, [()] * count)
+        while worker.life.performer.running < count:  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0.01)
+        say(ready=True, worker=worker.worker_id)
+        await asyncio.Event().wait()
+
+
+async def hear(url: str, run_id: str) -> None:
+    """Serve a run that takes signals, until standard input ends; then tell when each of them was here."""
+    heard: dict[str, float] = {}
+    async with connect(url) as client:
+        read_inbox = client.store.read_inbox
+
+        async def noting(worker_id: int, pks: Sequence[int] | None = None) -> list[Message]:
+            messages = await read_inbox(worker_id, pks)
+            now = time.monotonic()
+            for message in messages:
+                heard.setdefault(message.message_id or "", now)
+            return messages
+
+        client.store.read_inbox = noting  # type: ignore[method-assign]  # for the length of a measurement
+        async with Worker(client, listening):
+            while not await _is_held(client, run_id):  # noqa: ASYNC110  # nothing tells of a wait
+                await asyncio.sleep(0.02)
+            say(ready=True)
+            await asyncio.to_thread(sys.stdin.read)
+        say(heard=heard)
 
 
 ROLES: Final[dict[str, Callable[..., Coroutine[Any, Any, None]]]] = {
@@ -142,6 +194,9 @@ ROLES: Final[dict[str, Callable[..., Coroutine[Any, Any, None]]]] = {
     "wake": wake,
     "write": write,
     "serve": serve,
+    "hold": hold,
+    "hear": hear,
+    "compute": compute,
 }
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from typing import Any, Final
 from durable_cli.serving import COLLECTOR_THRESHOLDS
 
 from durable import Client, Worker, connect
-from durable.worker.performing import DETAILS_SECONDS_MAX
+from durable.starting import start_request
+from durable.store.records import Outgoing
+from durable.worker.heartbeats import DETAILS_SECONDS_MAX
 from tests.bench.place import Settings, Stopwatch, fresh_url, rate, raw_of, settled
 from tests.bench.raw import CommitMeter, raw_rows_per_second
 from tests.bench.rows import Row, rated
@@ -53,7 +55,7 @@ async def _enqueue(settings: Settings) -> list[Row]:
 
 async def _raw_starts(client: Client, runs: int, *, batch: int) -> float:
     """Return the seconds that the store's call takes, with requests that stand ready."""
-    requests = [client.start_request(chain.definition, (1,), {}) for _ in range(runs)]
+    requests = [start_request(client, chain.definition, (1,)) for _ in range(runs)]
     began = time.perf_counter()
     for first in range(0, runs, batch):
         await client.store.start_runs(requests[first : first + batch], client.clock.now_us())
@@ -113,14 +115,9 @@ async def _raw_sends(client: Client, run_id: str, sends: int = 300) -> float:
     store = client.store
     began = time.perf_counter()
     for _ in range(sends):
-        await store.send_message(
-            run_id,
-            kind="signal",
-            name=go.name,
-            data=b"true",
-            message_id=client.random.request_id(),
-            now_us=client.clock.now_us(),
-        )
+        message_id = client.random.request_id()
+        message = Outgoing(run_id=run_id, kind="signal", name=go.name, data=b"true", message_id=message_id)
+        await store.send_message(message, client.clock.now_us())
     return sends / (time.perf_counter() - began)
 
 
@@ -168,7 +165,7 @@ async def _heartbeats(settings: Settings) -> Row:
             gc.set_threshold(*COLLECTOR_THRESHOLDS)
             async with Worker(client, beating, concurrency=BEATING_RUNS * each) as worker:
                 handles = await client.start_many(beating, [(each, BEATING_SECONDS)] * BEATING_RUNS)
-                while worker._performer.running < BEATING_RUNS * each:  # noqa: ASYNC110  # nothing tells of it
+                while worker.life.performer.running < BEATING_RUNS * each:  # noqa: ASYNC110  # nothing tells of it
                     await asyncio.sleep(0.01)
                 await asyncio.sleep(DETAILS_SECONDS_MAX)  # the starts are behind us
                 intervals = 5

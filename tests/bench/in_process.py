@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from statistics import quantiles
 from typing import Final
 
 from durable_cli.serving import COLLECTOR_THRESHOLDS
 
-from durable import Worker, configure, connect
+from durable import Client, Worker, configure, connect
 from durable.default import engine_here
 from tests.bench.place import Settings, Stopwatch, fresh_url, rate, raw_of, served, settled
 from tests.bench.raw import CommitMeter, raw_rows_per_second
@@ -92,9 +93,7 @@ async def _waves(
 
 async def _embedded_wave(settings: Settings, *, runs: int, waves: int) -> Row:
     """So many workflow calls in one `asyncio.gather` of a plain script: each start is a transaction of its own."""
-    with fresh_url(settings) as url:
-        configure(url, durability=settings.durability)
-        client = (await engine_here()).client
+    async with _embedded(settings) as client:
         meter = CommitMeter()
         meter.attach(client.store)
         await asyncio.gather(*[chain(STEPS_OF_A_RUN) for _ in range(runs)])
@@ -107,6 +106,18 @@ async def _embedded_wave(settings: Settings, *, runs: int, waves: int) -> Row:
         return await rate(
             f"throughput/{runs}-embedded", client, meter, watch, steps=steps, before=before, runs=runs
         )
+
+
+@asynccontextmanager
+async def _embedded(settings: Settings) -> AsyncIterator[Client]:
+    """Yield the client of a plain script's engine, which is closed before its database goes."""
+    with fresh_url(settings) as url:
+        configure(url, durability=settings.durability)
+        engine = await engine_here()
+        try:
+            yield engine.client
+        finally:
+            await engine.close()
 
 
 def latency(settings: Settings) -> list[Row]:
@@ -122,9 +133,7 @@ async def _embedded_latency(settings: Settings, repetitions: int) -> list[Row]:
     async def call() -> None:
         await chain(1)
 
-    with fresh_url(settings) as url:
-        configure(url, durability=settings.durability)
-        client = (await engine_here()).client
+    async with _embedded(settings) as client:
         times = await _times(call, repetitions)
         raw = 1000 / await raw_rows_per_second(client, batch=1, row_size=200)
     return _quantiles("latency/embedded", times, raw, transactions=3)

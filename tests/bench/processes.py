@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from durable import Client, connect
+from durable.workflows import DEFAULT_TASK_QUEUE
 from tests.bench.place import Settings, fresh_url
 from tests.bench.raw import raw_rows_per_second
 from tests.bench.rows import Row, rated
@@ -39,6 +40,12 @@ class Child:
             raise RuntimeError(f"a child process ended with status {self._process.wait()} and no answer")
         fields: dict[str, Any] = json.loads(line)
         return fields
+
+    def ask(self) -> dict[str, Any]:
+        """Send it a line, and return its answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        return self.answer()
 
     def kill(self) -> None:
         """Kill it as a crash would."""
@@ -142,8 +149,7 @@ async def _workers(settings: Settings, count: int) -> Row:
             await client.start_many(chain, [(steps,)] * runs)
             served = [(chain.name, chain.version)]
             while True:
-                backlog = await client.store.count_backlog(None, served)
-                if not backlog.ready and not backlog.owned:
+                if not await client.store.has_backlog([DEFAULT_TASK_QUEUE], served):
                     break
                 await asyncio.sleep(0.01)
             seconds = time.perf_counter() - began

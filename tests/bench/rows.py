@@ -17,6 +17,7 @@ RATIO_FLOORS: Final = {
     "throughput/1000": 25.0,
     "bulk/10": 25.0,
     "bulk/100": 25.0,
+    "guards": 95.0,
     # A step of a pattern costs at most 1.5 times a bare activity.
     "pipeline": 66.0,
     "graph/chain": 66.0,
@@ -26,7 +27,13 @@ RATIO_FLOORS: Final = {
     "saga/manager": 66.0,
 }
 RATIO_FLOORS_OF_A_SERVER: Final = {"sequential": 70.0, "throughput/1000": 25.0}
-CEILINGS_MS: Final = {"import/durable": 150.0, "import/help": 150.0}
+CEILINGS_MS: Final = {
+    "import/durable": 150.0,
+    "import/help": 150.0,
+    "takeover/1000 p99": 3000.0,  # the lease of the scenario and a second
+    "wakeup p50": 2.0,
+    "wakeup p99": 10.0,
+}
 LOOP_CPU_US_MAX: Final = 30.0
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from durable import Client, Worker, connect
 from durable.store.records import RunFilter
+from durable.workflows import DEFAULT_TASK_QUEUE
 from tests.bench.place import Settings, fresh_url
 from tests.bench.processes import Child
 from tests.bench.raw import raw_rows_per_second
@@ -46,8 +47,8 @@ def sleepers(settings: Settings) -> list[Row]:
             raw=empty["cpu_share"] * 100,
         ),
     ]
-    for runs in (few, many):
-        rows += _due_at_once(settings, runs, AHEAD_SECONDS + built * 2 * runs / many)
+    for runs, workers in ((few, 1), (many, 1), (many, 2)):
+        rows += _due_at_once(settings, runs, AHEAD_SECONDS + built * 2 * runs / many, workers)
     return rows
 
 
@@ -56,39 +57,56 @@ def _rest(url: str) -> dict[str, float]:
     return child.answer()
 
 
-def _due_at_once(settings: Settings, runs: int, ahead: float) -> list[Row]:
-    """Put runs to sleep until one instant, and let a fresh worker process wake them."""
+def _due_at_once(settings: Settings, runs: int, ahead: float, workers: int) -> list[Row]:
+    """Put runs to sleep until one instant, and let fresh worker processes wake them."""
     with fresh_url(settings) as url:
         due = time.time() + ahead
         asyncio.run(_put_to_sleep(url, runs, due))
-        child = Child("wake", url, runs)
-        child.answer()
-        answer = child.end()
+        children = [Child("wake", url) for _ in range(workers)]
+        for child in children:
+            child.answer()
+        asyncio.run(_until_closed(url, due))
+        answers = [child.end() for child in children]
         late, raw = asyncio.run(_lateness(url, runs, due))
     spread = quantiles(late, n=100)
     told = {
         "runs": runs,
         "early": sum(one < 0 for one in late),
         "first_ms": min(late) * 1000,
-        "commits": answer["commits"],
-        "batch": answer["batch"],
-        "worker_cpu_seconds": answer["cpu_seconds"],
-        "worker_rss_mib": answer["rss_mib"],
+        "closed": [answer["closed"] for answer in answers],
+        "commits": sum(answer["commits"] for answer in answers),
+        "worker_cpu_seconds": sum(answer["cpu_seconds"] for answer in answers),
+        "worker_rss_mib": max(answer["rss_mib"] for answer in answers),
     }
+    name = f"sleepers/{runs}" + (f" on {workers} workers" if workers > 1 else "")
     return [
-        rated(f"sleepers/{runs} due p99", spread[98] * 1000, "ms", raw * 1000, **told),
-        rated(f"sleepers/{runs} all closed", max(late) * 1000, "ms", raw * 1000, **told),
+        rated(f"{name} due p99", spread[98] * 1000, "ms", raw * 1000, **told),
+        rated(f"{name} all closed", max(late) * 1000, "ms", raw * 1000, **told),
     ]
+
+
+async def _until_closed(url: str, due: float) -> None:
+    """Return when no run is open."""
+    await asyncio.sleep(due - time.time())
+    served = [(sleeping.name, sleeping.version)]
+    async with connect(url) as client:
+        while True:
+            if not await client.store.has_backlog([DEFAULT_TASK_QUEUE], served):
+                return
+            await asyncio.sleep(0.2)
+
+
+async def _asleep(client: Client) -> int:
+    return sum(one.runs for one in (await client.store.read_health()).open_runs if one.state == "waiting")
 
 
 async def _put_to_sleep(url: str, runs: int, until: float) -> float:
     """Start runs and wait until all sleep and nobody holds them; return the seconds that took."""
     began = time.perf_counter()
-    served = [(sleeping.name, sleeping.version)]
     async with connect(url, durability="process") as client, Worker(client, sleeping):
         for first in range(0, runs, CHUNK):
             await client.start_many(sleeping, [(until,)] * min(CHUNK, runs - first))
-        while (await client.store.count_backlog(None, served)).timers < runs:  # nothing tells of it
+        while await _asleep(client) < runs:  # nothing tells of it
             await asyncio.sleep(0.05)
             if time.time() > until - AWAKE_SECONDS:
                 raise RuntimeError(f"{runs} runs were not asleep in time: this machine is too slow just now")

@@ -71,3 +71,14 @@ async def beat(seconds: float) -> int:
 async def beating(activities: int, seconds: float) -> int:
     """So many heartbeating activities at once."""
     return sum(await asyncio.gather(*[beat(seconds) for _ in range(activities)]))
+
+
+@activity
+async def take_long() -> None:
+    await asyncio.sleep(3600)
+
+
+@workflow(name="bench-stuck")
+async def stuck() -> None:
+    """Stay with whoever holds it."""
+    await take_long()

@@ -289,6 +289,30 @@ def test_result_and_wait(app: Cli) -> None:
 
 # ─ talking ──
 
+DESK = """
+from durable import wait_condition, workflow
+
+@workflow
+class Desk:
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.seen: list[int] = []
+
+    async def run(self) -> int:
+        await wait_condition(lambda: len(self.seen) >= self.limit)
+        return sum(self.seen)
+
+    @workflow.signal
+    def add(self, number: int) -> None:
+        self.seen.append(number)
+
+    @workflow.query
+    def above(self, least: int, label: str = "") -> dict[str, list[int]]:
+        if least < 0:
+            raise ValueError("below zero")
+        return {label: [number for number in self.seen if number > least]}
+"""
+
 
 def test_signals_are_typed_by_the_app(app: Cli) -> None:
     """`true` is a boolean for bool, `123` is text for str, `maybe` is refused before it is sent."""
@@ -302,6 +326,50 @@ def test_signals_are_typed_by_the_app(app: Cli) -> None:
 
     assert app("result", "a").out == "true\n"
     assert app("result", "n").out == '"123"\n'
+
+
+def test_signals_are_typed_by_the_methods_that_take_them(cli: Cli, tmp_path: Path) -> None:
+    """As by a Signal; `durable worker` serves the class, and `show` tells its run as any other."""
+    (tmp_path / "desk.py").write_text(DESK)
+    cli("start", "Desk", "limit:=2", "--id", "d", "--app", "desk.py")
+
+    assert cli("signal", "d", "add", "many", "--app", "desk.py").code == 2
+    assert cli("signal", "d", "add", "1", "--app", "desk.py").code == 0
+    assert cli("signal", "d", "add", "41").code == 0
+    cli("worker", "desk.py", "--drain")
+
+    assert cli("result", "d").out == "42\n"
+    assert "Desk" in cli("show", "d").out
+
+
+def test_a_run_is_asked_by_its_code(cli: Cli, tmp_path: Path) -> None:
+    """While it waits and when it is closed, with no worker about; words are those of `durable start`."""
+    (tmp_path / "desk.py").write_text(DESK)
+    cli("start", "Desk", "limit:=3", "--id", "desk-1", "--app", "desk.py")
+    early = cli("query", "desk-1", "above", ":=0", "--app", "desk.py")
+    for number in ("5", "6"):
+        cli("signal", "desk-1", "add", number)
+    cli("worker", "desk.py", "--drain")
+
+    assert (early.code, "has not begun" in early.err) == (6, True)
+    assert cli("query", "desk-1", "above", ":=5", "7", "--app", "desk.py").out == '{"7":[6]}\n'
+    assert cli("query", "desk", "above", "least:=0", "label=all", "--app", "desk.py").out == '{"all":[5,6]}\n'
+    asked = cli("query", "desk-1", "above", ":=5", "--app", "desk.py", "-o", "json")
+    assert json.loads(asked.out) == {
+        "v": 1,
+        "run_id": "desk-1",
+        "generation": 1,
+        "query": "above",
+        "answer": {"": [6]},
+    }
+    unknown = cli("query", "desk-1", "below", "--app", "desk.py")
+    assert (unknown.code, "it answers: above" in unknown.err) == (2, True)
+    raised = cli("query", "desk-1", "above", "least:=-1", "--app", "desk.py")
+    assert (raised.code, "raised ValueError: below zero" in raised.err) == (1, True)
+    assert "--app" in cli("query", "desk-1", "above").err
+    cli("signal", "desk-1", "add", "7")
+    cli("worker", "desk.py", "--drain")
+    assert cli("query", "desk-1", "above", ":=0", "--app", "desk.py").out == '{"":[5,6,7]}\n'
 
 
 def test_a_signal_needs_no_code_unless_it_is_asked_for(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

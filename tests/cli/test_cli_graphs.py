@@ -87,11 +87,12 @@ def test_a_graph_is_drawn_as_text(asked: Cli) -> None:
 
 
 def test_a_graph_is_drawn_in_other_languages(asked: Cli) -> None:
-    """Mermaid, dot, JSON."""
+    """Mermaid, dot, SVG, JSON."""
     assert asked("graph", "shop", "r", "--format", "mermaid").out.startswith(
         'flowchart TD\n    n0["reserve"]:::completed\n'
     )
     assert asked("graph", "shop", "--format", "dot").out.startswith('digraph "shop" {\n')
+    assert asked("graph", "shop", "--format", "svg").out.startswith("<svg ")
     view = json.loads(asked("graph", "shop", "r", "-o", "json").out)
     assert (view["v"], view["name"], view["run_id"]) == (1, "shop", "r")
     assert [node["status"] for node in view["nodes"]][:2] == ["completed", "waiting"]

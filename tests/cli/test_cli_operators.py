@@ -12,14 +12,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from durable_cli.health import Check, Group, check_log, check_queues, check_schema, next_steps
+from durable_cli.health import Check, Group, check_log, check_queues, check_schema, check_tasks, next_steps
 from durable_cli.output import bytes_text
 
 import durable.store.sqlite.preparing
 import durable.store.sqlite.schema
 from durable import connect
 from durable.store.migrations import load_migrations
-from tests.cli.cli_harness import Child, Cli, wait_until
+from tests.cli.cli_harness import PATIENCE_SECONDS, Child, Cli, wait_until
 from tests.cli.test_cli_processes import on_a_terminal
 
 Start = Callable[..., Child]
@@ -126,7 +126,8 @@ def test_workers_are_listed_while_they_live(app: Cli, child: Start) -> None:
     (row,) = app("workers").rows
     assert row[3] == str(worker.process.pid)
     assert row[4:7] == ["worker", "default", "1"]
-    assert row[8] == "noted@1"
+    assert row[7] == "0"
+    assert row[9] == "noted@1"
     told = json.loads(app("workers", "-o", "json").out)
     assert told["lost"] == []
     assert told["workers"][0]["workflows"] == [{"workflow": "noted", "version": 1}]
@@ -263,6 +264,9 @@ def test_a_stack_is_rebuilt_without_a_worker(app: Cli, child: Start, here: Path)
     code, shown = on_a_terminal("show", "n", "--stack", "app.py", "--color", "never")
     assert code == 0
     assert 'awaits signal "note", since ' in shown
+    with_values = app("show", "n", "--stack", "--values").rows
+    assert [row for row in with_values if row[0] != "value"] == [task, frame]
+    assert app("show", "n", "--values").code == 2
     assert app("show", "n", "--events").out == before
 
 
@@ -321,9 +325,105 @@ def test_a_failed_run_is_tried_again(app: Cli) -> None:
     assert app("list").rows[0][2] == "pending"
     again = app("retry", "o")
     assert again.code == 6
-    assert "only a run that was closed without success can be retried" in again.err
+    assert "run 'o' is pending, and no activity of it waits for a retry" in again.err
     assert app("retry", "other").code == 3
     assert app("retry", "@last").code == 2
+
+
+def test_a_run_is_tried_again_from_the_failure_of_one_activity(app: Cli) -> None:
+    """By its name, or its number in the story; one that did not fail is no such point."""
+    app("run", "fulfil", "bolt", "--id", "o")
+    for which in ("ship", "1"):
+        dry = json.loads(app("retry", "o", "--activity", which, "--dry-run", "-o", "json").out)
+        assert (dry["kept_events"], dry["is_dry"]) == (2, True)
+    for which, why in (("pay", "no activity 'pay' of run 'o' failed: ship (2)"), ("2", "o has no step 2")):
+        refused = app("retry", "o", "--activity", which)
+        assert refused.code == 2
+        assert why in refused.err
+    assert app("retry", "o", "--activity", "ship").code == 0
+
+
+SLOW = """
+from durable import Retry, activity, activity_info, workflow
+
+@activity(retry=Retry(initial=3600, maximum=3600))
+async def book() -> int:
+    if activity_info().attempt == 1:
+        raise ConnectionError("no line")
+    return activity_info().attempt
+
+@workflow
+async def trip() -> int:
+    return await book()
+"""
+
+
+def test_a_retry_that_waits_is_run_now(app: Cli, child: Start, here: Path) -> None:
+    """What it waits for is told, and the command that helps; a worker obeys."""
+    (here / "slow.py").write_text(SLOW)
+    a_living_worker(app, child, "slow.py")
+    app("start", "slow.py:trip", "--id", "t")
+    wait_until(
+        lambda: json.loads(app("why", "t", "-o", "json").out)["reason"] == "retry", "the first attempt"
+    )
+    assert json.loads(app("why", "t", "-o", "json").out)["next"][0] == "durable retry t"
+    assert app("retry", "t", "--from-start").code == 6
+    assert app("retry", "t", "--activity", "ship").code == 6
+    dry = json.loads(app("retry", "t", "--dry-run", "-o", "json").out)
+    assert dry == {"v": 1, "run_id": "t", "activities": ["book"], "is_dry": True}
+
+    assert app("retry", "t", "--activity", "1").err == "t: book has the next attempt now\n"
+
+    assert app("result", "t", "--timeout", "10s").out == "2\n"
+
+
+def test_the_retries_of_many_runs_are_run_now(app: Cli, child: Start, here: Path) -> None:
+    """Those of open runs that wait for one; of the others nothing is changed."""
+    (here / "slow.py").write_text(SLOW)
+    a_living_worker(app, child, "slow.py")
+    for run_id in ("a", "b"):
+        app("start", "slow.py:trip", "--id", run_id)
+        wait_until(lambda: json.loads(app("why", "-o", "json").out)["reason"] == "retry", "the first attempt")
+    app("start", "hello", "W", "--id", "h")
+
+    assert (
+        app("bulk", "retry", "--status", "pending", "--id", "*", "--yes").err == "bulk retry: 0 runs done\n"
+    )
+    ended = app("bulk", "retry", "--status", "running", "--id", "*", "--yes")
+
+    assert sorted(ended.out.split()) == ["a", "b"]
+    for run_id in ("a", "b"):
+        assert app("result", run_id, "--timeout", "10s").out == "2\n"
+
+
+def test_pruning_heeds_what_workflows_say(app: Cli, child: Start, here: Path) -> None:
+    """Told by the runs themselves: their worker was killed, and nobody has its code any more."""
+    (here / "kept.py").write_text(
+        "from durable import workflow\n"
+        "@workflow(retention='forever')\n"
+        "async def audit() -> str:\n"
+        "    return 'kept'\n"
+        "@workflow(retention=86400)\n"
+        "async def visit() -> str:\n"
+        "    return 'gone'\n"
+    )
+    worker = a_living_worker(app, child, "kept.py")
+    for flow in ("audit", "visit"):
+        app("start", f"kept.py:{flow}", "--id", flow)
+        assert app("result", flow, "--timeout", "10s").code == 0
+    worker.process.kill()
+    worker.process.wait(PATIENCE_SECONDS)
+    app("run", "hello", "W", "--id", "h")
+    two_days = 2 * 86_400_000_000
+    changed(
+        here / "durable.db",
+        f"UPDATE run SET created_at_us = created_at_us - {two_days}, closed_at_us = closed_at_us - {two_days}",  # noqa: S608  # a number
+    )
+
+    assert app("prune", "--older-than", "1d", "--yes").out.startswith("2 runs deleted")
+    assert [row[0] for row in app("list").rows] == ["audit"]
+    assert app("prune", "--older-than", "1d", "--dry-run").out.startswith("0 runs")
+    assert app("prune", "--older-than", "1d", "--workflow", "audit", "--yes").out.startswith("1 run deleted")
 
 
 def test_what_would_be_forgotten_is_asked(app: Cli) -> None:
@@ -463,6 +563,32 @@ def test_what_counts_as_a_run_without_a_worker(
     assert [check.check if check.status != "ok" else "ok" for check in checks] == found
 
 
+@pytest.mark.parametrize(
+    ("performed", "complaints"),
+    [
+        (set(), ["gpu", "mail"]),
+        ({("gpu", "train")}, ["mail"]),
+        ({("mail", "train"), ("gpu", "send")}, ["gpu", "mail"]),
+        ({("gpu", "train"), ("mail", "send")}, []),
+    ],
+)
+def test_activities_that_no_living_worker_performs_are_a_complaint(
+    performed: set[tuple[str, str]], complaints: list[str]
+) -> None:
+    """Each queue and activity once, with the command that serves it."""
+    tasks = [("gpu", "train", 2, AT), ("gpu", "train", 1, AT - timedelta(hours=1)), ("mail", "send", 1, AT)]
+
+    checks = list(check_tasks(tasks, performed, AT + timedelta(minutes=31)))
+
+    assert [check.hint for check in checks] == [
+        f"durable worker TARGET --task-queue {queue}" for queue in complaints
+    ]
+    if not performed:
+        assert checks[0].text == (
+            'queue "gpu" has 3 calls of activity train (the oldest since 1h ago) and no worker for it'
+        )
+
+
 def test_a_long_log_and_an_old_schema_are_complaints() -> None:
     """With what to do."""
     assert check_log(64 << 20).status == "ok"
@@ -484,7 +610,10 @@ def test_migrate_brings_an_old_database_up_to_date(app: Cli, here: Path) -> None
     with pytest.MonkeyPatch.context() as older:
         for module in (durable.store.sqlite.schema, durable.store.sqlite.preparing):
             older.setattr(module, "load_migrations", lambda package: every[:1])
-        asyncio.run(connect("sqlite:///durable.db").open())
+        older.setattr(
+            durable.store.sqlite.preparing, "_refuse_foreign_workers", lambda *given: None
+        )  # asks in today's words
+        asyncio.run(opened_and_closed("sqlite:///durable.db"))
 
     for _ in range(2):
         check = app("migrate", "--check")
@@ -514,6 +643,11 @@ def test_migrate_brings_an_old_database_up_to_date(app: Cli, here: Path) -> None
     assert told == {"v": 1, "from": len(every), "to": len(every), "newest": len(every)}
     changed(here / "durable.db", "INSERT INTO migration VALUES (999, 'future', 0)")
     assert app("migrate", "--check").code == app("doctor").code == 4
+
+
+async def opened_and_closed(url: str) -> None:
+    async with connect(url):
+        pass
 
 
 # ─ backup ──
@@ -572,6 +706,52 @@ def test_prune_asks_on_a_terminal(app: Cli) -> None:
     assert "delete 1 run closed before " in shown
     code, _ = on_a_terminal("prune", "--older-than", "0s", answer="y\n")
     assert (code, app("list").out) == (0, "")
+
+
+def test_prune_asks_an_app_for_its_sagas(app: Cli, here: Path) -> None:
+    """Those that ended well go as long ago as their manager's configuration says; what failed, what is younger and what wants to be kept stays."""
+    (here / "shop.py").write_text(
+        "from durable import SagaBase, SagaConfig, SagaManager, saga_step\n"
+        "class Trip(SagaBase):\n"
+        "    @saga_step(max_retries=0)\n"
+        "    async def book(self, ctx) -> None:\n"
+        "        if ctx.get('fails'):\n"
+        "            raise ValueError('full')\n"
+        "class Kept(Trip):\n"
+        "    RETENTION = 'forever'\n"
+        "manager = SagaManager(config=SagaConfig(cleanup_completed_after_hours=48))\n"
+        "manager.register(Trip)\n"
+        "manager.register(Kept)\n"
+    )
+    three_days = 3 * 86_400_000_000
+    app(
+        "run",
+        "shop.py:Trip",
+        'data:={"fails": true}',
+        'config:={"enable_compensation": false}',
+        "--id",
+        "failed",
+    )
+    app("run", "shop.py:Trip", 'data:={"fails": true}', "--id", "compensated")
+    for run_id, saga in (("old", "Trip"), ("kept", "Kept"), ("young", "Trip")):
+        app("run", f"shop.py:{saga}", "data:={}", "--id", run_id)
+    app("run", "hello", "W", "--id", "h")
+    changed(
+        here / "durable.db",
+        f"UPDATE run SET created_at_us = created_at_us - {three_days}, closed_at_us = closed_at_us - {three_days}"  # noqa: S608  # a number
+        " WHERE run_id <> 'young'",
+    )
+
+    assert app("prune", "--app", "shop.py", "--dry-run").out.startswith(
+        "Trip: 2 runs would be deleted, ended"
+    )
+    assert app("prune", "--app", "shop.py").code == 2  # without a terminal --yes is needed
+    done = json.loads(app("prune", "--app", "shop.py", "--yes", "-o", "json").out)
+    assert {name: one["runs"] for name, one in done["workflows"].items()} == {"Trip": 2, "Kept": 0}
+    assert sorted(row[0] for row in app("list").rows) == ["failed", "h", "kept", "young"]
+
+    assert app("prune", "--app", "shop.py", "--older-than", "1d").code == 2
+    assert "no saga there" in app("prune", "--app", "app.py").err
 
 
 def test_prune_while_a_worker_works(app: Cli, child: Start) -> None:

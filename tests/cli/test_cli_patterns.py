@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from durable_cli.options import Settings
 from durable_cli.output import Terminal
 from durable_cli.story import entry_result, facts, picture, step_name
@@ -59,8 +60,9 @@ BULK = a_run(
 )  # fmt: skip
 
 
-def test_a_bulk_operation_is_one_line_however_many_its_slices() -> None:
+def test_a_bulk_operation_is_one_line_however_many_its_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """How many of its items have ended, and how many of those failed; retries are on the way yet."""
+    monkeypatch.setenv("COLUMNS", "120")
     rows = [row for row in facts(BULK, NOW) if row[0] == "step"]
 
     assert [row[2:4] for row in rows] == [("running", "items"), ("waiting", "sleep 1s")]

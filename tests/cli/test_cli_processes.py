@@ -70,6 +70,19 @@ def test_a_signal_drains(cli: Cli, child: Start, here: Path, number: signal.Sign
     assert [row[2] for row in cli("list", "--id", "later").rows] == ["pending"]
 
 
+def test_a_worker_that_is_stopped_while_it_imports_ends_in_order(child: Start, here: Path) -> None:
+    """It has nothing to hand back yet; whoever supervises it must not think that it failed."""
+    (here / "slow.py").write_text(
+        "import pathlib, time\npathlib.Path('importing').touch()\ntime.sleep(60)\n", encoding="utf-8"
+    )
+    worker = child("worker", "slow.py")
+    wait_until((here / "importing").exists, "the import")
+
+    worker.process.send_signal(signal.SIGTERM)
+
+    assert worker.end().code == 0
+
+
 def test_a_thread_that_hangs_does_not_keep_the_process(cli: Cli, child: Start, here: Path) -> None:
     """A sync activity cannot be stopped: after the grace the process goes all the same."""
     cli("start", "app.py:hanging", "hangs", "--id", "h")

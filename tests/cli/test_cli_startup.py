@@ -11,7 +11,7 @@ from durable_cli.main import COMMANDS
 
 from tests.cli.cli_harness import environment
 
-HEAVY: Final = ("aiosqlite", "anyio", "asyncio", "asyncpg", "durable", "msgspec", "sqlite3")
+HEAVY: Final = ("anyio", "asyncio", "asyncpg", "durable", "msgspec", "sqlite3")
 
 
 def python(code: str) -> str:
@@ -65,4 +65,4 @@ def test_every_listed_command_exists_and_has_help() -> None:
     )
 
     assert python(code) == "all\n"
-    assert len(COMMANDS) == 27
+    assert len(COMMANDS) == 29

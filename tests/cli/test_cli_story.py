@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from durable_cli.options import Settings
 from durable_cli.output import Output, Terminal
-from durable_cli.see import event_json, list_picture, list_row
+from durable_cli.see import list_picture, list_row
 from durable_cli.story import facts, picture, step_line
 
 from durable import Blocker, Entry, Run, RunStatus
@@ -135,6 +135,20 @@ def test_a_piped_story_is_lines_of_cells() -> None:
     )
 
 
+def test_attempts_that_were_cut_short_are_told_as_at_least_so_many() -> None:
+    """How often it was tried after that went with the run."""
+    ended = a_run(
+        "order-9",
+        "terminated",
+        closed_at=ago(230),
+        journal=[
+            an_entry(2, "ship", "activity", "cancelled", 240, 230, attempts=1, is_counted=False, input={})
+        ],
+    )
+
+    assert "step\t1\tcancelled\tship()\t10.0s\t1+\tcancelled" in tsv(ended)
+
+
 def test_a_piped_story_says_what_an_open_run_waits_for() -> None:
     """Everything it waits for, with the line of code where it is known."""
     assert tsv(WAITING).splitlines()[-4:] == [
@@ -239,17 +253,18 @@ def test_progress_is_one_line_per_change() -> None:
     ]
 
 
-def test_events_have_iso_times_and_no_epoch_numbers() -> None:
-    """Numbered from 1; microseconds are kept; durations name their unit."""
-    event = event_json(
-        6, {"e": "timer_started", "op": 3, "due": 1795316653398205, "duration": 300_000, "n": 1}
-    )
+@pytest.mark.parametrize(
+    ("retention", "closed", "text"),
+    [
+        ("forever", True, "for ever"),
+        (timedelta(days=2), True, "until 2026-11-24T03:04:13Z"),
+        (timedelta(days=2), False, "2d 0h after it is closed"),
+    ],
+)
+def test_a_retention_of_its_own_is_told(output: Output, retention: Any, closed: bool, text: str) -> None:
+    """Until when, once that is known; of others, which workers delete as they are told, nothing is said."""
+    run = a_run(retention=retention, closed_at=NOW if closed else None)
 
-    assert event == {
-        "number": 6,
-        "event": "timer_started",
-        "op": 3,
-        "due": "2026-11-22T03:04:13.398205Z",
-        "duration_us": 300_000,
-        "n": 1,
-    }
+    assert ("kept", text) in list(facts(run, NOW))
+    assert f"kept {text}" in "\n".join(picture(run, output.out, NOW))
+    assert "kept" not in [line[0] for line in facts(a_run(), NOW)]

@@ -18,6 +18,7 @@ from durable import (
     wait_answer,
     workflow,
 )
+from durable.store.records import Outgoing
 from tests.support.workers import Calls, is_released, is_waiting, running_worker
 
 
@@ -148,9 +149,8 @@ async def test_an_expired_question_cannot_be_answered(client: Client) -> None:
 
         with pytest.raises(WorkflowStateError):
             await client.answer("r", "late", ask="r@1/ok#1")
-        await client.store.send_message(
-            "r", kind="signal", name="ok", data=b'"late"', message_id="answer:r@1/ok#1", now_us=0
-        )
+        late = Outgoing(run_id="r", kind="signal", name="ok", data=b'"late"', message_id="answer:r@1/ok#1")
+        await client.store.send_message(late, 0)
         await run.answer("in time")
 
         assert await run.result() == ["nobody", "in time"]
@@ -212,6 +212,6 @@ async def test_the_default_database_is_asked_by_plain_functions(embedded: str) -
 
 async def run_asks(client: Client, ask: str) -> None:
     """Wait until this is the only open question."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while [one.id for one in await client.asks()] != [ask]:  # noqa: ASYNC110  # the database tells nobody
             await asyncio.sleep(0.005)

@@ -13,6 +13,7 @@ from durable import (
     DefinitionError,
     PayloadError,
     RunStatus,
+    UndecodableError,
     WorkflowContext,
     WorkflowFailedError,
     activity,
@@ -76,26 +77,15 @@ async def test_a_workflow_outside_of_runs_runs_durably(embedded: str) -> None:
     assert [(entry.name, entry.kind, entry.result) for entry in run.journal] == [("double", "activity", 8)]
 
 
-async def test_a_workflow_inside_of_a_run_is_refused_clearly(embedded: str) -> None:
-    """Child runs are not part of this version: the author is told what to do instead."""
+async def test_a_workflow_inside_of_a_run_is_a_run_of_its_own(embedded: str) -> None:
+    """Called in a workflow, in a plain script: a child, with an id derived from its parent's."""
 
     @workflow
     async def parent() -> int:
         return await sums(1)
 
-    with pytest.raises(WorkflowFailedError) as failed:
-        await parent()
-    assert isinstance(failed.value.__cause__, DefinitionError)
-    assert "'sums'" in str(failed.value.__cause__)
-    for start in (sums.start, sums.enqueue):
-
-        @workflow(name=f"parent_{start.__name__}")
-        async def starts() -> None:
-            await start(1)  # noqa: B023  # called within this turn of the loop
-
-        with pytest.raises(WorkflowFailedError) as failed:
-            await starts()
-        assert isinstance(failed.value.__cause__, DefinitionError)
+    assert await parent(run_id="p") == await sums(1)
+    assert "p@1/sums#1" in {run.run_id for run in await durable.list_runs()}
 
 
 async def test_a_workflow_called_in_an_activity_is_a_run_of_its_own(embedded: str) -> None:
@@ -148,7 +138,7 @@ async def test_start_returns_at_once_and_drives_the_run_here(embedded: str) -> N
     with pytest.raises(TimeoutError):
         await run.result(timeout=0.01)
     gate.set()
-    assert await run.result(10) == 5
+    assert await run.result(60) == 5
 
 
 async def test_enqueue_leaves_the_run_to_a_worker(embedded: str) -> None:
@@ -179,6 +169,43 @@ async def test_what_belongs_into_a_workflow_says_so_outside() -> None:
     for what in (info, lambda: wait_signal("x"), lambda: wait_condition(lambda: True)):
         with pytest.raises(DefinitionError, match="inside a workflow"):
             await what()  # type: ignore[misc]  # info() raises before there is anything to await
+
+
+async def test_a_workflow_that_returns_what_its_hint_does_not_say_fails(embedded: str) -> None:
+    """With the place in what it returned, while its clean-up can still run; not completed, for its callers to find out."""
+
+    @workflow
+    async def counts(which: str) -> dict[str, list[int]]:
+        return {"seen": [1, "two"]} if which == "deep" else None  # type: ignore[list-item,return-value]  # the mistake
+
+    for which, text in (
+        ("deep", r"expected `int`, got `str` at `\$\[\.\.\.\]\[1\]`"),
+        ("none", "expected `object`, got `null` at"),
+    ):
+        with pytest.raises(
+            WorkflowFailedError, match=f"the result is not what the return hint says: {text}"
+        ) as failed:
+            await counts(which, run_id=which)
+        assert isinstance(failed.value.__cause__, PayloadError)
+        assert (await durable.get_run(which)).status is RunStatus.FAILED
+
+
+async def test_a_result_that_todays_hint_cannot_read_names_the_run(embedded: str) -> None:
+    """The run was completed by other code: its caller learns whose result it cannot read as that."""
+
+    @workflow(name="counts")
+    async def before() -> str:
+        return "seven"
+
+    @workflow(name="counts")
+    async def today() -> int:
+        return 7
+
+    await before(run_id="c-1")
+    run = await today.attach("c-1")
+    with pytest.raises(UndecodableError, match=r"the result of run 'c-1': expected `int`, got `str`"):
+        await run.result()
+    assert (await durable.get_run("c-1")).status is RunStatus.COMPLETED
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from durable import (
     Signal,
     WorkflowFailedError,
     activity,
+    activity_info,
     sleep,
     wait_condition,
     workflow,
@@ -171,7 +172,7 @@ async def test_a_run_that_nothing_can_move_says_so(client: Client) -> None:
 
     async with running_worker(client, stuck):
         run = await client.start(stuck)
-        blocker = await until(lambda: _blocker_with(run, "only a cancel"))
+        blocker = await until(lambda: _blocker_with(run, "or a cancel, can move it"))
         assert blocker.kind == "nothing"
         await run.cancel()
         await status_is(run, "cancelled")
@@ -198,7 +199,7 @@ async def test_every_open_run_waits_for_something_that_can_be_named(client: Clie
     """No silent "running" (I17): at any moment, whatever happens to it."""
     async with running_worker(client, waits, ends, warm_us=0):
         runs = [await client.start(waits, value) for value in range(20)]
-        done = asyncio.ensure_future(asyncio.gather(*(run.result(20) for run in runs)))
+        done = asyncio.ensure_future(asyncio.gather(*(run.result(60) for run in runs)))
         for run in runs:
             await run.signal(number, 1)
             for seen in await client.list(limit=1000):
@@ -222,7 +223,7 @@ async def test_a_closed_run_tells_its_whole_story(client: Client) -> None:
     async with running_worker(client, story, name="w"):
         run = await client.start(story, 4, run_id="s", task_queue="default")
         await run.signal(number, 2)
-        assert await run.result(10) == 6
+        assert await run.result(60) == 6
         seen = await run.describe()
 
     assert isinstance(seen, Run)
@@ -254,6 +255,34 @@ async def test_a_closed_run_tells_its_whole_story(client: Client) -> None:
         assert entry.started_at <= entry.finished_at
 
 
+async def test_attempts_that_were_cut_short_are_not_told_as_counted(client: Client) -> None:
+    """The journal knows the first attempt only; the count beside it went with the run, or with the wait for the activity."""
+    second = asyncio.Event()
+
+    @activity(retry=Retry(initial=0.01))
+    async def stubborn() -> None:
+        if activity_info().attempt == 1:
+            raise ConnectionError("not yet")
+        second.set()
+        await asyncio.sleep(3600)
+
+    @workflow
+    async def insists() -> None:
+        await note(1)
+        await stubborn()
+
+    async with running_worker(client, insists):
+        run = await client.start(insists)
+        await second.wait()
+        open_entry = (await run.describe()).journal[1]
+        await run.terminate("enough")
+        counted, cut_short = (await run.describe()).journal
+
+    assert (open_entry.attempts, open_entry.is_counted) == (2, True)
+    assert (counted.attempts, counted.is_counted) == (1, True)
+    assert (cut_short.attempts, cut_short.is_counted) == (1, False)
+
+
 async def test_events_are_the_raw_journal(client: Client) -> None:
     """Append-only: a later read extends an earlier one (I1)."""
     async with running_worker(client, waits):
@@ -261,7 +290,7 @@ async def test_events_are_the_raw_journal(client: Client) -> None:
         await is_waiting(run, "signal")
         before = [str(event) for event in await run.events()]
         await run.signal(number, 1)
-        await run.result(10)
+        await run.result(60)
         after = [str(event) for event in await run.events()]
     assert len(before) < len(after)
     assert [line.split(" object at")[0] for line in after[: len(before)]] == [
@@ -284,14 +313,25 @@ async def test_a_generation_is_addressed_by_its_number_and_an_exact_id_wins(clie
     """Only a final `@digits` means a generation."""
     async with running_worker(client, ends):
         for value in (1, 2):
-            await (await client.start(ends, value, run_id="g", if_closed="new")).result(10)
-        await (await client.start(ends, 30, run_id="g@1")).result(10)
+            await (await client.start(ends, value, run_id="g", if_closed="new")).result(60)
+        await (await client.start(ends, 30, run_id="g@1")).result(60)
 
         assert (await client.describe("g")).result == 2
         assert (await client.describe("g@2")).result == 2
         assert (await client.describe("g@1")).result == 30
         with pytest.raises(RunNotFoundError):
             await client.describe("g@3")
+
+
+async def test_an_id_that_looks_like_a_generation_is_found_before_one(client: Client) -> None:
+    """Also while there is a newer one that begins alike."""
+    for run_id in ("a", "a@1", "a@10", "b@1x"):
+        await client.start(ends, 1, run_id=run_id)
+
+    assert [(await client.describe(f"a@{n}")).run_id for n in (1, 10)] == ["a@1", "a@10"]
+    assert (await client.describe("a")).generation == 1
+    with pytest.raises(RunNotFoundError):
+        await client.describe("b@1")
 
 
 async def test_results_are_plain_data_without_the_workflow_and_typed_with_it(client: Client) -> None:
@@ -302,13 +342,21 @@ async def test_results_are_plain_data_without_the_workflow_and_typed_with_it(cli
         return datetime(2020, 1, 1, tzinfo=UTC)
 
     async with running_worker(client, when):
-        await (await client.start(when, run_id="w")).result(10)
+        await (await client.start(when, run_id="w")).result(60)
 
-    assert await (await client.get("w")).result(1) == "2020-01-01T00:00:00Z"
-    assert await (await client.get("w", when)).result(1) == datetime(2020, 1, 1, tzinfo=UTC)
+    assert await (await client.get("w")).result(60) == "2020-01-01T00:00:00Z"
+    assert await (await client.get("w", when)).result(60) == datetime(2020, 1, 1, tzinfo=UTC)
 
 
 # ─ lists ──
+
+
+@pytest.mark.parametrize("wrong", [None, 7, b"order-7", ["order-7"]])
+async def test_a_run_id_that_is_no_text_is_refused(client: Client, wrong: Any) -> None:
+    """By the library's own error, whoever asks."""
+    for ask in (client.get, client.describe, client.events, client.why, client.cancel):
+        with pytest.raises(ArgumentsError, match="a run id is"):
+            await ask(wrong)
 
 
 async def test_lists_are_newest_first_and_filtered(client: Client) -> None:
@@ -330,7 +378,7 @@ async def test_lists_are_newest_first_and_filtered(client: Client) -> None:
     assert await ids(since=3600) == ["b-1", "a-2", "a-1"]
     assert await ids(until=timedelta(hours=1)) == []
     assert await ids(since=datetime(2100, 1, 1, tzinfo=UTC)) == []
-    for wrong in ({"status": "finished"}, {"since": datetime(2020, 1, 1)}):
+    for wrong in ({"status": "finished"}, {"since": datetime(2020, 1, 1)}, {"limit": -1}, {"limit": "9"}):
         with pytest.raises(ArgumentsError):
             await ids(**wrong)
     assert set(await client.complete_run_id("a-")) == {"a-1", "a-2"}
@@ -350,7 +398,7 @@ async def test_list_by_status_agrees_with_what_it_shows(client: Client, url: str
 
     async with no_durability(url) as other, running_worker(client, waits, ends, runs_on) as worker:
         warm = await client.start(waits, 1, run_id="warm")
-        await (await client.start(ends, 1, run_id="ended")).result(10)
+        await (await client.start(ends, 1, run_id="ended")).result(60)
         busy = await client.start(runs_on, run_id="busy")
         await client.start(ends, 1, run_id="later", task_queue="nobody")
         stopped = await client.start(waits, 1, run_id="stopped")
@@ -385,6 +433,22 @@ async def refuse(value: int) -> int:
     raise ConnectionError(f"no line {value}")
 
 
+async def test_who_asks_for_running_runs_reads_nothing_of_those_that_wait(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be a hundred thousand of them; who asks for waiting ones learns of those that wait in memory, too."""
+    async with running_worker(client, waiting_for_a_number):
+        runs = [await client.start(waiting_for_a_number) for _ in range(3)]
+        for run in runs:
+            await is_waiting(run, "signal")
+    reads = Reads(client, monkeypatch)
+
+    assert await client.list(status="running") == []
+    assert reads.count == 0
+    assert len(await client.list(status=["running", "waiting"])) == 3
+    assert reads.count == 3
+
+
 async def test_a_list_reads_the_journals_of_driven_runs_only(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,7 +459,7 @@ async def test_a_list_reads_the_journals_of_driven_runs_only(
         for value in range(5):
             run = await client.start(refused, value)
             with pytest.raises(WorkflowFailedError):
-                await run.result(10)
+                await run.result(60)
         reads = Reads(client, monkeypatch)
         runs = await client.list()
         assert reads.count == 1

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from durable import ArgumentsError, Client, RunNotFoundError, workflow
+from durable import ArgumentsError, Client, RunNotFoundError, activity, activity_info, workflow
 from durable.scheduler import retention
-from durable.store.sqlite import maintenance
+from durable.store.records import care
 from tests.support.workers import file_of, running_worker, tampered
 
 
@@ -23,13 +23,13 @@ async def closed_runs(client: Client, count: int) -> None:
             quick, [(n,) for n in range(count)], run_ids=[f"r{n}" for n in range(count)]
         )
         for run in runs:
-            await run.result(10)
+            await run.result(60)
 
 
 async def test_many_small_batches(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages end in the middle of a batch and batches in the middle of a page; none is forgotten, none counted twice."""
     monkeypatch.setattr(retention, "PAGE", 3)
-    monkeypatch.setattr(maintenance, "BATCH_ROWS_MAX", 5)
+    monkeypatch.setattr(care, "BATCH_ROWS_MAX", 5)
     await closed_runs(client, 10)
     kept = await client.start(quick, 0, run_id="open")
 
@@ -41,6 +41,26 @@ async def test_many_small_batches(client: Client, monkeypatch: pytest.MonkeyPatc
     assert [run.run_id for run in await client.list()] == [kept.run_id]
     with pytest.raises(RunNotFoundError):
         await client.get("r3")
+
+
+async def test_a_deleted_id_that_is_used_again_has_new_idempotency_keys(client: Client) -> None:
+    """What the first run of the id has charged, the receiver remembers: the second one's charge is another (P6)."""
+    keys: list[str] = []
+
+    @activity
+    async def charge() -> None:
+        keys.append(activity_info().idempotency_key)
+
+    @workflow
+    async def buys() -> None:
+        await charge()
+
+    async with running_worker(client, buys):
+        for _ in range(3):
+            await (await client.start(buys, run_id="monthly")).result(60)
+            assert (await client.prune(0)).runs == 1
+
+    assert len(set(keys)) == 3
 
 
 async def test_two_at_once_share_the_work(client: Client, url: str) -> None:
@@ -67,7 +87,7 @@ async def test_waiting_for_a_run_that_was_deleted(client: Client, patience: floa
     await client.prune(0)
     await client.start(quick, 1, run_id="r0")
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(RunNotFoundError, match="no run 'r0'"):
             await handle.result(patience)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from durable import (
+    ArgumentsError,
     Client,
     NonRetryableError,
     Retry,
@@ -114,7 +115,7 @@ ALL = (order, repaired, buggy, overdue, approval, persistent)
 
 async def failed(run: RunHandle[Any], error: type[Exception] = WorkflowFailedError) -> None:
     with pytest.raises(error):
-        await run.result(10)
+        await run.result(60)
 
 
 async def test_the_journal_before_the_failure_is_kept(client: Client) -> None:
@@ -126,7 +127,7 @@ async def test_the_journal_before_the_failure_is_kept(client: Client) -> None:
 
         reopened = await run.retry()
         again = await client.get("o", order)
-        assert await again.result(10) == ["charge", "ship"]
+        assert await again.result(60) == ["charge", "ship"]
 
     assert (reopened.generation, reopened.forgotten, reopened.is_dry) == (2, [], False)
     assert keys == ["o@1/charge#1", "o@1/ship#1", "o@1/ship#1"]
@@ -144,7 +145,7 @@ async def test_an_error_of_the_workflows_own_keeps_nothing(client: Client) -> No
         trouble.clear()
 
         reopened = await run.retry()
-        assert await (await client.get("o")).result(10) == "charge"
+        assert await (await client.get("o")).result(60) == "charge"
 
     assert (reopened.kept_events, reopened.forgotten) == (0, ["charge"])
     assert keys == ["o@1/charge#1", "o@1/charge#1"]
@@ -158,7 +159,7 @@ async def test_from_the_start_everything_is_new(client: Client) -> None:
         trouble.clear()
 
         reopened = await run.retry(from_start=True)
-        assert await (await client.get("o")).result(10) == ["charge", "ship"]
+        assert await (await client.get("o")).result(60) == ["charge", "ship"]
 
     assert (reopened.kept_events, reopened.forgotten) == (0, ["charge", "refund"])
     assert keys[-2:] == ["o@2/charge#1", "o@2/ship#1"]
@@ -208,7 +209,7 @@ async def test_a_cancelled_run_goes_on_before_it_was_cancelled(client: Client) -
 
         reopened = await run.retry()
         await client.signal("o", approved, 3)
-        assert await (await client.get("o")).result(10) == ["charge", 1, 2, "ship", 3]
+        assert await (await client.get("o")).result(60) == ["charge", 1, 2, "ship", 3]
 
     assert reopened.forgotten == ["refund"]
     assert keys == ["o@1/charge#1", "o@1/ship#1", "o@1/refund#1"]
@@ -225,7 +226,7 @@ async def test_signals_taken_in_after_the_failure_come_again(client: Client) -> 
         await run.retry(from_start=False)
         await client.signal("o", approved, 2, id="n2")
         await client.signal("o", approved, 3)
-        assert await (await client.get("o")).result(10) == ["charge", 1, 2, "ship", 3]
+        assert await (await client.get("o")).result(60) == ["charge", 1, 2, "ship", 3]
     assert keys.count("o@1/charge#1") == 1
 
 
@@ -241,7 +242,7 @@ async def test_a_terminated_run_goes_on_where_it_was(client: Client) -> None:
         again: RunHandle[Any] = await client.get("o")
         for number in (1, 2, 3):
             await again.signal(approved, number)
-        assert await again.result(10) == ["charge", 1, 2, "ship", 3]
+        assert await again.result(60) == ["charge", 1, 2, "ship", 3]
     assert keys == ["o@1/charge#1", "o@1/ship#1"]
 
 
@@ -252,7 +253,7 @@ async def test_a_run_that_has_used_up_its_own_retries(client: Client) -> None:
         await failed(run)
         trouble.clear()
         reopened = await run.retry()
-        assert await (await client.get("o")).result(10) == ["charge", "ship"]
+        assert await (await client.get("o")).result(60) == ["charge", "ship"]
     assert reopened.generation == 3
     assert keys.count("o@1/charge#1") == 1
 
@@ -274,9 +275,159 @@ async def test_what_cannot_be_retried(client: Client) -> None:
     trouble.clear()
     async with running_worker(client, *ALL):
         run = await client.start(order, run_id="done")
-        await run.result(10)
+        await run.result(60)
         waiting = await client.start(approval, run_id="open")
         await status_is(waiting, "waiting")
         for one in (run, waiting):
             with pytest.raises(WorkflowStateError, match="only a run that was closed without success"):
                 await one.retry()
+
+
+# ─ one activity ──
+
+LATER = Retry(max_attempts=3, initial=3600, maximum=3600)
+
+
+@activity(retry=LATER)
+async def book() -> str:
+    return impatient("book")
+
+
+@activity(retry=LATER)
+async def notify() -> str:
+    return impatient("notify")
+
+
+@activity(name="elsewhere", task_queue="gpu", retry=LATER)
+async def elsewhere() -> str:
+    return impatient("elsewhere")
+
+
+def impatient(name: str) -> str:
+    """Fails once."""
+    keys.append(f"{name} {activity_info().attempt}")
+    if activity_info().attempt == 1:
+        raise ConnectionError("try again")
+    return name
+
+
+@workflow
+async def trip() -> list[str]:
+    return await asyncio.gather(book(), notify())
+
+
+@workflow
+async def far_trip() -> str:
+    return await elsewhere()
+
+
+async def are_retrying(run: RunHandle[Any], *names: str) -> None:
+    async def retrying() -> bool:
+        story = await run.describe()
+        return [one.name for one in story.journal if one.status == "retrying"] == [*names]
+
+    await until(retrying)
+
+
+async def test_a_waiting_retry_is_run_now(client: Client) -> None:
+    """Of one activity by its name or number, or of all; its attempts are counted on. The others wait as they did."""
+    async with running_worker(client, trip):
+        run = await client.start(trip, run_id="t")
+        await are_retrying(run, "book", "notify")
+
+        assert await run.retry_now("notify", dry_run=True) == ["notify"]
+        assert await run.retry_now("notify") == ["notify"]
+        await are_retrying(run, "book")
+        (number,) = [one.number for one in (await run.describe()).journal if one.name == "book"]
+        assert await run.retry_now(number) == ["book"]
+
+        assert await run.result(60) == ["book", "notify"]
+    assert sorted(keys) == ["book 1", "book 2", "notify 1", "notify 2"]
+
+
+async def test_a_retry_is_run_now_by_whoever_takes_the_run_next(client: Client) -> None:
+    """Nobody has the run when it is asked for: what is due is in the database."""
+    async with running_worker(client, trip):
+        run = await client.start(trip, run_id="t")
+        await are_retrying(run, "book", "notify")
+
+    assert sorted(await run.retry_now()) == ["book", "notify"]
+
+    async with running_worker(client, trip):
+        assert await run.result(60) == ["book", "notify"]
+
+
+async def test_a_retry_on_another_queue_is_run_now(client: Client) -> None:
+    """By whatever worker of that queue."""
+    async with (
+        running_worker(client, far_trip),
+        running_worker(client, activities=[elsewhere], task_queue="gpu"),
+    ):
+        run = await client.start(far_trip, run_id="t")
+        await are_retrying(run, "elsewhere")
+
+        assert await run.retry_now() == ["elsewhere"]
+
+        assert await run.result(60) == "elsewhere"
+    assert keys == ["elsewhere 1", "elsewhere 2"]
+
+
+async def test_what_does_not_wait_for_a_retry_is_not_run_now(client: Client) -> None:
+    """A mistake is said: which do, or that none does."""
+    async with running_worker(client, trip, order):
+        run = await client.start(trip, run_id="t")
+        await are_retrying(run, "book", "notify")
+        with pytest.raises(
+            WorkflowStateError, match="no activity 'pay' of it waits for a retry; these do: book, notify"
+        ):
+            await run.retry_now("pay")
+        await run.retry_now()
+        assert await run.result(60) == ["book", "notify"]
+        with pytest.raises(WorkflowStateError, match="is completed, and no activity of it waits"):
+            await run.retry_now()
+
+
+@workflow
+async def tolerant() -> list[str]:
+    """Goes on without what failed, and then fails by a mistake of its own."""
+    done = [await charge()]
+    for attempt in range(2):
+        try:
+            done.append(await ship())
+        except NonRetryableError:
+            done.append(f"unshipped {attempt}")
+    done.append(await refund())
+    if "bug" in trouble:
+        raise ValueError("a mistake of the workflow's own")
+    return done
+
+
+async def test_a_closed_run_is_retried_from_the_failure_of_one_activity(client: Client) -> None:
+    """Whatever became of the run after it: what stood before is kept, what was completed later is forgotten."""
+    trouble.add("bug")
+    async with running_worker(client, tolerant):
+        run = await client.start(tolerant, run_id="o")
+        await failed(run)
+        trouble.clear()
+        with pytest.raises(ArgumentsError, match="failed 2 times: say which, by its number: 4, 6"):
+            await run.retry(activity="ship")
+        with pytest.raises(
+            ArgumentsError, match="no activity 'charge' of run 'o' failed: ship \\(4\\), ship \\(6\\)"
+        ):
+            await run.retry(activity="charge")
+
+        reopened = await run.retry(activity=6)
+        again = await client.get("o", tolerant)
+        assert await again.result(60) == ["charge", "unshipped 0", "ship", "refund"]
+
+    assert reopened.forgotten == ["refund"]
+    assert keys == ["o@1/charge#1", "o@1/ship#1", "o@1/ship#2", "o@1/refund#1", "o@1/ship#2", "o@1/refund#1"]
+
+
+async def test_what_was_undone_is_not_kept_up_to_an_activity(client: Client) -> None:
+    """Nor is anything kept from the start: both wishes at once are refused."""
+    async with running_worker(client, order):
+        run = await client.start(order, run_id="o")
+        await failed(run)
+        with pytest.raises(ArgumentsError, match="keeps nothing; leave activity out"):
+            await run.retry(activity="ship", from_start=True)

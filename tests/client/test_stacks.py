@@ -118,6 +118,41 @@ async def test_where_every_coroutine_stands(client: Client) -> None:
     assert (await run.events(), calls.names) == (before, ran)
 
 
+class Mute:
+    """Has no text."""
+
+    def __repr__(self) -> str:
+        raise ValueError("no words")
+
+
+@workflow
+async def knows(number: int) -> None:
+    seen = [await note(number)]
+    mute, long = Mute(), "x" * 5000
+    seen.append(await note(number + 1))
+    await approved.wait()
+    del mute, long
+
+
+async def test_what_a_waiting_run_knows_is_asked_without_a_worker(client: Client) -> None:
+    """The variables of every frame, as replay makes them; only if they are asked for, and never more than can be read."""
+    calls.names.clear()
+    async with running_worker(client, knows) as worker:
+        run = await client.start(knows, 3)
+        await is_waiting(run, "signal")
+        worker.stop(0)
+    ran = list(calls.names)
+
+    ((frame,),) = [one.frames for one in (await run.stack(knows, values=True)).standpoints]
+    ((bare,),) = [one.frames for one in (await run.stack(knows)).standpoints]
+
+    assert (frame.function, frame.values["number"], frame.values["seen"]) == ("knows", "3", "[3, 4]")
+    assert frame.values["mute"].startswith("<Mute ")
+    assert len(frame.values["long"]) <= 200
+    assert bare.values == {}
+    assert calls.names == ran
+
+
 async def test_without_the_code_the_journal_tells_what_is_open(client: Client) -> None:
     """One line each: the one that asked."""
     run = await a_standing_run(client)

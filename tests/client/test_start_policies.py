@@ -45,7 +45,7 @@ async def test_an_open_run_is_attached_to_by_default(client: Client) -> None:
     first, second = await client.start(waits, 1, run_id="r"), await client.start(waits, 1, run_id="r")
     async with running_worker(client, waits):
         await first.signal(number, 1)
-        assert [await run.result(10) for run in (first, second)] == [2, 2]
+        assert [await run.result(60) for run in (first, second)] == [2, 2]
     assert len(await client.list()) == 1
 
 
@@ -66,9 +66,9 @@ async def test_an_open_run_can_be_replaced(client: Client) -> None:
         new = await client.start(waits, 2, run_id="r", if_open="terminate")
         await new.signal(number, 10)
 
-        assert await new.result(10) == 12
+        assert await new.result(60) == 12
         with pytest.raises(RunTerminatedError, match="replaced"):
-            await old.result(10)
+            await old.result(60)
     assert [(await client.describe(f"r@{n}")).status for n in (1, 2)] == ["terminated", "completed"]
 
 
@@ -76,16 +76,16 @@ async def test_a_closed_run_is_returned_restarted_or_refused(client: Client) -> 
     """As the policy says; a new one opens the next generation."""
     async with running_worker(client, ends):
         first = await client.start(ends, 1, run_id="r")
-        await first.result(10)
-        assert await (await client.start(ends, 1, run_id="r")).result(10) == 1
+        await first.result(60)
+        assert await (await client.start(ends, 1, run_id="r")).result(60) == 1
         with pytest.raises(RunConflictError):
             await client.start(ends, 2, run_id="r")
         with pytest.raises(RunConflictError):
             await client.start(ends, 1, run_id="r", if_closed="fail")
         with pytest.raises(RunConflictError):
             await client.start(ends, 2, run_id="r", if_closed="new_if_failed")
-        assert await (await client.start(ends, 2, run_id="r", if_closed="new")).result(10) == 2
-        assert await first.result(10) == 1
+        assert await (await client.start(ends, 2, run_id="r", if_closed="new")).result(60) == 2
+        assert await first.result(60) == 1
     assert (await client.describe("r")).generation == 2
 
 
@@ -96,15 +96,15 @@ async def test_a_run_that_did_not_succeed_can_be_tried_again_under_its_id(client
         if how == "failed":
             run: Any = await client.start(ends, -1, run_id="r")
             with pytest.raises(WorkflowFailedError):
-                await run.result(10)
+                await run.result(60)
         else:
             run = await client.start(waits, 1, run_id="r")
             await (run.cancel() if how == "cancelled" else run.terminate())
             with pytest.raises(RunCancelledError):
-                await run.result(10)
+                await run.result(60)
         assert (await run.describe()).status == how
 
-        assert await (await client.start(ends, 5, run_id="r", if_closed="new_if_failed")).result(10) == 5
+        assert await (await client.start(ends, 5, run_id="r", if_closed="new_if_failed")).result(60) == 5
 
 
 async def test_a_signal_of_an_earlier_life_is_not_seen_in_the_next(client: Client) -> None:
@@ -112,14 +112,14 @@ async def test_a_signal_of_an_earlier_life_is_not_seen_in_the_next(client: Clien
     async with running_worker(client, waits):
         old = await client.start(waits, 1, run_id="r")
         await old.signal(number, 1)
-        await old.result(10)
+        await old.result(60)
     old = await client.start(waits, 1, run_id="r", if_closed="new")
     await old.signal(number, 50)
     new = await client.start(waits, 1, run_id="r", if_open="terminate")
     async with running_worker(client, waits):
         await is_waiting(new, "signal")
         await new.signal(number, 3)
-        assert await new.result(10) == 4
+        assert await new.result(60) == 4
 
 
 async def test_wrong_policies_and_delays_are_refused(client: Client) -> None:
@@ -174,7 +174,7 @@ async def test_a_thousand_starts_in_one_go(client: Client) -> None:
     """Handles in the order of the inputs."""
     async with running_worker(client, ends):
         runs = await client.start_many(ends, [(value,) for value in range(1000)])
-        assert [await run.result(20) for run in runs] == list(range(1000))
+        assert [await run.result(60) for run in runs] == list(range(1000))
 
 
 async def test_racing_clients_make_one_run(client: Client, url: str) -> None:
@@ -197,7 +197,7 @@ async def test_racing_clients_make_one_run(client: Client, url: str) -> None:
         starts = [clients[i % 4].start(once, name, run_id=name) for i, name in enumerate(names)]
         runs = await asyncio.gather(*starts)
 
-        assert [await run.result(20) for run in runs] == names
+        assert [await run.result(60) for run in runs] == names
     assert Counter(calls.names) == Counter(set(names))
 
 
@@ -240,7 +240,7 @@ async def test_awkward_but_storable_values_come_back_as_they_were(client: Client
     ]
     async with running_worker(client, echoes):
         for value in values:
-            assert await (await client.start(echoes, value)).result(10) == value
+            assert await (await client.start(echoes, value)).result(60) == value
 
 
 async def test_run_ids_may_be_any_printable_text(client: Client) -> None:
@@ -258,7 +258,7 @@ async def test_run_ids_may_be_any_printable_text(client: Client) -> None:
     ]
     async with running_worker(client, ends):
         for position, run_id in enumerate(ids):
-            assert await (await client.start(ends, position, run_id=run_id)).result(10) == position
+            assert await (await client.start(ends, position, run_id=run_id)).result(60) == position
         for position, run_id in enumerate(ids):
             seen = await client.describe(run_id)
             assert (seen.run_id, seen.result, seen.status) == (run_id, position, RunStatus.COMPLETED)

@@ -23,6 +23,7 @@ from durable import (
 )
 from durable.journal.why import Why, WhyReason
 from durable.seams import SystemClock
+from durable.starting import start_request
 from durable.store.records import WorkerInfo
 from tests.support.workers import file_of, is_released, running_worker, status_is, tampered, until
 
@@ -128,10 +129,12 @@ async def reason_is(run: RunHandle[Any], reason: str) -> Why:
     return await until(reached, what=f"{run} stands still because of {reason}")  # type: ignore[return-value]  # not None: it was true
 
 
-async def a_living_worker(client: Client, *, task_queue: str = "default", version: int = 1) -> int:
+async def a_living_worker(
+    client: Client, *, task_queue: str = "default", version: int = 1, lease_us: int = 0
+) -> int:
     """Register a worker of this process that does nothing."""
     definitions = tuple((name, version) for name, _ in DEFINITIONS)
-    info = WorkerInfo(name="web-1", task_queue=task_queue, definitions=definitions)
+    info = WorkerInfo(name="web-1", task_queue=task_queue, definitions=definitions, lease_us=lease_us)
     return await client.store.register_worker(info)
 
 
@@ -144,7 +147,7 @@ async def a_dead_worker(url: str) -> AsyncIterator[tuple[Client, int]]:
 
 async def owned_by(client: Client, worker: int, run_id: str) -> RunHandle[Any]:
     """Start a run that a worker owns at once."""
-    request = client.start_request(signalled.definition, (), {}, run_id=run_id, owner=worker)
+    request = start_request(client, signalled.definition, (), run_id=run_id, owner=worker)
     await client.store.start_runs([request], client.clock.now_us())
     return await client.get(run_id)
 
@@ -156,7 +159,7 @@ async def owned_by(client: Client, worker: int, run_id: str) -> RunHandle[Any]:
         (signalled_in_time, "signal", 'signal "approved" (times out in ', "approved", True),
         (conditional, "condition", "condition at ", "", False),
         (napping, "timer", "timer in ", "3600s", True),
-        (stuck, "deadlock", "only a cancel can move it", "", False),
+        (stuck, "deadlock", "or a cancel, can move it", "", False),
         (hanging, "activity", "hang: attempt 1 running", "hang", False),
         (retrying, "retry", "refuse: attempt 2 in ", "refuse", True),
         (everything, "retry", "after ConnectionError: no line", "refuse", True),
@@ -192,11 +195,47 @@ async def test_an_activity_that_waits_for_a_slot(client: Client) -> None:
             await run.terminate()
 
 
+async def test_an_activity_on_another_queue(client: Client) -> None:
+    """Nobody serves it there, the queue is paused, somebody performs it, or it is between attempts: each is told apart."""
+    may_fail = asyncio.Event()
+
+    @activity(task_queue="gpu", retry=Retry(initial=500, maximum=500))
+    async def train() -> None:
+        await may_fail.wait()
+        raise ConnectionError("no line")
+
+    @workflow
+    async def learns() -> None:
+        await train()
+
+    async with running_worker(client, learns):
+        run = await client.start(learns, run_id="r")
+        why = await reason_is(run, "no_worker")
+        assert (why.text, why.name, why.queue) == (
+            'train: no living worker serves it on queue "gpu"',
+            "train",
+            "gpu",
+        )
+        await client.pause_task_queue("gpu")
+        why = await reason_is(run, "paused")
+        assert why.text == 'train: queue "gpu" is paused'
+        async with running_worker(client, activities=[train], task_queue="gpu", name="gpu-1"):
+            await client.resume_task_queue("gpu")
+            why = await reason_is(run, "activity")
+            assert why.text == 'train: attempt 1 running on gpu-1 (queue "gpu")'
+            (entry,) = (await run.describe()).journal
+            assert (entry.queue, entry.worker, entry.attempts) == ("gpu", "gpu-1", 1)
+            may_fail.set()
+            why = await reason_is(run, "retry")
+            assert why.text.startswith("train: attempt 2 in 8m")
+        await run.terminate()
+
+
 async def test_closed_runs_say_how_they_ended(client: Client) -> None:
     """An earlier generation, too."""
     async with running_worker(client, *ALL):
         done = await client.start(quick, run_id="done")
-        await done.result(10)
+        await done.result(60)
         failed = await client.start(failing, run_id="failed")
         await status_is(failed, "failed")
         await client.start(quick, run_id="done", if_closed="new")
@@ -288,6 +327,15 @@ async def test_a_worker_that_gives_no_sign_of_life(client: Client) -> None:
         assert (await later.why(run.run_id)).reason is WhyReason.WORKER_LOST
 
 
+@pytest.mark.parametrize(("lease", "reason"), [(10, "worker_lost"), (40, "turn")])
+async def test_a_silent_worker_is_lost_after_its_own_lease(client: Client, lease: int, reason: str) -> None:
+    """When any other worker would take it over: neither before nor long after."""
+    worker = await a_living_worker(client, lease_us=lease * 1_000_000)
+    run = await owned_by(client, worker, "r")
+    async with Client(client.address.url, durability="off", clock=a_clock_ahead(20)) as later:
+        assert (await later.why(run.run_id)).reason == reason
+
+
 async def test_a_parked_run_and_how_it_goes_on(client: Client) -> None:
     """The fault is the text; resume lets a worker take it again, and takes nothing but parked runs."""
     async with running_worker(client, signalled, warm_us=0):
@@ -303,7 +351,7 @@ async def test_a_parked_run_and_how_it_goes_on(client: Client) -> None:
         await run.resume()
     async with running_worker(client, signalled):
         await run.signal(approved, True)
-        assert await run.result(10) is True
+        assert await run.result(60) is True
 
 
 async def test_a_journal_that_cannot_be_read(client: Client) -> None:

@@ -17,7 +17,7 @@ from tests.support.crash_points import Plan
 from tests.support.crashes import Scene, Stage, until_untouched
 
 RUNS: Final = 20
-SIGNALS: Final = 5
+SIGNALS: Final = 10  # half of them one by one, half at once
 ASKED: Final = {"runs": RUNS, "signals": SIGNALS}
 OUTCOMES: Final = {
     **{f"chain-{number:03}": Outcome(status=RunStatus.COMPLETED, result=[0, 1, 4]) for number in range(RUNS)},

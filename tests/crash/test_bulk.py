@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 import pytest
@@ -20,15 +21,46 @@ from durable.journal.events import ActivityCompleted, ScheduleActivity
 from durable.patterns.bulk_slices import SliceInput
 from tests.crash.programs import bulk_used
 from tests.support import crash_ledger
-from tests.support.crash_checks import entries_of, read_database
-from tests.support.crash_points import Plan
-from tests.support.crashes import until_untouched
+from tests.support.crash_checks import Reading, entries_of, read_database, read_schema
+from tests.support.crash_points import Plan, at_commit
+from tests.support.crashes import SERVER_LEASE_SECONDS, until_untouched
+from tests.support.postgres import in_schema
 
 ROOT: Final = Path(__file__).parents[2]
-SIDES: Final[tuple[Literal["before", "after"], ...]] = ("before", "after")
+_schemas: Final = itertools.count(1)
 
 
-def run(directory: Path, plan: Plan, *program: str) -> bool:
+class Place:
+    """Where the databases of a test are: files in their scenes, or schemas of one server."""
+
+    def __init__(self, server_url: str | None) -> None:
+        self._server_url = server_url
+        self._urls: dict[Path, str] = {}
+
+    def url(self, directory: Path) -> str:
+        if self._server_url is None:
+            return f"sqlite:///{directory / 'runs.db'}"
+        return self._urls.setdefault(
+            directory, in_schema(self._server_url, f"b{os.getpid()}_{next(_schemas)}")
+        )
+
+    def read(self, directory: Path) -> Reading:
+        if self._server_url is None:
+            return read_database(directory / "runs.db")
+        return read_schema(self.url(directory))
+
+    def environment(self, directory: Path) -> dict[str, str]:
+        """On a server only silence tells of a death."""
+        lease = {} if self._server_url is None else {"DURABLE_LEASE_TTL": str(SERVER_LEASE_SECONDS)}
+        return lease | {"CRASH_URL": self.url(directory)}
+
+
+@pytest.fixture
+def place(store_kind: str, request: pytest.FixtureRequest) -> Place:
+    return Place(None if store_kind == "sqlite" else request.getfixturevalue("postgres").url)
+
+
+def run(place: Place, directory: Path, plan: Plan, *program: str) -> bool:
     """Run the script; return whether it was killed as planned, or killed itself."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
@@ -41,7 +73,7 @@ def run(directory: Path, plan: Plan, *program: str) -> bool:
             *program,
         ],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": str(plan.n)},
+        env=os.environ | place.environment(directory) | {"PYTHONPATH": path, "PYTHONHASHSEED": str(plan.n)},
         capture_output=True,
         text=True,
         timeout=60,
@@ -51,10 +83,10 @@ def run(directory: Path, plan: Plan, *program: str) -> bool:
     return done.returncode != 0
 
 
-def recorded_items(directory: Path) -> set[str]:
+def recorded_items(reading: Reading) -> set[str]:
     """Return the keys, less their runs' marks, of the items whose end is in the journal."""
     found: set[str] = set()
-    for (run_id, _), entries in entries_of(read_database(directory / "runs.db")).items():
+    for (run_id, _), entries in entries_of(reading).items():
         asked = {entry.op: entry for entry in entries if isinstance(entry, ScheduleActivity)}
         for entry in entries:
             if not isinstance(entry, ActivityCompleted) or not asked[entry.op].name.endswith("items"):
@@ -75,26 +107,32 @@ def starts(directory: Path) -> list[str]:
     return [item_of(line) for line in crash_ledger.read(directory / "ledger.jsonl") if line.what == "start"]
 
 
-async def stories(directory: Path) -> dict[str, list[str]]:
-    with durable.using(
-        f"sqlite:///{directory / 'runs.db'}"
-    ):  # not configure: scenes run side by side in threads
+async def stories(url: str, directory: Path) -> dict[str, list[str]]:
+    with durable.using(url):  # not configure: scenes run side by side in threads
         return {
             machine_id: [row.event for row in await bulk_used.door(machine_id, directory).history()]
             for machine_id in ("inside", "plain")
         }
 
 
-def check(directory: Path, before: list[str], recorded: set[str]) -> None:
-    """What a death changed: items in work were begun again, no more than there are slots; callbacks were called again."""
-    again = starts(directory)[len(before) :]
+def check_items(before: list[str], again: list[str], recorded: set[str], width: int) -> None:
+    """What a death changed: items in work were begun again, no more than there are slots."""
     assert not recorded & set(again), "recorded, and begun again"
     undisturbed = {key: 3 if key.endswith("#6") else 2 if key.endswith("#9") else 1 for key in set(again)}
     extra = Counter(before + again)
     extra.subtract(undisturbed)
     repeated = sum(extra[key] for key in undisturbed if extra[key] > 0)
-    assert repeated <= bulk_used.WIDTH, f"{repeated} items were begun again: {extra}"
-    assert asyncio.run(stories(directory)) == {"inside": bulk_used.STORY, "plain": bulk_used.STORY}
+    assert repeated <= width, f"{repeated} items were begun again: {extra}"
+
+
+def check(url: str, directory: Path, before: list[str], recorded: set[str]) -> None:
+    """What a death changed: items in work were begun again; callbacks were called again."""
+    again = starts(directory)[len(before) :]
+    check_items(before, again, recorded, bulk_used.WIDTH)
+    assert asyncio.run(stories(url, directory)) == {
+        "inside": bulk_used.STORY,
+        "plain": bulk_used.STORY,
+    }
     called: list[list[Any]] = [
         msgspec.json.decode(line) for line in (directory / "callbacks.jsonl").read_bytes().splitlines()
     ]
@@ -107,38 +145,71 @@ def check(directory: Path, before: list[str], recorded: set[str]) -> None:
         )
 
 
-def every_point(directory: Path, points: Sequence[int] | None = None) -> int:
+def every_point(place: Place, directory: Path, points: Sequence[int] | None = None) -> int:
     def die_at(point: int) -> bool:
         scene = directory / str(point)
         scene.mkdir()
-        was_killed = run(scene, Plan(kind=SIDES[(point - 1) % 2], n=(point + 1) // 2))
-        before, recorded = starts(scene), recorded_items(scene)
+        was_killed = run(place, scene, at_commit(point))
+        before, recorded = starts(scene), recorded_items(place.read(scene))
         if was_killed:
-            assert not run(scene, Plan())
-        check(scene, before if was_killed else [], recorded if was_killed else set())
+            assert not run(place, scene, Plan())
+        check(place.url(scene), scene, before if was_killed else [], recorded if was_killed else set())
         return was_killed
 
     return until_untouched(die_at, points)
 
 
-def test_a_death_at_some_commits_changes_no_outcome(tmp_path: Path) -> None:
+def test_a_death_at_some_commits_changes_no_outcome(tmp_path: Path, place: Place) -> None:
     """A few of the points of the next test, so that what breaks often breaks early."""
-    assert every_point(tmp_path, [6, 15, 22, 31, 44]) >= 4
+    assert every_point(place, tmp_path, [6, 15, 22, 31, 44]) >= 4
 
 
 @pytest.mark.slow
-def test_a_death_at_any_commit_changes_no_outcome(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_a_death_at_any_commit_changes_no_outcome(tmp_path: Path, place: Place) -> None:
     """Killed before and after the first commit, the second, ... until all is done before it comes to that."""
-    died = every_point(tmp_path)
+    died = every_point(place, tmp_path)
 
     print(f"killed at {died} points")
     assert died >= 30
 
 
-def test_an_item_that_kills_its_worker_fails_alone(tmp_path: Path) -> None:
+def every_point_of_children(place: Place, directory: Path, points: Sequence[int] | None = None) -> int:
+    def die_at(point: int) -> bool:
+        scene = directory / str(point)
+        scene.mkdir()
+        was_killed = run(place, scene, at_commit(point), "children")
+        before, recorded = starts(scene), recorded_items(place.read(scene))
+        if was_killed:
+            assert not run(place, scene, Plan(), "children")
+        final = place.read(scene)
+        assert set(final.runs) == {"starting", *bulk_used.CHILDREN}
+        assert {str(one.status) for one in final.runs.values()} == {"completed"}
+        again = starts(scene)[len(before) :]
+        check_items(before, again, recorded, 2 * bulk_used.WIDTH)
+        assert {key.rpartition("#")[0] for key in before + again} == set(bulk_used.CHILDREN)
+        return was_killed
+
+    return until_untouched(die_at, points)
+
+
+@pytest.mark.slow
+def test_a_death_at_some_commits_neither_loses_nor_doubles_a_child(tmp_path: Path, place: Place) -> None:
+    """A few of the points of the next test: before and after the items are stored, before and after the child is there."""
+    assert every_point_of_children(place, tmp_path, [2, 4, 5, 6, 7, 8, 9, 11, 17]) >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_death_at_any_commit_neither_loses_nor_doubles_a_child(tmp_path: Path, place: Place) -> None:
+    """One child for each start, under the id that follows from its parent's, and each item as in an operation of its own."""
+    assert every_point_of_children(place, tmp_path) >= 15
+
+
+def test_an_item_that_kills_its_worker_fails_alone(tmp_path: Path, place: Place) -> None:
     """Whoever was on the way with it is tried apart from it; it has its attempts, and then it has failed."""
     lives = 0
-    while run(tmp_path, Plan(), "poisoned"):
+    while run(place, tmp_path, Plan(), "poisoned"):
         lives += 1
         assert lives < 10
 

@@ -7,33 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import pytest
 
 from durable.journal.events import SignalReceived
 from tests.crash.programs.graphs_used import FINAL_STATE, OUTCOMES
-from tests.crash.test_patterns import is_effect_unrecorded
 from tests.support.crash_checks import entries_of
-from tests.support.crash_points import Plan
-from tests.support.crashes import Scene, Zygote, until_untouched
+from tests.support.crash_points import at_commit
+from tests.support.crashes import Scene, Stage, until_untouched
 
-SIDES: Final[tuple[Literal["before", "after"], ...]] = ("before", "after")
 PROGRAMS: Final = {"script": "graphs", "worker": "graph_worker"}
 
 
 def every_point(
-    mode: str, directory: Path, zygotes: list[Zygote], points: Sequence[int] | None = None
+    mode: str, directory: Path, stage: Stage, points: Sequence[int] | None = None
 ) -> tuple[int, int]:
     """Return how many died, and how many of those between an effect and its record."""
     between: list[int] = []
 
     def die_at(point: int) -> bool:
-        with Scene(directory / f"{mode}-{point}", zygotes) as scene:
-            plan = Plan(kind=SIDES[(point - 1) % 2], n=(point + 1) // 2)
+        with stage(directory / f"{mode}-{point}") as scene:
+            plan = at_commit(point)
             was_killed = scene.has_died(scene.launch(PROGRAMS[mode], plan=plan))
             if was_killed:
-                if is_effect_unrecorded(scene):
+                if scene.has_unrecorded_effect():
                     between.append(point)
                 assert not scene.has_died(scene.launch(PROGRAMS[mode]))
             check(scene)
@@ -59,28 +57,28 @@ def check(scene: Scene) -> None:
     ("mode", "points"), [("script", [5, 12, 21, 34, 45, 52]), ("worker", [8, 15, 22, 31, 40, 55])]
 )
 def test_a_death_at_some_commits_changes_no_outcome(
-    mode: str, points: list[int], tmp_path: Path, zygotes: list[Zygote]
+    mode: str, points: list[int], tmp_path: Path, stage: Stage
 ) -> None:
     """A few of the points of the next test, so that what breaks often breaks early."""
-    died, _ = every_point(mode, tmp_path, zygotes, points)
+    died, _ = every_point(mode, tmp_path, stage, points)
 
     assert died >= len(points) // 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["script", "worker"])
-def test_a_death_at_any_commit_changes_no_outcome(mode: str, tmp_path: Path, zygotes: list[Zygote]) -> None:
+def test_a_death_at_any_commit_changes_no_outcome(mode: str, tmp_path: Path, stage: Stage) -> None:
     """Also between an effect and its record, and between a question and its answer."""
-    died, between = every_point(mode, tmp_path, zygotes)
+    died, between = every_point(mode, tmp_path, stage)
 
     print(f"{mode}: killed at {died} points, {between} of them between an effect and its record")
     assert died >= 20
     assert between >= 1
 
 
-def test_an_undisturbed_run_does_everything_once(tmp_path: Path, zygotes: list[Zygote]) -> None:
+def test_an_undisturbed_run_does_everything_once(tmp_path: Path, stage: Stage) -> None:
     """Each body starts once."""
-    with Scene(tmp_path / "once", zygotes) as scene:
+    with stage(tmp_path / "once") as scene:
         assert not scene.has_died(scene.launch("graphs"))
 
         check(scene)

@@ -16,8 +16,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from durable import Retry, Worker, activity, activity_info, connect, workflow
-from durable.activities import heartbeat
+from durable import Retry, Worker, activity, activity_info, connect, heartbeat, workflow
 
 ROOT: Final = Path(__file__).parents[2]
 WAIT_SECONDS: Final = 60.0

@@ -7,26 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import pytest
 
-from durable.journal.events import ActivityCompleted, ScheduleActivity
 from tests.crash.programs.patterns_used import OUTCOMES, UNDONE
-from tests.support.crash_checks import Reading, entries_of
-from tests.support.crash_points import Plan
-from tests.support.crashes import Scene, Zygote, until_untouched
+from tests.support.crash_checks import undone
+from tests.support.crash_points import at_commit
+from tests.support.crashes import Scene, Stage, until_untouched
 
-SIDES: Final[tuple[Literal["before", "after"], ...]] = ("before", "after")
 PROGRAMS: Final = {"script": "patterns", "worker": "pattern_worker"}
-
-
-def undone(reading: Reading, run_id: str) -> list[str]:
-    """Return the steps whose compensation is on record as completed, in that order."""
-    entries = entries_of(reading)[run_id, 1]
-    names = {entry.op: entry.name for entry in entries if isinstance(entry, ScheduleActivity)}
-    done = [names[entry.op] for entry in entries if isinstance(entry, ActivityCompleted)]
-    return [name.removesuffix("/compensation") for name in done if name.endswith("/compensation")]
 
 
 def in_groups(names: list[str], groups: Sequence[set[str]]) -> list[set[str]]:
@@ -36,34 +26,29 @@ def in_groups(names: list[str], groups: Sequence[set[str]]) -> list[set[str]]:
     return [*cut, *({name} for name in rest)]
 
 
-def is_effect_unrecorded(scene: Scene) -> bool:
-    """Whether some body has ended, and its result is not in the database."""
-    reading = scene.peek()
-    recorded = 0
-    for (run_id, generation), entries in entries_of(reading).items():
-        recorded += sum(isinstance(entry, ActivityCompleted) for entry in entries)
-        assert generation == 1, run_id
-    return sum(line.what == "end" for line in scene.ledger()) > recorded
+def check(scene: Scene) -> None:
+    """Every run has ended as it should, and what was to be undone is, in reverse."""
+    final = scene.check({})
+    assert {run_id: run.status for run_id, run in final.runs.items()} == OUTCOMES, scene.story()
+    for run_id, expected in UNDONE.items():
+        assert in_groups(undone(final, run_id), expected) == expected, f"{run_id}\n{scene.story()}"
 
 
 def every_point(
-    mode: str, directory: Path, zygotes: list[Zygote], points: Sequence[int] | None = None
+    mode: str, directory: Path, stage: Stage, points: Sequence[int] | None = None
 ) -> tuple[int, int]:
     """Return how many died, and how many of those between an effect and its record."""
     between: list[int] = []
 
     def die_at(point: int) -> bool:
-        with Scene(directory / f"{mode}-{point}", zygotes) as scene:
-            plan = Plan(kind=SIDES[(point - 1) % 2], n=(point + 1) // 2)
+        with stage(directory / f"{mode}-{point}") as scene:
+            plan = at_commit(point)
             was_killed = scene.has_died(scene.launch(PROGRAMS[mode], plan=plan))
             if was_killed:
-                if is_effect_unrecorded(scene):
+                if scene.has_unrecorded_effect():
                     between.append(point)
                 assert not scene.has_died(scene.launch(PROGRAMS[mode]))
-            final = scene.check({})
-            assert {run_id: run.status for run_id, run in final.runs.items()} == OUTCOMES, scene.story()
-            for run_id, expected in UNDONE.items():
-                assert in_groups(undone(final, run_id), expected) == expected, f"{run_id}\n{scene.story()}"
+            check(scene)
             return was_killed
 
     return until_untouched(die_at, points), len(between)
@@ -73,31 +58,30 @@ def every_point(
     ("mode", "points"), [("script", [5, 12, 19, 24, 31, 36]), ("worker", [8, 15, 21, 26, 33])]
 )
 def test_a_death_at_some_commits_changes_no_outcome(
-    mode: str, points: list[int], tmp_path: Path, zygotes: list[Zygote]
+    mode: str, points: list[int], tmp_path: Path, stage: Stage
 ) -> None:
     """A few of the points of the next test, so that what breaks often breaks early."""
-    died, _ = every_point(mode, tmp_path, zygotes, points)
+    died, _ = every_point(mode, tmp_path, stage, points)
 
     assert died >= len(points) // 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["script", "worker"])
-def test_a_death_at_any_commit_changes_no_outcome(mode: str, tmp_path: Path, zygotes: list[Zygote]) -> None:
+def test_a_death_at_any_commit_changes_no_outcome(mode: str, tmp_path: Path, stage: Stage) -> None:
     """Exactly what was recorded is undone, in reverse; a saga that is done undoes nothing; also between effect and record."""
-    died, between = every_point(mode, tmp_path, zygotes)
+    died, between = every_point(mode, tmp_path, stage)
 
     print(f"{mode}: killed at {died} points, {between} of them between an effect and its record")
     assert died >= 20
     assert between >= 1
 
 
-def test_an_interrupted_compensation_is_repeated_only_if_it_may_be(
-    tmp_path: Path, zygotes: list[Zygote]
-) -> None:
+def test_an_interrupted_compensation_is_repeated_only_if_it_may_be(tmp_path: Path, stage: Stage) -> None:
     """`idempotent=False`: reported as failed, not called again; the others, and those that may, are undone all the same."""
-    with Scene(tmp_path / "fragile", zygotes) as scene:
-        assert scene.has_died(scene.launch("fragile"))  # in "twice", which goes first
+    with stage(tmp_path / "fragile") as scene:
+        assert scene.has_died(scene.launch("fragile"))  # in "no more", which goes first
+        assert scene.has_died(scene.launch("fragile"))  # in "twice"
         assert scene.has_died(scene.launch("fragile"))  # in "once"
         assert not scene.has_died(scene.launch("fragile"))
 
@@ -105,8 +89,21 @@ def test_an_interrupted_compensation_is_repeated_only_if_it_may_be(
         starts = [line.key for line in scene.ledger() if line.what == "start"]
         assert starts.count("fragile@1/once/compensation#1") == 1
         assert starts.count("fragile@1/twice/compensation#1") == 2
-        assert undone(final, "fragile") == ["twice", "first"]
+        assert starts.count("fragile@1/no more/compensation#1") == 2
+        assert undone(final, "fragile") == ["no more", "twice", "first"]
         assert final.runs["fragile"].status == "failed"
         ((told, *details),) = scene.acknowledged()
         assert told == "WorkflowCompensationError"
-        assert details == [["twice", "first"], ["once"]]
+        assert details == [["no more", "twice", "first"], ["once"]]
+
+
+@pytest.mark.parametrize(("run_id", "step"), [("tried_once", "a"), ("fragile_body", "single")])
+def test_a_step_that_is_tried_once_is_undone_after_a_crash_too(
+    run_id: str, step: str, tmp_path: Path, stage: Stage
+) -> None:
+    """How often failures are tried again says nothing of a compensation that was cut short."""
+    with stage(tmp_path / run_id) as scene:
+        assert scene.has_died(scene.launch("fragile", run_id=run_id))
+        assert not scene.has_died(scene.launch("fragile", run_id=run_id))
+
+        assert undone(scene.check({}), run_id) == [step]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from durable import Client, RunStatus, connect
+from durable import Client, RunHandle, RunStatus, connect
 from durable.store.records import CRASHES_MAX
 from tests.crash.programs.deadly import AT_ONCE, calls, deadly, deadly_later, go, holds, neighbour
-from tests.support.supervisor import PATIENCE, supervised
+from tests.support.supervisor import FOR_EVER, PATIENCE, memory_limited, supervised
 from tests.support.workers import until
 
 SLOW = pytest.mark.slow  # they wait for limits to run out
@@ -152,3 +153,97 @@ async def test_a_deadly_activity_does_not_use_up_the_attempts_of_others(
 async def all_run(runs: list[Any]) -> bool:
     seen = [await run.describe() for run in runs]
     return all(run.journal and run.journal[0].status == "running" for run in seen)
+
+
+@SLOW
+@pytest.mark.stores("sqlite")
+@pytest.mark.parametrize("where", ["async", "thread"])
+async def test_an_activity_that_the_kernel_kills_for_its_memory_fails_after_its_attempts(
+    client: Client, url: str, tmp_path: Path, where: str
+) -> None:
+    """As by any other death of its worker: each costs it one, nobody else anything."""
+    with memory_limited(300) as cgroup:
+        async with supervised(url, tmp_path / "log", limit=FOR_EVER, cgroup=cgroup) as supervisor:
+            neighbours = await with_neighbours(client)
+            await until(lambda: all_wait(client), seconds=PATIENCE)
+            run = await client.start(calls, where, "hunger", run_id="deadly")
+
+            assert await run.result(PATIENCE) == "WorkerLostError"
+            assert await finished(neighbours) == EXPECTED
+        assert supervisor.ends[: AT_ONCE.max_attempts] == [-signal.SIGKILL] * AT_ONCE.max_attempts
+    (entry,) = (await run.describe()).journal
+    assert entry.attempts == AT_ONCE.max_attempts
+
+
+@SLOW
+@pytest.mark.stores("sqlite")
+async def test_an_activity_that_asks_for_more_memory_than_there_is_fails_after_its_attempts(
+    client: Client, url: str, tmp_path: Path
+) -> None:
+    """The system refuses it; should it refuse something to the worker just then, that may end, and costs an attempt as well."""
+    async with supervised(url, tmp_path / "log", limit=FOR_EVER) as supervisor:
+        neighbours = await with_neighbours(client)
+        await until(lambda: all_wait(client), seconds=PATIENCE)
+        run = await client.start(calls, "async", "greed", run_id="deadly")
+
+        outcome = await run.result(PATIENCE)
+        assert await finished(neighbours) == EXPECTED
+    assert outcome in ("MemoryError", "WorkerLostError")
+    assert len(supervisor.ends) <= AT_ONCE.max_attempts
+    (entry,) = (await run.describe()).journal
+    assert entry.attempts == AT_ONCE.max_attempts
+
+
+# ─ the neighbours' pace ──
+
+
+async def stuck(client: Client, where: str, how: str, mark: Path) -> RunHandle[Any]:
+    """Start a run whose code does not give control back, and return when it has come to that."""
+    how = f"{how}:{mark}"
+    run: RunHandle[Any] = (
+        await client.start(deadly, how) if where == "workflow" else await client.start(calls, where, how)
+    )
+    await until(mark.exists, seconds=PATIENCE)
+    return run
+
+
+@SLOW
+@pytest.mark.stores("sqlite")
+@pytest.mark.parametrize(
+    ("where", "how"),
+    [
+        ("workflow", "spin"),
+        ("workflow", "sleep"),
+        ("workflow", "lock"),
+        ("async", "spin"),
+        ("async", "sleep"),
+        ("thread", "lock"),
+    ],
+)
+async def test_while_one_worker_is_stuck_the_runs_of_another_go_on(
+    client: Client, url: str, tmp_path: Path, where: str, how: str
+) -> None:
+    """Nothing they need is held by it: all their steps come and go before it is even noticed, and nobody has to end."""
+    limits = {"limit": FOR_EVER, "lease": FOR_EVER}
+    async with supervised(url, tmp_path / "stuck", **limits) as one:
+        run = await stuck(client, where, how, tmp_path / "mark")
+        async with supervised(url, tmp_path / "other", **limits) as other:
+            assert await finished(await with_neighbours(client)) == EXPECTED
+            assert (await run.describe()).status == "running"
+            assert (one.ends, other.ends) == ([], [])
+
+
+@pytest.mark.parametrize("how", ["spin", "sleep"])
+async def test_while_a_thread_is_stuck_the_runs_beside_it_go_on(
+    client: Client, url: str, tmp_path: Path, how: str
+) -> None:
+    """In the same worker: the loop is not held up, and the activity is not over when they are."""
+    async with supervised(url, tmp_path / "log") as supervisor:
+        neighbours = await with_neighbours(client)
+        await until(lambda: all_wait(client), seconds=PATIENCE)
+        run = await stuck(client, "thread", how, tmp_path / "mark")
+
+        assert await finished(neighbours) == EXPECTED
+        (entry,) = (await run.describe()).journal
+        assert entry.status == "running"
+        assert supervisor.ends == []

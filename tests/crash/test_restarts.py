@@ -71,6 +71,9 @@ def test_processes_that_open_a_file_at_the_same_moment_all_succeed(tmp_path: Pat
             scene.kill(*workers)
             workers = [scene.launch("worker") for _ in range(4)]
             scene.wait_until_closed([f"chain-{chain:03}" for chain in range(10)])
+            # Who is told to stop while it is still being imported does not drain: it holds nothing yet.
+            pids = {worker.pid for worker in workers}
+            scene.wait_until("all have begun", lambda: pids <= {pid for _, pid, *_ in scene.peek().workers})  # noqa: B023
             scene.stop(*workers)
 
 

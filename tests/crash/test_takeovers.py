@@ -16,7 +16,7 @@ from tests.support.crash_points import Plan
 from tests.support.crashes import Child, Scene, Stage, until_untouched
 
 LEASE_SECONDS: Final = 0.5
-SLACK_SECONDS: Final = 8.0  # a busy machine may be late; it must never be early
+SLACK_SECONDS: Final = 30.0  # a busy machine may be late; it must never be early
 INTERRUPTED: Final = 130
 FAULT: Final = 70
 
@@ -48,6 +48,8 @@ def takes_over_and_shuts_out(scene: Scene, zombie: Child, run_ids: Sequence[str]
         "the zombie has a new incarnation",
         lambda: any(alive for _, pid, alive, _ in scene.peek().workers if pid == zombie.pid),
     )
+    # Where all runs were done before, it may still be starting: a signal would end it before it knows of any.
+    scene.wait_until("the other works", lambda: incarnations(scene.peek(), other))
     scene.stop(other)
     assert scene.launch("asker", workflow="chain", argument=2, run_id="afterwards").wait() == 0
     final = scene.wait_until_closed(["afterwards"])
@@ -171,9 +173,9 @@ def test_a_worker_frozen_before_any_write_does_no_harm(tmp_path: Path, stage: St
 def test_a_killed_worker_is_replaced_at_once(scene: Scene) -> None:
     """A dead process of this host loses its runs now, not when its lease has run out."""
     assert scene.launch("asker", workflow="patient", argument="gate", run_id="patient").wait() == 0
-    killed = scene.launch("worker", lease_seconds=60)
+    killed = scene.launch("worker", lease_seconds=120)
     scene.wait_until("the activity runs", lambda: scene.has_started("held"))
-    other = scene.launch("worker", lease_seconds=60)
+    other = scene.launch("worker", lease_seconds=120)
     scene.wait_until("both are there", lambda: len(scene.peek().workers) == 2)
 
     scene.kill(killed)
@@ -207,15 +209,21 @@ def test_a_run_that_sleeps_while_its_worker_dies_wakes_up_on_time(scene: Scene) 
 # ─ drains ──
 
 
-@pytest.mark.parametrize(("workflow", "activity"), [("patient", "held"), ("patient_thread", "held_thread")])
-def test_a_drained_worker_hands_its_activity_over_uncharged(
-    workflow: str, activity: str, scene: Scene
+@pytest.mark.parametrize(
+    ("workflow", "activity", "numbers"),
+    [("patient", "held", [1, 1]), ("patient_thread", "held_thread", [1, 2])],
+)
+def test_a_drained_worker_hands_its_activity_over(
+    workflow: str, activity: str, numbers: list[int], scene: Scene
 ) -> None:
-    """SIGTERM, and the grace runs out: the attempt is given back, and begins elsewhere under the same number."""
+    """SIGTERM, and the grace runs out: the attempt is given back, and begins elsewhere under the same number.
+
+    A thread that does not heed that it is to stop is not given back, since it may act at any time: its attempt counts.
+    """
     assert scene.launch("asker", workflow=workflow, argument="gate", run_id="held").wait() == 0
-    drained = scene.launch("worker")
+    drained = scene.launch("worker", lease_seconds=120)
     scene.wait_until("the activity runs", lambda: scene.has_started(activity))
-    other = scene.launch("worker")
+    other = scene.launch("worker", lease_seconds=120)
     scene.wait_until("both are there", lambda: len(scene.peek().workers) == 2)
 
     scene.stop(drained)
@@ -227,7 +235,7 @@ def test_a_drained_worker_hands_its_activity_over_uncharged(
     print(f"began elsewhere {took:.2f} s after the drain")
     assert took < SLACK_SECONDS
     starts = [line.attempt for line in scene.ledger() if line.what == "start" and f"/{activity}#" in line.key]
-    assert starts == [1, 1], scene.story()
+    assert starts == numbers, scene.story()
     scene.check({"held": completed(["reserved gate", "gate", "released gate"])})
 
 

@@ -32,7 +32,7 @@ def test_bulk_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     with process.stdout as output:
         assert output.read(20)  # some progress
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(60)
 
     assert "in 1960 of 2000 invoices" in run_example("bulk.py", tmp_path, "2000")
 

@@ -49,6 +49,17 @@ def test_killed_workers_charge_every_order_exactly_once(tmp_path: Path, seed: in
     assert "every order has exactly the charges, refunds and receipts it should have" in output
 
 
+@pytest.mark.slow
+@pytest.mark.stores("postgres")
+def test_four_workers_on_a_server_charge_every_order_exactly_once(tmp_path: Path, url: str) -> None:
+    """The same ledger, receipts and stock when workers share a server, and a dead one is noticed by its silence only."""
+    options = ("--db", url, "--orders", "100", "--workers", "4", "--kills", "6")
+    output = run_orders(tmp_path, *options, timeout=300)
+
+    assert output.count("killed worker") == 6
+    assert "every order has exactly the charges, refunds and receipts it should have" in output
+
+
 def test_a_few_orders_and_one_kill(tmp_path: Path) -> None:
     """The same in small, so that it cannot break unnoticed."""
     output = run_orders(tmp_path, "--orders", "12", "--kills", "1", timeout=120)
@@ -70,7 +81,7 @@ def payment_service(world: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port.read_text()}/charges"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def pay(url: str, key: str, order: str, card: str = "good") -> int:
@@ -88,6 +99,7 @@ def pay(url: str, key: str, order: str, card: str = "good") -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_the_payment_service_books_a_key_once_whatever_it_answers(tmp_path: Path) -> None:
     """It misbehaves in every way, and its ledger is right all the same."""
     with payment_service(tmp_path) as url:

@@ -67,7 +67,7 @@ def test_an_orchestrated_saga_takes_its_ways(tmp_path: Path) -> None:
     """The short one, the one out of a failure, and back."""
     assert run_example("saga_orchestrator.py", tmp_path).splitlines() == [
         "pick-up: completed; done: reserve, charge",
-        "expired: completed; done: reserve, invoice, pack, truck",
+        "expired: completed; done: reserve, invoice, deliver, pack, truck",
         "far: shelf 4 is free again",
         "far: compensated; done: charge, pack",
     ]

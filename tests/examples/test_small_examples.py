@@ -73,6 +73,29 @@ def test_approval_is_given_or_falls_back_to_the_default(tmp_path: Path) -> None:
     assert "to the boss: no answer about Bob: taken as a yes" in lines
 
 
+def test_children_are_packed_side_by_side(tmp_path: Path) -> None:
+    """One of them cannot be; a second run of the script packs nothing."""
+    lines = run_example("children.py", tmp_path).splitlines()
+    told = ["box of feathers", "no anvil: too heavy", "box of leafs"]
+
+    assert sorted(lines[:-3]) == ["packed feather", "packed leaf"]
+    assert lines[-3:] == told
+    assert run_example("children.py", tmp_path).splitlines() == told
+
+
+def test_a_class_is_signalled_and_asked(tmp_path: Path) -> None:
+    """Run again, it asks a closed run; the command line asks it, too, without a worker."""
+    told = ["1200 cents for anvil", "approved by ann and bob"]
+
+    assert run_example("workflow_class.py", tmp_path).splitlines() == told
+    assert run_example("workflow_class.py", tmp_path).splitlines() == told
+    asked = subprocess.run(
+        [sys.executable, "-m", "durable", "query", "checkout-1", "status", "--app", str(EXAMPLES / "workflow_class.py")],
+        cwd=tmp_path, env=environment(), check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert asked.stdout == '"approved by ann and bob"\n'
+
+
 def test_fan_out_counts_every_page_once(tmp_path: Path) -> None:
     """Twenty pages by asyncio, twenty by anyio, and at least one of three that race."""
     lines = run_example("fan_out.py", tmp_path).splitlines()
@@ -119,7 +142,7 @@ def test_fan_out_goes_on_where_it_was_killed(tmp_path: Path) -> None:
             if line.startswith("asyncio.TaskGroup"):  # the first run is done, the second has just begun
                 break
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(60)
 
     after = run_example("fan_out.py", tmp_path).splitlines()
 

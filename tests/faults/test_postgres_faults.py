@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import time
 from contextlib import AsyncExitStack
 from typing import Any
@@ -16,31 +15,16 @@ import asyncpg
 import pytest
 
 from durable import activity, connect, seams, workflow
+from tests.conftest import without_server
 from tests.faults.world import at_work
-from tests.support.postgres import Server, in_schema, looked_up
+from tests.support.postgres import NoServer, Server, find_binaries, in_schema, looked_up
 from tests.support.proxy import Proxy
 from tests.support.workers import running_worker, until
 
-_numbers = itertools.count(1)
 COMMITS = (b".journal (run",)
 STARTS = (b".request (request_id",)
-SENDS = (b".inbox (run, msg",)
-
-
-@pytest.fixture
-def schema() -> str:
-    return f"f{os.getpid()}_{next(_numbers)}"
-
-
-@pytest.fixture
-def direct(victim: Server, schema: str) -> str:
-    """The way that no proxy is on, as a role without any privilege but its own database."""
-    return in_schema(f"postgresql://app@127.0.0.1:{victim.port}/runs", schema)
-
-
-@pytest.fixture
-def through(proxy: Proxy, schema: str) -> str:
-    return in_schema(f"postgresql://app@127.0.0.1:{proxy.port}/runs", schema)
+SENDS = (b".send_message(",)
+TRANSACTIONS = (b"COMMIT",)  # those of several statements
 
 
 # ─ the connection ──
@@ -48,8 +32,8 @@ def through(proxy: Proxy, schema: str) -> str:
 
 @pytest.mark.parametrize(
     "marks",
-    [COMMITS, pytest.param(STARTS, marks=pytest.mark.slow), pytest.param(SENDS, marks=pytest.mark.slow)],
-    ids=["commits", "starts", "signals"],
+    [COMMITS, *(pytest.param(one, marks=pytest.mark.slow) for one in (STARTS, SENDS, TRANSACTIONS))],
+    ids=["commits", "starts", "signals", "transactions"],
 )
 async def test_replies_that_never_come(through: str, proxy: Proxy, marks: tuple[bytes, ...]) -> None:
     """Committed, and nobody was told: the truth is read before anything else is done (P16, P4)."""
@@ -64,7 +48,9 @@ async def test_replies_that_never_come(through: str, proxy: Proxy, marks: tuple[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("marks", [COMMITS, STARTS, SENDS], ids=["commits", "starts", "signals"])
+@pytest.mark.parametrize(
+    "marks", [COMMITS, STARTS, SENDS, TRANSACTIONS], ids=["commits", "starts", "signals", "transactions"]
+)
 async def test_statements_that_never_arrive(through: str, proxy: Proxy, marks: tuple[bytes, ...]) -> None:
     """Cut off before the server got them: nothing was written, and it is done again."""
     async with at_work(through) as world:
@@ -115,7 +101,7 @@ async def test_a_slow_way(through: str, proxy: Proxy) -> None:
     """Twenty milliseconds each way: slower, and nothing else."""
     proxy.delay = 0.02
     async with at_work(through) as world:
-        await until(lambda: len(world.sent) >= 3, seconds=30)
+        await until(lambda: len(world.sent) >= 3)
 
 
 # ─ the server ──
@@ -141,21 +127,60 @@ async def test_a_server_that_restarts(direct: str, victim: Server, mode: str) ->
         for _ in range(2):
             await asyncio.to_thread(victim.restart, mode)
             sent = len(world.sent)
-            await until(lambda sent=sent: len(world.sent) > sent, seconds=30)
+            await until(lambda sent=sent: len(world.sent) > sent)
+
+
+READ_ONLY = ("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+WRITABLE = ("ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()")
+OURS = "SELECT pid FROM pg_stat_activity WHERE usename = 'app'"
+
+
+async def test_a_server_that_becomes_read_only_under_live_connections(direct: str, victim: Server) -> None:
+    """Every write is refused, for longer than a lease, by a server that answers; then it takes them again."""
+    async with at_work(direct) as world:
+        await until(lambda: len(world.sent) >= 2)
+        before = set(victim.sql(OURS).split())
+        await asyncio.to_thread(victim.sql, *READ_ONLY)
+        try:
+            await asyncio.sleep(1.5)
+            assert not before & set(victim.sql(OURS).split()), "somebody kept a connection to it"
+        finally:
+            await asyncio.to_thread(victim.sql, *WRITABLE)
 
 
 @pytest.mark.slow
-async def test_a_server_that_becomes_read_only_under_live_connections(direct: str, victim: Server) -> None:
-    """A fail-over with the sockets still open: writes are refused, nobody sticks to the old one's connections."""
-    async with at_work(direct) as world:
-        await until(lambda: len(world.sent) >= 2)
-        alter = "ALTER ROLE app SET default_transaction_read_only = {}"
-        await asyncio.to_thread(victim.sql, alter.format("on"))
-        await asyncio.to_thread(
-            victim.sql, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'app'"
-        )
-        await asyncio.sleep(1.0)
-        await asyncio.to_thread(victim.sql, alter.format("off"))
+async def test_a_fail_over_to_a_standby_while_the_old_primary_lives_on(schema: str) -> None:
+    """The old one still answers, read-only, and its sockets live: nobody stays there, nobody believes what it says."""
+    settings = {"max_connections": "60"}
+    async with AsyncExitStack() as stack:
+        old = a_server(stack, settings)
+        old.sql("CREATE ROLE app LOGIN", "CREATE DATABASE runs OWNER app")
+        new = a_server(stack, settings, primary=old)
+        hosts = f"127.0.0.1:{old.port},127.0.0.1:{new.port}"
+        url = in_schema(f"postgresql://app@{hosts}/runs?target_session_attrs=read-write", schema)
+        async with at_work(url) as world:
+            await until(lambda: len(world.sent) >= 2)
+            await asyncio.to_thread(old.sql, *READ_ONLY)
+            await until(lambda: has_everything(old, new))
+            await asyncio.to_thread(new.promote)
+            sent = len(world.sent)
+            await until(lambda: len(world.sent) > sent + 2)
+            assert old.sql(OURS) == "", "somebody stayed"
+
+
+def a_server(stack: AsyncExitStack, settings: dict[str, str], primary: Server | None = None) -> Server:
+    try:
+        server = Server(find_binaries(), settings, primary=primary)
+    except NoServer as missing:
+        without_server(str(missing))
+    stack.callback(server.remove)
+    return server
+
+
+def has_everything(primary: Server, standby: Server) -> bool:
+    """Whether a primary that takes no writes any more has handed all of them on."""
+    written = primary.sql("SELECT pg_current_wal_lsn()")
+    return standby.sql(f"SELECT pg_last_wal_replay_lsn() >= '{written}'") == "t"
 
 
 @pytest.mark.slow
@@ -191,7 +216,9 @@ async def test_statements_that_fail_for_no_fault_of_ours(direct: str, state: str
     """Serialization failures, deadlocks, cancelled statements, no memory, locks: one insert in five."""
     async with at_work(direct) as world:
         await until(lambda: len(world.sent) >= 1)
-        looked_up(
+        # In a thread: a trigger waits for transactions under way, and those wait for this loop.
+        await asyncio.to_thread(
+            looked_up,
             direct,
             f"""CREATE FUNCTION trouble() RETURNS trigger LANGUAGE plpgsql AS $$
             BEGIN
@@ -200,13 +227,14 @@ async def test_statements_that_fail_for_no_fault_of_ours(direct: str, state: str
             END $$""",
         )
         for table in ("journal", "inbox", "request"):
-            looked_up(
+            await asyncio.to_thread(
+                looked_up,
                 direct,
                 f"CREATE TRIGGER trouble BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION trouble()",
             )
         await asyncio.sleep(1.5)
         for table in ("journal", "inbox", "request"):
-            looked_up(direct, f"DROP TRIGGER trouble ON {table}")
+            await asyncio.to_thread(looked_up, direct, f"DROP TRIGGER trouble ON {table}")
 
 
 @pytest.mark.slow
@@ -214,7 +242,8 @@ async def test_statements_that_fail_for_no_fault_of_ours(direct: str, state: str
     "setting",
     [
         "idle_session_timeout = 150",
-        "statement_timeout = 30",
+        "idle_in_transaction_session_timeout = 1",
+        "statement_timeout = 100",
         "default_transaction_isolation = 'serializable'",
     ],
 )
@@ -223,7 +252,7 @@ async def test_defaults_of_the_role_that_do_not_suit_us(direct: str, victim: Ser
     victim.sql(f"ALTER ROLE app SET {setting}")
     try:
         async with at_work(direct) as world:
-            await until(lambda: len(world.sent) >= 5, seconds=40)
+            await until(lambda: len(world.sent) >= 5)
     finally:
         victim.sql("ALTER ROLE app RESET ALL")
 
@@ -241,19 +270,17 @@ async def test_clocks_hours_apart_change_nothing(direct: str, monkeypatch: pytes
     async def quick() -> int:
         return 1
 
-    @workflow(timeout=20)
-    async def sleeps() -> float:
-        before = time.monotonic()
+    @workflow(timeout=600)
+    async def sleeps() -> None:
         await asyncio.sleep(0.3)
         await quick()
-        return time.monotonic() - before
 
     async with connect(direct) as client, running_worker(client, sleeps, warm_us=0):
         began = time.monotonic()
         runs = [await client.start(sleeps) for _ in range(5)]
         delayed = await client.start(sleeps, delay=0.5)
         for run in runs:
-            await run.result(10)
-        assert 0.3 <= time.monotonic() - began < 8
-        await delayed.result(10)
-        assert 0.8 <= time.monotonic() - began < 8
+            await run.result(60)
+        assert 0.3 <= time.monotonic() - began < 600
+        await delayed.result(60)
+        assert 0.8 <= time.monotonic() - began < 600  # no jump is that small

@@ -41,7 +41,7 @@ def _forget() -> None:
     calls.names.clear()
 
 
-class Order(AbstractSaga):
+class Order(AbstractSaga[dict[str, Any]]):  # type: ignore[type-arg]  # how programs of others spell it: the type says nothing
     """Reserves and charges; ships unless told to fail."""
 
     fails: ClassVar[Any] = None
@@ -268,6 +268,75 @@ async def test_a_worker_rebuilds_a_saga_from_its_arguments(client: Client) -> No
     assert calls.names == ["reserve w", "charge 7 for r-1", "ship"]
 
 
+async def test_a_saga_is_left_to_a_worker(client: Client, embedded: str) -> None:
+    """`enqueue` stores the run and returns; a worker that imports the module rebuilds the object. The same id is the same saga."""
+    handle = await Order("q", cents=9).enqueue(run_id="q-1")
+    assert (await handle.describe()).status == RunStatus.PENDING
+    assert calls.names == []
+
+    async with running_worker(client, sys.modules[__name__]):
+        results = await (await Order("q", cents=9).enqueue(run_id="q-1")).result()
+
+    assert results == {"reserve": "r-1", "charge": {"id": "c-1"}, "ship": "shipped"}
+    assert calls.names == ["reserve q", "charge 9 for r-1", "ship"]
+    assert (await Order("q", cents=9).execute(run_id="q-1")).unwrap() == results  # from the record
+    with pytest.raises(RunConflictError):
+        await Order("other").enqueue(run_id="q-1")
+
+
+async def test_a_saga_is_started_without_waiting_for_it(embedded: str) -> None:
+    """`start` drives it here; the handle tells how it ended, under the object's id unless one is given."""
+    saga = Failing("s")
+    handle = await saga.start()
+
+    with pytest.raises(durable.WorkflowFailedError) as e:
+        await handle.result()
+    assert isinstance(e.value.__cause__, SagaError)
+    assert e.value.__cause__.compensated == ["charge", "reserve"]
+    assert handle.run_id == saga.get_id()
+    assert (await saga.execute()).unwrap_err().step_name == "ship"
+    assert calls.of("ship") == 1
+
+
+async def test_a_saga_started_in_a_workflow_is_a_child(embedded: str) -> None:
+    """A run of its own whose id follows from the parent's, so that a replay finds it; one that `get_id` names is called so."""
+
+    @workflow
+    async def outer() -> list[str]:
+        first = await Order("c").start()
+        second = await Numbered("n").enqueue()
+        return [(await first.result())["ship"], (await second.result())["ship"], first.run_id, second.run_id]
+
+    assert await outer(run_id="w") == ["shipped", "shipped", "w@1/Order#1", "number-n"]
+    assert (await durable.get_run("w@1/Order#1")).parent == "w"
+    assert calls.of("ship") == 2
+
+
+class Numbered(Order):
+    def get_id(self) -> str:
+        return f"number-{self.order_id}"
+
+
+async def test_a_saga_that_nobody_else_can_make_is_not_left_to_a_worker(embedded: str) -> None:
+    """It is refused before anything is stored, and told why; `execute`, which keeps the object, takes it."""
+
+    class Inner(Order):
+        pass
+
+    changed = Order("o")
+    changed.cents = 5
+    for saga, reason in (
+        (WithClient(Opaque()), "arguments cannot be stored"),
+        (changed, "changed after it was made"),
+        (AbstractSaga(), "added from outside"),
+        (Inner("o"), "inside of a function"),
+    ):
+        for leave in (saga.enqueue, saga.start):
+            with pytest.raises(durable.DefinitionError, match=f"{reason}.*execute"):
+                await leave()
+    assert await durable.list_runs() == []
+
+
 class Opaque:
     pass
 
@@ -377,8 +446,12 @@ async def test_another_version_is_refused_unless_it_is_compatible(
     assert isinstance(e.value, WorkflowVersionMismatchError)
     assert (e.value.saga_id, e.value.stored_version, e.value.code_version) == ("v-1", 1, 3)
 
+    with pytest.raises(SagaVersionMismatchError):
+        await Old().start(run_id="v-2")
+
     monkeypatch.setattr(Old, "is_compatible_with", lambda self, stored: stored in (1, 3))
     assert (await Old().execute(run_id="v-1")).is_ok()
+    assert await (await Old().start(run_id="v-2")).result() == {"x": "x"}
     assert [one.version for one in Old.__durable_workflows__()] == [1, 3]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
 
@@ -77,6 +79,11 @@ async def rows_of_journal(run_id: str) -> int:
     handle = await durable.get_handle(run_id)
     client = await durable.default_client()
     return len(await client.store.read_journal(handle._pk, 1))
+
+
+async def is_stored(run_id: str, number: int) -> bool:
+    client = await durable.default_client()
+    return bool(await client.read_rows("durable_bulk_items", f"{run_id}/{number}"))
 
 
 # ─ results ──
@@ -286,6 +293,67 @@ async def test_each_item_has_an_identity_of_its_own(embedded: str) -> None:
 # ─ limits ──
 
 
+async def test_items_that_wait_for_runs_lend_their_slots(client: Client) -> None:
+    """Also those that a slice has left, and a slice of their own has taken over: with two slots all get to their ends."""
+
+    @activity
+    async def works(item: int) -> int:
+        return item
+
+    @workflow
+    async def inner(item: int) -> int:
+        return await works(item)
+
+    async def deeper(item: int) -> int:
+        if item % 4 == 0:
+            return item  # its neighbours are left
+        await asyncio.sleep(0.05)
+        return await (await client.start(inner, item, run_id=f"i-{item}")).result(60)
+
+    config = BulkOperationConfig(batch_size=4, max_concurrency=16, retry_attempts=0)
+    op = BulkOperation(deeper, config, name="deep")
+
+    @workflow
+    async def outer() -> list[int]:
+        return (await op.execute(range(24))).unwrap().results
+
+    async with running_worker(client, outer, inner, concurrency=2):
+        assert await (await client.start(outer)).result(60) == list(range(24))
+
+
+async def test_items_that_end_at_once_share_a_task_and_the_others_have_their_own(embedded: str) -> None:
+    """Nobody notices: an item has one task from its first line to its last, variables of its own, and cancels nobody else."""
+    mine: ContextVar[int] = ContextVar("mine", default=-1)
+    tasks: dict[int, set[int]] = {}
+
+    async def work(item: int) -> list[int]:
+        task = asyncio.current_task()
+        assert task is not None
+        found = [mine.get()]
+        mine.set(item)
+        tasks[item] = {id(task)}
+        if item % 10 == 3:
+            task.cancel()  # and ends before it would notice
+        elif item % 10 == 5:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.001):
+                    await asyncio.sleep(10)
+            tasks[item].add(id(asyncio.current_task()))
+        elif item % 10 == 7:
+            task.cancel()
+            await asyncio.sleep(10)
+        return [*found, mine.get()]
+
+    op = BulkOperation(work, BulkOperationConfig(retry_attempts=0), name="own-tasks")
+    result = (await op.execute(range(40))).unwrap()
+
+    assert result.results == [[-1, item] for item in range(40) if item % 10 not in (3, 7)]
+    assert [(error.item, error.error_type) for error in result.errors] == [
+        (item, "CancelledError") for item in (3, 7, 13, 17, 23, 27, 33, 37)
+    ]
+    assert all(len(one) == 1 for one in tasks.values())
+
+
 @pytest.mark.parametrize(("batch_size", "max_concurrency"), [(1, 1), (10, 3), (4, 10), (100, 25)])
 async def test_no_more_items_are_in_work_than_allowed(
     embedded: str, batch_size: int, max_concurrency: int
@@ -311,6 +379,21 @@ async def test_no_more_items_are_in_work_than_allowed(
     assert most == max_concurrency
     slices = [entry for entry in (await durable.get_run("b")).journal if entry.name == "items"]
     assert max(entry.input["count"] for entry in slices) <= batch_size
+
+
+async def test_an_item_keeps_its_slot_until_its_result_is_durable(embedded: str) -> None:
+    """So no more than `max_concurrency` are ever repeated after a crash: whoever begins finds the results of the others recorded."""
+    recorded: list[int] = []
+
+    async def looks(item: int) -> int:
+        entries = (await durable.get_run("b")).journal
+        done = [entry for entry in entries if entry.name == "items" and entry.status == "completed"]
+        recorded.append(sum(len(entry.result[0]) for entry in done))
+        return item
+
+    few = config(batch_size=3, max_concurrency=1)
+    assert (await BulkOperation(looks, few, name="looking").execute(range(6), run_id="b")).unwrap().ok
+    assert recorded == list(range(6))
 
 
 async def test_a_slow_item_holds_up_nobody(embedded: str) -> None:
@@ -473,6 +556,24 @@ async def test_hooks_are_told_what_is_durable(embedded: str, is_async: bool) -> 
 
 
 # ─ items ──
+
+
+async def test_stored_items_go_with_their_run(embedded: str) -> None:
+    """Those of runs whose ids only begin like it stay."""
+    op = BulkOperation(double, config(max_concurrency=500, batch_size=500), name="doubling")
+    for run_id in ("b", "b/1", "b1"):
+        await op.execute(range(1200), run_id=run_id)
+    assert await is_stored("b", 0)
+    assert await is_stored("b", 1)
+
+    await durable.delete_run("b")
+
+    assert not await is_stored("b", 0)
+    assert not await is_stored("b", 1)
+    for other in ("b/1", "b1"):
+        assert await is_stored(other, 0)
+        assert await is_stored(other, 1)
+    assert (await op.execute(range(1200), run_id="b")).unwrap().succeeded == 1200
 
 
 def generated() -> Iterator[int]:
@@ -737,15 +838,47 @@ async def test_inside_a_pipeline_and_with_a_run_id(embedded: str) -> None:
     assert await Pipeline("p", [step]).execute({"items": [1, 2]}) == 2
 
     @workflow
-    async def wrong(how: str) -> None:
-        if how == "start":
-            await doubling.start([1])
+    async def wrong() -> None:
         await doubling.execute([1], run_id="x")
 
-    for how in ("start", "id"):
-        with pytest.raises(durable.WorkflowFailedError) as failed:
-            await wrong(how)
-        assert isinstance(failed.value.__cause__, DefinitionError)
+    with pytest.raises(durable.WorkflowFailedError) as failed:
+        await wrong()
+    assert isinstance(failed.value.__cause__, DefinitionError)
+
+
+@workflow
+async def handing_on(length: int) -> list[Any]:
+    """Two operations that are children, one under an id of its own."""
+    first = await doubling.start(range(length))
+    second = await doubling.enqueue(range(length), run_id=f"given-{length}")
+    return [first.run_id, await first.result(), second.run_id, await second.result()]
+
+
+@pytest.mark.parametrize(
+    ("length", "first"),
+    [(0, "w@1/doubling#1"), (5, "w@1/doubling#1"), (1500, "w@1/doubling/keep#1/doubling#1")],
+)
+async def test_one_that_a_workflow_starts_is_a_child(embedded: str, length: int, first: str) -> None:
+    """A run of its own whose id follows from the parent's, so that a replay finds it; its items may be more than an input holds."""
+    counts = {"total": length, "succeeded": length, "failed": 0}
+    for _ in range(2):
+        assert await handing_on(length, run_id="w") == [first, counts, f"given-{length}", counts]
+
+    assert [(await durable.get_run(id)).parent for id in (first, f"given-{length}")] == ["w", "w"]
+    assert len(calls.names) == 2 * length
+    seen = (await doubling.execute(range(length), run_id=f"given-{length}")).unwrap()  # from the record
+    assert seen.results == [item * 2 for item in range(length)]
+
+
+async def test_a_worker_performs_what_a_workflow_has_started(client: Client, url: str) -> None:
+    """Parent and child are driven by whoever serves their module, also if items are stored apart."""
+    durable.configure(url, durability="off")
+    try:
+        handle = await handing_on.enqueue(1200, run_id="w")
+        async with running_worker(client, handing_on, *doubling.__durable_workflows__()):
+            assert (await handle.result())[1]["succeeded"] == 1200
+    finally:
+        durable.configure()
 
 
 # ─ workers ──

@@ -189,6 +189,25 @@ async def test_a_node_gets_a_copy_of_the_state(embedded: str) -> None:
     assert done.final_state == given == {"items": [1]}
 
 
+async def test_nodes_side_by_side_share_nothing(embedded: str) -> None:
+    """Not even what is nested in the state: each has its own copy, and what is handed on is what was returned."""
+    both = asyncio.Barrier(2)
+
+    def node(name: str) -> Callable[[State], Any]:
+        async def run(state: State) -> State:
+            state["shared"]["by"].append(name)
+            async with asyncio.timeout(60):
+                await both.wait()
+            return {name: list(state["shared"]["by"])}
+
+        return run
+
+    builder = WorkflowBuilder().add_node("a", node=node("a")).add_node("b", node=node("b"))
+    done = await run_of(builder, {"shared": {"by": []}})
+
+    assert done.final_state == {"shared": {"by": []}, "a": ["a"], "b": ["b"]}
+
+
 async def test_typed_state_is_decoded_by_its_hint(embedded: str) -> None:
     """A Struct takes what it names."""
 
@@ -726,6 +745,14 @@ async def test_two_graphs_of_one_name_are_refused(embedded: str) -> None:
 
     with pytest.raises(DefinitionError, match="two workflows are called 'same'"):
         await run_of(wired(trace, "b a", name="same"))
+
+    for inner, is_other in (("a b", False), ("a b", False), ("b a", True)):
+        outer = WorkflowBuilder("outer").add_node("sub", subworkflow=wired(trace, inner).build())
+        if is_other:
+            with pytest.raises(DefinitionError, match="two workflows are called 'outer'"):
+                await run_of(outer)
+        else:
+            await run_of(outer)
 
 
 @pytest.mark.parametrize("where", ["on self", "in a closure"])

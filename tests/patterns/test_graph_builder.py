@@ -125,6 +125,28 @@ def test_a_node_takes_its_name_from_its_class_or_its_constructor() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (GateNode, {}),
+        (HumanNode, {}),
+        (LLMNode, {"llm": Service()}),
+        (AgentNode, {"agent": Service()}),
+        (ToolNode, {"tool": Service()}),
+        (SubworkflowNode, {"workflow": WorkflowBuilder("inner").add_node(Fetch()).build()}),
+    ],
+)
+def test_every_kind_of_node_may_be_named_by_its_class(
+    kind: type[AbstractWorkflowNode], options: dict[str, Any]
+) -> None:
+    """A name that the constructor is given wins."""
+    mine = type("Mine", (kind,), {"name": "mine"})
+
+    assert (mine(**options).name, mine("other", **options).name) == ("mine", "other")
+    with pytest.raises(TypeError, match="needs a name"):
+        kind(**options)
+
+
+@pytest.mark.parametrize(
     ("make", "says"),
     [
         (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
+from xml.etree import ElementTree
 
 import durable
 from durable import (
@@ -12,10 +14,17 @@ from durable import (
     SubworkflowNode,
     WorkflowBuilder,
     WorkflowEngine,
+    activity,
     workflow,
 )
+from tests.support.workers import AT_ONCE
 
 State = dict[str, Any]
+
+
+@activity(retry=AT_ONCE)
+def nothing_to_cancel(state: State) -> float:
+    return 1 / 0
 
 
 def shop() -> WorkflowEngine:
@@ -26,7 +35,7 @@ def shop() -> WorkflowEngine:
     builder.add_node(HumanNode("approve", prompt="Ship?", output_key="ok"))
     builder.add_gate("decide", {"pack": lambda s: s["ok"], "cancel": lambda s: not s["ok"]})
     builder.add_node(SubworkflowNode("pack", workflow=inner.build()))
-    builder.add_node("cancel", node=lambda state: 1 / 0)
+    builder.add_node("cancel", node=nothing_to_cancel)
     builder.add_edge("reserve", "reserve", condition=lambda state: state["tries"] < 2)
     builder.add_edge("reserve", "approve", condition=lambda state: state["tries"] == 2)
     builder.add_edge("approve", "decide")
@@ -170,3 +179,65 @@ def test_dot() -> None:
     nested = shop().view().dot()
     assert '    subgraph "cluster pack" {' in nested
     assert nested.count("{") == nested.count("}")
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def _boxes(picture: ElementTree.Element) -> dict[str, tuple[float, float]]:
+    """Return where the label of each node stands."""
+    found: dict[str, tuple[float, float]] = {}
+    for group in picture.iter(f"{SVG}g"):
+        (text,) = group.iter(f"{SVG}text")
+        found[str(text.text)] = (float(text.get("x", 0)), float(text.get("y", 0)))
+    return found
+
+
+async def test_svg(embedded: str) -> None:
+    """Well-formed; each node in its place, below what leads to it; what was taken and what is waited for stands out."""
+    engine = shop()
+    await engine.execute(run_id="r")
+
+    picture = ElementTree.fromstring(engine.view(await durable.get_run("r")).svg())
+
+    boxes = _boxes(picture)
+    assert set(boxes) == {"reserve ×2", "approve", "decide", "pack", "box", "label", "cancel"}
+    heights = [boxes[name][1] for name in ("reserve ×2", "approve", "decide", "pack", "box", "label")]
+    assert heights == sorted(set(heights))
+    assert boxes["cancel"][1] == boxes["pack"][1]
+    assert len(set(boxes.values())) == len(boxes)
+    titles = [str(one.text) for one in picture.iter(f"{SVG}title")]
+    assert titles[0] == "shop · r waiting"
+    assert "approve (human): waiting" in titles
+    taken = [path for path in picture.iter(f"{SVG}path") if path.get("stroke") == "#2e7d32"]
+    assert len(taken) == 2
+
+
+def test_svg_of_hostile_names_and_long_ones() -> None:
+    """Text is text; what is too long is cut, and told in full beside."""
+    name = "<script>alert('&\"') " + "x" * 60
+    builder = WorkflowBuilder("</svg>").add_node(name, node=lambda state: {})
+
+    picture = ElementTree.fromstring(WorkflowEngine(builder.build()).view().svg())
+
+    assert next(picture.iter(f"{SVG}title")).text == "</svg>"
+    (label,) = _boxes(picture)
+    assert label.startswith("<script>")
+    assert len(label) == 32
+
+
+def test_svg_of_a_wide_graph_has_no_node_over_another() -> None:
+    """Also with cycles, and with nodes that nothing leads to."""
+    builder = WorkflowBuilder("wide")
+    for number in range(20):
+        builder.add_node(f"n{number}", node=lambda state: {})
+    for number in range(1, 20):
+        builder.add_edge(f"n{number // 3}", f"n{number}")
+    builder.add_edge("n19", "n1").add_edge("n5", "n5")
+
+    boxes = _boxes(ElementTree.fromstring(WorkflowEngine(builder.build()).view().svg()))
+
+    rows: dict[float, list[float]] = {}
+    for x, y in boxes.values():
+        rows.setdefault(y, []).append(x)
+    assert all(b - a >= 110 for row in rows.values() for a, b in pairwise(sorted(row)))

@@ -32,6 +32,8 @@ from durable import (
     SagaStoreProtocol,
     StateMachine,
     StatePersistenceProtocol,
+    WorkflowBuilder,
+    WorkflowEngine,
     WorkflowModule,
     WorkflowProvider,
     activity,
@@ -112,6 +114,35 @@ async def test_a_factory_that_fails_is_tried_again() -> None:
         assert isinstance(await app.container.resolve(Clock), Clock)
 
 
+async def test_who_is_cancelled_while_making_cancels_nobody_else() -> None:
+    """A request that is given up must not take others along that wait for the same thing: one of them makes it."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly() -> Clock:
+        calls("made")
+        begun.set()
+        await go_on.wait()
+        return Clock()
+
+    async with Application() as app:
+        app.container.singleton(Clock, slowly)
+        first = asyncio.ensure_future(app.container.resolve(Clock))
+        await begun.wait()
+        others = [asyncio.ensure_future(app.container.resolve(Clock)) for _ in range(3)]
+        given_up = asyncio.ensure_future(app.container.resolve(Clock))
+        await asyncio.sleep(0)
+
+        first.cancel()
+        given_up.cancel()
+        go_on.set()
+        one, two, three = await asyncio.gather(*others)
+
+        assert one is two is three is await app.container.resolve(Clock)
+        assert first.cancelled()
+        assert given_up.cancelled()
+    assert calls.names == ["made", "made"]
+
+
 # ─ providers and modules ──
 
 
@@ -174,6 +205,18 @@ async def test_what_was_started_is_shut_down_if_the_rest_cannot_start() -> None:
             pass
 
     assert calls.names == ["register one", "register two", "shutdown one"]
+
+
+async def test_an_application_may_be_left_by_another_task() -> None:
+    """As a fixture of a test is: it is shut down in order."""
+    app = Application("a", [WorkflowModule.configure()], [Noting("one")])
+
+    await asyncio.create_task(app.__aenter__())
+    await asyncio.create_task(app.__aexit__(None, None, None))
+
+    assert calls.names == ["register one", "shutdown one"]
+    async with app:  # and may be entered again
+        assert await app.container.resolve(BulkOperationConfig) == BulkOperationConfig()
 
 
 async def test_the_workflow_module_provides_the_patterns(embedded: str) -> None:
@@ -346,6 +389,25 @@ async def test_each_subscriber_is_started_once_per_event(embedded: str) -> None:
             await bus.publish(wrong)  # type: ignore[arg-type]  # one of them
     with pytest.raises(TypeError, match="workflow"):
         bus.subscribe("x", print)  # type: ignore[arg-type]
+
+
+async def test_a_graph_is_started_with_the_payload_as_its_state(embedded: str) -> None:
+    """Also left to a worker. What has no name, or nothing to start, is no subscriber."""
+    builder = WorkflowBuilder("packing").add_node("pack", node=lambda state: {"packed": state["order"]})
+    engine = WorkflowEngine(builder.build())
+    bus, leaving = EventBus(), EventBus(enqueue=True)
+    for one in (bus, leaving):
+        one.subscribe("order.paid", engine)
+
+    (run_id,) = await bus.publish("order.paid", {"order": "o-7"}, id="o-7")
+    done = await (await durable.get_handle(run_id)).result()
+    (left,) = await leaving.publish("order.paid", {"order": "o-8"}, id="o-8")
+
+    assert done["final_state"] == {"order": "o-7", "packed": "o-7"}
+    assert (await durable.get_run(left)).input["state"] == {"order": "o-8"}
+    for wrong in (Ship, print, object()):
+        with pytest.raises(TypeError, match=r"what subscribes to 'order\.paid'"):
+            bus.subscribe("order.paid", wrong)  # type: ignore[arg-type]
 
 
 async def test_events_may_be_left_to_workers(embedded: str) -> None:

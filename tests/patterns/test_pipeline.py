@@ -351,6 +351,12 @@ def test_two_steps_of_one_name_are_refused() -> None:
         Pipeline("twice", [fetch]).add_step(fetch)
 
 
+def test_a_builtin_that_does_not_say_what_it_takes_is_refused() -> None:
+    """When the pipeline is made, by an error that says what to do."""
+    with pytest.raises(durable.DefinitionError, match="what 'dict' takes: call it in a function"):
+        Pipeline("builtin", [dict])
+
+
 def test_misspelt_options_are_type_errors() -> None:
     """No option is taken and forgotten."""
     with pytest.raises(TypeError):
@@ -401,6 +407,22 @@ async def test_a_worker_that_imports_the_module_finishes_a_pipeline(client: Clie
     assert (await client.describe("w-2")).kind == "pipeline"
     with pytest.raises(durable.DefinitionError):
         durable.Worker(client, 5)  # type: ignore[arg-type]
+
+
+async def test_steps_that_run_other_patterns_hold_no_slot(client: Client) -> None:
+    """A lambda that executes a pipeline is enough: more of them than the worker has slots, two levels deep, do not stand still."""
+
+    def told(ctx: dict[str, Any]) -> str:
+        return f"hello {ctx['user']}"
+
+    innermost = Pipeline("innermost", [step("told", told)])
+    inner = Pipeline("inner", [step("deeper", lambda ctx: innermost.execute({"user": ctx["user"]}))])
+    outer = Pipeline("outer", [step("deep", lambda ctx: inner.execute({"user": ctx["user"]}))])
+    (made,) = outer.__durable_workflows__()
+
+    async with running_worker(client, innermost, inner, outer, concurrency=2):
+        runs = [await client.start(made, {"user": f"u{number}"}) for number in range(8)]
+        assert [await run.result(60) for run in runs] == [f"hello u{number}" for number in range(8)]
 
 
 async def test_a_retried_workflow_keeps_what_its_pipeline_has_done(embedded: str) -> None:

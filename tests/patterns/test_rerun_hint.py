@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import durable
-from durable import Pipeline, step, workflow
+from durable import BulkOperation, Pipeline, WorkflowBuilder, WorkflowEngine, step, workflow
 
 
 @step
@@ -38,3 +40,41 @@ async def test_unfinished_runs_are_hinted_at_once(embedded: str, capsys: pytest.
     assert "left-1" in lines[0]
     assert "other-1" not in lines[0]
     assert (await durable.get_run("left-1")).status == "pending"
+
+
+async def double(item: int) -> int:
+    return item * 2
+
+
+def nothing() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("pattern", "given"),
+    [
+        (lambda: Pipeline("left behind", [fetch]), None),
+        (lambda: WorkflowEngine(WorkflowBuilder("left behind").add_node("a", node=nothing).build()), None),
+        (lambda: BulkOperation(double, name="left behind"), [1]),
+    ],
+    ids=["pipeline", "graph", "bulk"],
+)
+async def test_every_pattern_hints(
+    embedded: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    pattern: Any,
+    given: list[int] | None,
+) -> None:
+    """With the ids of what lies about; leaving another one to a worker is no reason to hint."""
+    monkeypatch.setattr(BulkOperation, "_hinted", set())  # it hints once per process
+    made = pattern()
+    await made.enqueue(given, run_id="left-1")
+    await made.enqueue(given)
+    assert capsys.readouterr().err == ""
+
+    await made.execute(given)
+    await made.execute(given)
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'left behind'" in line
+    assert "left-1" in line

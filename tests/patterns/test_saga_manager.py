@@ -16,23 +16,30 @@ from durable import (
     Err,
     InMemorySagaStore,
     Ok,
+    OrchestratedStep,
     Pipeline,
     RunConflictError,
+    RunHandle,
     RunNotFoundError,
+    RunStatus,
     SagaBase,
     SagaConfig,
     SagaContext,
     SagaManager,
+    SagaOrchestrator,
     SagaRecord,
     SagaStepResult,
     SagaStore,
     SagaVersionMismatchError,
+    Signal,
     SqlSagaStore,
+    WorkflowFailedError,
     WorkflowStateError,
     saga_step,
     step,
     workflow,
 )
+from durable.patterns.saga.runtime import SagaRuntime
 from tests.support.workers import Calls, running_worker, until
 
 calls = Calls()
@@ -83,6 +90,8 @@ class FailingSaga(OrderSaga):
 manager = SagaManager()
 manager.register(OrderSaga)
 manager.register(FailingSaga)
+orchestrator = SagaOrchestrator()
+orchestrator.define("tabled", [OrchestratedStep("reserve", lambda ctx: calls(f"reserve {ctx['order']}"))])
 
 
 async def test_a_saga_runs_in_the_order_of_definition(embedded: str) -> None:
@@ -111,6 +120,44 @@ async def test_a_saga_runs_in_the_order_of_definition(embedded: str) -> None:
             "step_results": {"reserve": {"count": 2}, "charge": "c-1", "announce": None},
         },
     )
+
+
+async def test_what_a_step_writes_is_part_of_its_entry(embedded: str) -> None:
+    """Of the attempt that was recorded, and of no other; the key is the same for all attempts, of the compensation another."""
+    keys: list[str] = []
+
+    class Writes(SagaBase):
+        @saga_step(retry_delay=0)
+        async def reserve(self, ctx: SagaContext) -> str:
+            keys.append(ctx.idempotency_key)
+            ctx["tries"] = [*ctx.get("tries", []), calls("reserve")]
+            ctx.metadata["by"] = ctx.saga_name
+            if calls.of("reserve") == 1:
+                raise OSError("not yet")
+            return ctx.saga_id
+
+        @saga_step("reserve", compensation=True)
+        async def release(self, ctx: SagaContext) -> None:
+            keys.append(ctx.idempotency_key)
+            ctx["released"] = ctx.metadata["by"]
+
+        @saga_step()
+        async def look(self, ctx: SagaContext) -> Any:
+            return Err([dict(ctx), ctx.step_results])
+
+    mine = SagaManager()
+    mine.register(Writes)
+    record = await mine.wait(await mine.start("Writes", {"order": "o"}, saga_id="s"))
+
+    assert keys == ["s@1/reserve#1", "s@1/reserve#1", "s@1/reserve/compensation#1"]
+    entries = {entry.name: entry for entry in (await durable.get_run("s")).journal}
+    assert entries["reserve"].result == {
+        "output": "s",
+        "data": {"order": "o", "tries": [2]},
+        "metadata": {"by": "Writes"},
+    }
+    assert str([{"order": "o", "tries": [2]}, {"reserve": "s"}]) in (entries["look"].error or "")
+    assert record.data == {"order": "o", "tries": [2], "released": "Writes"}
 
 
 async def test_a_failed_saga_is_undone_in_reverse(embedded: str) -> None:
@@ -381,6 +428,18 @@ async def test_another_version_is_refused_unless_it_is_compatible(embedded: str)
     assert (e.value.saga_id, e.value.stored_version, e.value.code_version) == ("v", 1, 2)
 
 
+async def test_a_class_names_its_saga(embedded: str) -> None:
+    """By `name`, as programs of others spell it, or `saga_name`; an object may be registered, too."""
+
+    class Fulfillment(OrderSaga):
+        name = "order_fulfillment"
+
+    mine = SagaManager()
+    mine.register(Fulfillment())
+    record = await mine.wait(await mine.start("order_fulfillment", {"order": "o"}))
+    assert (record.saga_name, record.status) == ("order_fulfillment", "completed")
+
+
 async def test_older_runs_of_a_compatible_class_go_on(embedded: str) -> None:
     """`is_compatible_with` says so, for a manager and for workers."""
     (old,) = OrderSaga.__durable_workflows__()
@@ -412,6 +471,36 @@ async def test_a_worker_that_imports_the_module_finishes_sagas(client: Client) -
     assert (await client.describe("w-1")).status == "compensated"
 
 
+@pytest.mark.parametrize(("sagas", "name"), [(manager, "OrderSaga"), (orchestrator, "tabled")])
+async def test_a_saga_is_left_to_a_worker(
+    client: Client, embedded: str, sagas: SagaRuntime, name: str
+) -> None:
+    """`enqueue` stores it; nobody drives it before a worker does. The same id is the same saga; KeyError for an unknown name."""
+    saga_id = await sagas.enqueue(name, {"order": "q"}, saga_id="q-1")
+
+    assert saga_id == "q-1"
+    assert (await sagas.get("q-1")).status == "pending"  # type: ignore[union-attr]
+    with pytest.raises(RunConflictError):
+        await sagas.enqueue(name, {"order": "other"}, saga_id="q-1")
+    with pytest.raises(KeyError, match="Unknown"):
+        await sagas.enqueue("Unknown")
+    assert calls.names == []
+
+    async with running_worker(client, *sagas.__durable_workflows__()):
+        record = await sagas.wait("q-1")
+    assert (record.status, record.steps["reserve"].status) == ("completed", "completed")
+
+
+async def test_what_no_worker_sees_is_not_left_to_one(embedded: str) -> None:
+    """Sagas that live in this process are started here."""
+    hidden = SagaManager(config=SagaConfig(persist_state=False))
+    hidden.register(OrderSaga)
+
+    with pytest.raises(durable.DefinitionError, match="no worker sees it"):
+        await hidden.enqueue("OrderSaga", {"order": "o"})
+    assert await hidden.list() == []
+
+
 async def test_recover_takes_over_what_nobody_drives(embedded: str) -> None:
     """With `wait` it gives the closed records."""
     (workflow,) = OrderSaga.__durable_workflows__()
@@ -424,8 +513,23 @@ async def test_recover_takes_over_what_nobody_drives(embedded: str) -> None:
     assert await manager.recover() == []
 
 
+async def test_who_recovers_need_not_wait_for_ever(embedded: str) -> None:
+    """After `timeout` it is a TimeoutError; the sagas go on."""
+    Hangs.begun = asyncio.Event()
+    mine = SagaManager()
+    mine.register(Hangs)
+    await mine.enqueue("Hangs", {"order": "o"}, saga_id="h")
+
+    with pytest.raises(TimeoutError):
+        await mine.recover(wait=True, timeout=0.05)
+    await Hangs.begun.wait()
+    assert (await mine.get("h")).status == "running"  # type: ignore[union-attr]
+    await mine.cancel("h")
+    assert (await mine.wait("h")).status == "cancelled"
+
+
 async def test_in_a_workflow_a_start_is_found_again(embedded: str) -> None:
-    """Its id derives from the run: a replay, and a retried step, find the same saga."""
+    """In a workflow it is a child, in a step its id derives from the key: a replay, and a retried step, find the same saga."""
 
     @workflow
     async def outer() -> str:
@@ -439,11 +543,54 @@ async def test_in_a_workflow_a_start_is_found_again(embedded: str) -> None:
         return found
 
     saga_id = await outer(run_id="w")
-    assert saga_id == "w@1/OrderSaga/start#1/OrderSaga#1"
-    assert (await manager.wait(saga_id)).status == "completed"
+    assert saga_id == "w@1/OrderSaga#1"
+    assert (await durable.get_run(saga_id)).parent == "w"
+    assert (await manager.wait(saga_id)).status == "completed"  # though its parent has ended
     other = await Pipeline("p", [inside]).execute(run_id="p")
     assert other == "p@1/inside#1/OrderSaga#1"
     assert len(await manager.list("OrderSaga")) == 2
+
+
+async def test_in_a_workflow_sagas_are_followed_by_journaled_calls(embedded: str) -> None:
+    """`wait`, `get`, `list` and `cancel` give a replay what they gave; a saga of a name of its own is found again, too."""
+    go = Signal("go", bool)
+
+    @workflow
+    async def outer() -> list[Any]:
+        mine = await manager.start("OrderSaga", {"order": "one"})
+        named = await manager.start("OrderSaga", {"order": "two"}, saga_id="named")
+        done = [await manager.wait(mine), await manager.wait(named, timeout=timedelta(seconds=10))]
+        told = [record.status for record in done]
+        unknown = await manager.get("unknown")
+        try:
+            await manager.cancel(named)
+        except WorkflowStateError as error:
+            told.append(error.status)
+        await go.wait()
+        return [mine, told, unknown, len(await manager.list("OrderSaga", "completed"))]
+
+    handle = await outer.start(run_id="w")
+    await until(lambda: is_asked(handle))
+    await handle.signal(go, True)
+    assert await handle.result(60) == ["w@1/OrderSaga#1", ["completed", "completed", "completed"], None, 2]
+    with pytest.raises(WorkflowFailedError, match="not for workflows"):
+        await workflow(name="recovers")(manager.recover)(run_id="r")
+
+
+async def test_a_workflow_that_waits_for_a_saga_goes_on_with_it_if_nobody_does(embedded: str) -> None:
+    """One that it had started under an id of its own died with their process: running the workflow again is enough."""
+    (saga,) = OrderSaga.__durable_workflows__()
+    await saga.options(run_id="left").enqueue({"order": "left"}, None)
+
+    @workflow
+    async def outer() -> str:
+        return str((await manager.wait("left", timeout=60)).status)
+
+    assert await outer(run_id="w") == "completed"
+
+
+async def is_asked(handle: RunHandle[Any]) -> bool:
+    return (await handle.describe()).status is RunStatus.WAITING
 
 
 class Mirror(SagaStore):

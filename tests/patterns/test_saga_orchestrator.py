@@ -18,7 +18,7 @@ from durable import (
     SagaOrchestrator,
     SagaStepResult,
 )
-from tests.support.workers import Calls, running_worker
+from tests.support.workers import Calls, running_worker, until
 
 calls = Calls()
 
@@ -147,6 +147,107 @@ async def test_steps_side_by_side_are_steps(embedded: str) -> None:
     assert record.steps["look"].output == {"x": 1, "y": 2, "c": 3}
     assert {record.steps[name].status for name in "abc"} == {"compensated"}
     assert sorted(calls.names[-3:]) == ["undo a", "undo b", "undo c"]
+
+
+async def test_what_steps_side_by_side_write_is_merged_by_key(embedded: str) -> None:
+    """None is lost, and none sees another's; of two that write one key the later one of the list wins, however long it takes."""
+    go = asyncio.Event()
+    seen: dict[str, dict[str, Any]] = {}
+
+    def writes(name: str, *, waits: bool = False, **parallel: Any) -> OrchestratedStep:
+        async def write(ctx: SagaContext) -> dict[str, Any]:
+            seen[name] = dict(ctx)
+            if waits:
+                await go.wait()
+            else:
+                go.set()
+            ctx[name] = ctx["shared"] = name
+            ctx.metadata[name] = True
+            ctx.pop(f"not for {name}", None)
+            return {}
+
+        return OrchestratedStep(name, write, **parallel)
+
+    record = await finished(
+        [
+            OrchestratedStep(
+                "both",
+                parallel=[
+                    writes("slow", waits=True),
+                    writes("quick", parallel=[writes("left"), writes("right")]),
+                ],
+            ),
+            OrchestratedStep(
+                "look", lambda ctx: {"metadata": ctx.metadata, "results": list(ctx.step_results)}
+            ),
+        ],
+        {"not for slow": 1, "not for left": 1, "one": 1},
+    )
+
+    names = ["slow", "quick", "left", "right"]
+    assert record.data == {"one": 1, "shared": "right"} | {name: name for name in names}
+    assert record.steps["look"].output["metadata"] == dict.fromkeys(names, True)
+    assert set(record.steps["look"].output["results"]) == {*names, "both"}
+    assert "quick" not in seen["slow"]
+    assert "slow" not in seen["quick"] | seen["left"]
+    assert "left" not in seen["right"]
+    assert seen["right"]["quick"] == "quick"
+
+
+async def test_what_is_undone_sees_what_steps_side_by_side_have_written(embedded: str) -> None:
+    """Also if one of them failed: those that are recorded count."""
+
+    class Writes(Act):
+        async def compensate(self, ctx: SagaContext) -> None:
+            calls(f"undo {self.name} of {ctx['a']}, {ctx.step_results['a']}")
+
+    async def fail(ctx: SagaContext) -> None:
+        await until(is_recorded)
+        raise RuntimeError("no")
+
+    async def is_recorded() -> bool:
+        run = await durable.get_run("t")
+        return any(entry.name == "a" and entry.status == "completed" for entry in run.journal)
+
+    first, a = OrchestratedStep("first", Writes("first")), OrchestratedStep("a", Writes("a", "output"))
+    both = OrchestratedStep("both", parallel=[a, OrchestratedStep("fail", fail)])
+    record = await finished([first, both])
+
+    assert record.data == {"first": "done", "a": "done"}
+    assert "RuntimeError: no" in (record.error or "")
+    assert calls.names == ["first", "a", "undo a of done, output", "undo first of done, output"]
+
+
+def table_of_groups(second: OrchestratedStep) -> list[OrchestratedStep]:
+    pair = OrchestratedStep("pair", parallel=[act("b", {"y": 2}), act("c", 3)])
+    return [
+        OrchestratedStep("all", parallel=[act("a", {"x": 1}), pair]),
+        OrchestratedStep("more", parallel=[act("d"), second]),
+        OrchestratedStep("last", parallel=[act("f")]),
+    ]
+
+
+async def test_a_step_that_is_nothing_but_others_is_as_far_as_they_are(embedded: str) -> None:
+    """Groups in groups, too: their records tell the state, the times and the output of what they are made of."""
+    steps = (await finished(table_of_groups(act("e")))).steps
+
+    assert {name: step.status for name, step in steps.items()} == dict.fromkeys(steps, "completed")
+    assert steps["all"].output == {"x": 1, "y": 2, "c": 3}
+    assert steps["all"].started_at == min(
+        one.started_at for one in map(steps.get, "abc") if one and one.started_at
+    )
+    assert steps["pair"].completed_at == max(
+        one.completed_at for one in map(steps.get, "bc") if one and one.completed_at
+    )
+
+
+async def test_a_group_of_which_a_step_failed_has_failed(embedded: str) -> None:
+    """Those before it are undone with their steps, those behind it have not begun."""
+    steps = (await finished(table_of_groups(failing("e", max_retries=0)))).steps
+
+    told = {name: str(steps[name].status) for name in ("all", "pair", "more", "last")}
+    assert told == {"all": "compensated", "pair": "compensated", "more": "failed", "last": "pending"}
+    assert "e is broken" in (steps["more"].error or "")
 
 
 async def test_the_first_failure_side_by_side_stops_the_others(embedded: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from typing import Any
 
 import pytest
@@ -278,8 +279,108 @@ async def test_callbacks_that_a_crash_left_owed_are_run_by_whoever_comes_next(
         assert calls.names == []  # it is written down that they have run
 
 
+async def test_a_callback_that_raised_is_run_before_anything_new_by_the_same_object_too(
+    embedded: str,
+) -> None:
+    """It is owed, whoever comes next: in order, and none is left out."""
+
+    def flaky() -> None:
+        if calls("enter b") == 1:
+            raise OSError("not yet")
+
+    machine = StateMachine(
+        "a",
+        {"a": [Transition("go", "b", on_transition=lambda: calls("transition"))], "b": {"on": "c"}, "c": {}},
+        machine_id="m",
+        on_enter={"b": flaky, "c": lambda: calls("enter c")},
+        on_exit={"b": lambda: calls("exit b")},
+    )
+
+    with pytest.raises(OSError, match="not yet"):
+        await machine.transition("go")
+    assert machine.current_state == "b"
+    assert await machine.transition("on") == "c"
+    assert calls.names == ["enter b", "enter b", "transition", "exit b", "enter c"]
+
+    calls.names.clear()
+    await StateMachine("a", {"a": {}, "b": {}, "c": {}}, machine_id="m").recover()
+    assert await machine.recover() == "c"
+    assert calls.names == []
+
+
+@pytest.mark.parametrize("machine_id", [None, "m"])
+async def test_a_callback_may_go_on_to_the_next_state(embedded: str, machine_id: str | None) -> None:
+    """Each callback is called once, though the first transition is not over yet when the second begins."""
+
+    async def go_on() -> None:
+        calls("enter b")
+        await machine.transition("on")
+
+    machine = StateMachine(
+        "a",
+        {"a": [Transition("go", "b", on_transition=lambda: calls("transition"))], "b": {"on": "c"}, "c": {}},
+        machine_id=machine_id,
+        on_enter={"b": go_on, "c": lambda: calls("enter c")},
+    )
+
+    assert await machine.transition("go") == "c"
+    assert calls.names == ["enter b", "enter c", "transition"]
+    assert [row.to_state for row in await machine.history()] == ["b", "c"]
+    assert await machine.recover() == "c"
+    assert calls.names == ["enter b", "enter c", "transition"]
+
+
+@pytest.mark.parametrize("in_workflow", [False, True])
+async def test_a_move_is_told_where_it_led_though_somebody_was_quicker_than_its_callbacks(
+    embedded: str, in_workflow: bool
+) -> None:
+    """Not to where the other one took the machine: two would believe that they had made one move. The next one from there hears of it."""
+    table: Any = {"a": {"go": "b"}, "b": {"on": "c"}, "c": {"on": "d"}, "d": {}}
+
+    async def somebody_else() -> None:
+        other = StateMachine("a", table, machine_id="m")
+        await asyncio.create_task(other.recover(), context=contextvars.Context())
+        assert await asyncio.create_task(other.transition("on"), context=contextvars.Context()) == "c"
+
+    async def moving() -> list[str]:
+        machine = StateMachine("a", table, machine_id="m", on_enter={"b": somebody_else})
+        return [await machine.transition("go")]
+
+    @workflow
+    async def moving_in_a_run() -> list[str]:
+        return await moving()
+
+    assert await (moving_in_a_run(run_id="r") if in_workflow else moving()) == ["b"]
+    seen = await StateMachine("a", table, machine_id="m").history()
+    assert [row.to_state for row in seen] == ["b", "c"]
+
+
+async def test_a_callback_that_failed_in_a_workflow_is_run_before_its_next_transition(embedded: str) -> None:
+    """The move stands: the workflow, which did not hear of it, is told the true state first."""
+
+    def flaky() -> None:
+        if calls("enter") == 1:
+            raise ValueError("for good")
+
+    @workflow
+    async def moving() -> list[str]:
+        machine = StateMachine(
+            "a", {"a": {"go": "b"}, "b": {"on": "c"}, "c": {}}, machine_id="m", on_enter={"b": flaky}
+        )
+        told = [await machine.recover()]
+        for event in ("go", "go", "on"):
+            try:
+                told.append(await machine.transition(event))
+            except (ValueError, StateError) as error:
+                told.append(type(error).__name__)
+        return told
+
+    assert await moving(run_id="r") == ["a", "ValueError", "StateConcurrencyError", "c"]
+    assert calls.names == ["enter", "enter"]
+
+
 async def test_records_go_to_a_table_of_the_users_naming(embedded: str) -> None:
-    """Made at its first use. Only identifiers; not a table that holds something else."""
+    """Made at its first use. Only identifiers."""
     one = OrderStateMachine("o", persistence=DatabaseStatePersistence(table_name="orders_state"))
     await one.transition("approve")
 
@@ -290,6 +391,11 @@ async def test_records_go_to_a_table_of_the_users_naming(embedded: str) -> None:
     for name in ("no table", "x; DROP TABLE run", 'a"b', "", "ü", "x" * 64, 7):
         with pytest.raises(ValueError, match="identifier"):
             DatabaseStatePersistence(table_name=name)  # type: ignore[arg-type]  # one of them
+
+
+@pytest.mark.stores("sqlite")  # a server has one table for all of them, in which names are data
+async def test_a_table_that_holds_something_else_is_left_alone(embedded: str) -> None:
+    """The database refuses; nothing is written into it."""
     stranger = OrderStateMachine("o", persistence=DatabaseStatePersistence(table_name="run"))
     with pytest.raises(StoreError):
         await stranger.transition("approve")
@@ -417,6 +523,26 @@ async def test_an_activity_that_is_tried_again_finds_its_move(embedded: str) -> 
 
     assert await moving(run_id="r") == "b"
     assert len(await StateMachine("a", {"a": {}, "b": {}}, machine_id="m").history()) == 1
+
+
+async def test_an_activity_that_is_tried_again_is_told_where_each_of_its_moves_led(embedded: str) -> None:
+    """Not where the machine is by now: what it does next must not depend on the attempt."""
+    table: Any = {"a": {"go": "b"}, "b": {"on": "c"}, "c": {}}
+
+    @activity(retry=durable.Retry(initial=0.01, maximum=0.01))
+    async def move() -> list[str]:
+        machine = StateMachine("a", table, machine_id="m")
+        told = [await machine.transition("go"), await machine.transition("on"), machine.current_state]
+        if calls("tried") == 1:
+            raise OSError("lost")
+        return told
+
+    @workflow
+    async def moving() -> list[str]:
+        return await move()
+
+    assert await moving(run_id="r") == ["b", "c", "c"]
+    assert len(await StateMachine("a", table, machine_id="m").history()) == 2
 
 
 async def test_a_worker_keeps_machines_in_its_own_database(client: durable.Client) -> None:

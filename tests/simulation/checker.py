@@ -9,29 +9,78 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from durable.activities import ActivityInfo
+from durable import ActivityInfo
 from durable.journal.turns import decode_turn
-from durable.store.records import TurnCommit, Verdict
-from tests.simulation import workload
+from durable.store.records import ChildStart, FailedAttempt, Rescue, TaskEnd, TurnCommit, Verdict
+from durable.worker.live import AttemptState, Item, LiveRun
+from tests.simulation.activities import Body
+from tests.simulation.codec import looked_at
 from tests.simulation.node import START_US
-from tests.simulation.workload import Body
 
 if TYPE_CHECKING:
-    from tests.simulation.clients import Errand
+    from tests.simulation.node import Node
     from tests.simulation.simulation import Simulation
 
-MAX_ATTEMPTS = {"work": 0, "fragile": 3, "fails_once": 1, "in_thread": 0, "too_slow_at_first": 0}
-POLICIES = {
-    "work": workload.persistent,
-    "fragile": workload.limited,
-    "in_thread": workload.persistent,
-    "too_slow_at_first": workload.persistent,
-}
 EPSILON = 0.001
+SLOWEST = 0.95  # clocks of nodes run as fast as that, or as slow
+LATE_SECONDS = 15.0  # healed, nothing that is ready or due may lie about for so long
 
+BELONGINGS = (
+    "journal", "inbox", "attempt", "message_id", "request", "run_payload", "payload", "generation", "child", "activity_task",
+)  # fmt: skip
+ASKED_FOR = "SELECT 1 FROM request WHERE request_id = ?"
+LEFT = "SELECT 1 FROM {} WHERE run = ?"
 
-class Violation(AssertionError):
-    """A promise was broken."""
+# What no statement may do, whichever it is: asked of SQLite itself on every connection that writes.
+RULES = {
+    "I4 a run was taken from its owner by somebody who is not: {0}": (
+        "UPDATE OF owner ON main.run",
+        "OLD.owner IS NOT NULL AND NEW.owner IS NOT NULL AND OLD.owner <> NEW.owner",
+    ),
+    "I4 a worker that is not alive took run {0}": (
+        "UPDATE OF owner ON main.run",
+        "NEW.owner IS NOT NULL AND NEW.owner IS NOT OLD.owner AND NOT EXISTS"
+        " (SELECT 1 FROM main.worker WHERE id = NEW.owner AND is_alive = 1)",
+    ),
+    "I4 the claims of run {0} were counted backwards": (
+        "UPDATE OF claim_no ON main.run",
+        "NEW.claim_no < OLD.claim_no",
+    ),
+    "I2 a message of run {0} was counted twice or backwards": (
+        "UPDATE OF msg_seq ON main.run",
+        "NEW.msg_seq NOT IN (OLD.msg_seq, OLD.msg_seq + 1)",
+    ),
+    "I15 run {0} was closed and changed": (
+        "UPDATE ON main.run",
+        "OLD.status >= 10 AND NEW.generation = OLD.generation AND NEW.status <> OLD.status",
+    ),
+    "P6 run {0} began anew under the keys of its former life": (
+        "UPDATE OF generation ON main.run",
+        "OLD.status >= 10 AND NEW.attempt = 1 AND NEW.epoch = OLD.epoch",
+    ),
+    "I4 task {0} was taken from its worker by another": (
+        "UPDATE OF owner ON main.activity_task",
+        "OLD.owner IS NOT NULL AND NEW.owner IS NOT NULL AND OLD.owner <> NEW.owner",
+    ),
+    "I4 a worker that is not alive took task {0}": (
+        "UPDATE OF owner ON main.activity_task",
+        "NEW.owner IS NOT NULL AND NEW.owner IS NOT OLD.owner AND NOT EXISTS"
+        " (SELECT 1 FROM main.worker WHERE id = NEW.owner AND is_alive = 1)",
+    ),
+    "I5 task {0} was begun without being charged": (
+        "UPDATE OF owner ON main.activity_task",
+        "NEW.owner IS NOT NULL AND (NEW.attempt <> OLD.attempt + 1 OR NEW.claim_no <> OLD.claim_no + 1)",
+    ),
+    "I16 run {0} has become the child of another parent than the one that waits for it": (
+        "UPDATE OF parent ON main.child",
+        "OLD.parent <> NEW.parent AND EXISTS (SELECT 1 FROM main.run WHERE id = OLD.parent AND status < 10)",
+    ),
+}
+ROWS = {
+    "main.run": "NEW.run_id",
+    "main.activity_task": "NEW.id",
+    "main.child": "NEW.run",
+}  # how a rule calls them
 
 
 class Journal(msgspec.Struct):
@@ -52,16 +101,44 @@ class Checker:
         self._ends: dict[tuple[int, int], tuple[Any, ...]] = {}
         self.bodies: dict[tuple[str, int], list[Body]] = {}
         self.handed_back: dict[tuple[int, int, int], int] = {}
+        self.hurried: set[FailedAttempt] = set()  # by somebody who did not want to wait
+        self.pruned: set[int] = set()  # runs that may be deleted
+        self._latest: dict[tuple[int, int, int], Body] = {}  # by run, generation and operation
+        self.running: dict[tuple[str, bool], list[Body]] = {}  # by node, and whether they are tasks
         self.looks = 0
+        self.workers: dict[int, Node] = {}
+        self.beats: dict[int, float] = {}  # when each worker's last beat was written
+        self._ready: dict[
+            int, tuple[int, float]
+        ] = {}  # run -> since when it is ready, and when that was seen
+
+    def guard(self, db: sqlite3.Connection) -> None:
+        """Let a connection that writes ask whether each of its statements may do what it does."""
+        db.create_function("broken_rule", 2, lambda rule, row: self.fail(*rule.format(row).split(" ", 1)))
+        for number, (rule, (when, condition)) in enumerate(RULES.items()):
+            row = ROWS[when.partition(" ON ")[2]]
+            db.execute(
+                f"CREATE TEMP TRIGGER rule{number} AFTER {when} WHEN {condition} "
+                f"BEGIN SELECT broken_rule('{rule}', {row}); END"
+            )
+        db.create_function("task_handed_back", 3, self._on_handed_back)
+        db.execute(
+            "CREATE TEMP TRIGGER handed_back AFTER UPDATE OF attempt ON main.activity_task"
+            " WHEN NEW.attempt < OLD.attempt BEGIN SELECT task_handed_back(NEW.run, NEW.generation, NEW.op); END"
+        )
 
     def close(self) -> None:
         if self._db is not None:
             self._db.close()
 
-    def _query(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    def query(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
         if self._db is None:
             self._db = sqlite3.connect(f"file:{self._database}?mode=ro", uri=True, isolation_level=None)
         return self._db.execute(sql, parameters).fetchall()
+
+    def _on_handed_back(self, run: int, generation: int, op: int) -> None:
+        key = (run, generation, op)
+        self.handed_back[key] = self.handed_back.get(key, 0) + 1
 
     def fail(self, rule: str, text: str) -> None:
         self._simulation.violation(f"{rule}: {text}")
@@ -72,7 +149,7 @@ class Checker:
         """I1: journals only grow, without gaps. I15: an end stays what it is."""
         self.looks += 1
         seen: dict[tuple[int, int], list[tuple[int, int, bytes]]] = {}
-        for run, generation, turn, part, data in self._query(
+        for run, generation, turn, part, data in self.query(
             "SELECT run, generation, turn, part, data FROM journal ORDER BY run, generation, turn, part"
         ):
             seen.setdefault((run, generation), []).append((turn, part, data))
@@ -87,15 +164,77 @@ class Checker:
                 turn, part = next_turn, next_part
                 journal.data.append(data)
             journal.rows, journal.turn, journal.part = len(rows), turn, part
+        self._look_at_deleted()
         for key, journal in self._journals.items():
             if journal.rows != len(seen.get(key, ())):
                 self.fail("I1", f"rows of the journal of run {key} are gone")
         self._look_at_ends()
+        self._look_at_rest()
+
+    def _look_at_deleted(self) -> None:
+        """What was deleted is gone with all that belonged to it."""
+        there = {row[0] for row in self.query("SELECT id FROM run")}
+        for run in {key[0] for key in self._journals} - there:
+            if run not in self.pruned:
+                self.fail("I1", f"run {run} is gone, and nobody has deleted it")
+            for table in BELONGINGS:
+                if self.query(LEFT.format(table), run):
+                    self.fail("I1", f"run {run} was deleted, and some of it is left in {table}")
+            for known in (self._journals, self._ends):
+                for key in [key for key in known if key[0] == run]:
+                    del known[key]
+
+    def check_taken(self, body: Body) -> None:
+        """I3: an answer that was taken is one to the last attempt."""
+        later = [
+            one for one in self.bodies.get((body.key, body.generation), ()) if one.attempt > body.attempt
+        ]
+        if later:
+            self.fail(
+                "I3",
+                f"{body.key}: an answer to attempt {body.attempt} was taken in attempt {later[0].attempt}",
+            )
+
+    def check_answer(self, pk: int, generation: int) -> None:
+        """P20: a worker that told how a run ended has written it."""
+        if pk not in self.pruned and self.query(
+            "SELECT 1 FROM run WHERE id = ? AND generation = ? AND status < 10", pk, generation
+        ):
+            self.fail("P20", f"the end of run {pk} was told, and is not written")
+
+    def _look_at_rest(self) -> None:
+        """I2: who sleeps or has ended has no unread messages. I17: what is ready is taken, once all is well."""
+        for run_id, status in self.query(
+            "SELECT DISTINCT run_id, status FROM run JOIN inbox ON inbox.run = run.id"
+            # The answer to an activity that was given up meanwhile stays with the closed run, and is deleted with it.
+            " WHERE status = 2 OR (status >= 10 AND inbox.kind <> 'activity')"
+        ):
+            self.fail("I2", f"{run_id} has status {status}, and messages that nobody has read")
+        for (run_id,) in self.query(
+            "SELECT run_id FROM run JOIN worker ON worker.id = run.owner WHERE is_alive = 0 AND status < 10"
+        ):
+            self.fail("I17", f"{run_id} belongs to a worker that is declared dead")
+        for (task,) in self.query(
+            "SELECT activity_task.id FROM activity_task JOIN worker ON worker.id = owner WHERE is_alive = 0"
+        ):
+            self.fail("I17", f"task {task} belongs to a worker that is declared dead")
+        healed_at, now = self._simulation.healed_at, self._simulation.loop.now
+        ready = dict(self.query("SELECT id, ready_at_us FROM run WHERE status = 0 AND is_delayed = 0"))
+        if healed_at is None or not self._simulation.is_roomy:
+            return
+        self._ready = {
+            run: self._ready[run] if self._ready.get(run, (None,))[0] == since else (since, now)
+            for run, since in ready.items()
+        }
+        self._look_at_clock()
+        for run, (_, seen) in self._ready.items():
+            if now - seen > LATE_SECONDS:
+                self.fail("I17", f"run {run} is ready for {now - seen:.0f} s, and nobody takes it")
 
     def _look_at_ends(self) -> None:
         ends = {
             (row[0], row[1]): tuple(row[2:])
-            for row in self._query(
+            for row in self.query(
                 "SELECT run.id, run.generation, status, reason, closed_at_us, result, failure FROM run"
                 " JOIN run_payload ON run_payload.run = run.id AND run_payload.generation = run.generation"
                 " WHERE status >= 10"
@@ -108,6 +247,30 @@ class Checker:
             if ends.get(key) != end:
                 self.fail("I15", f"run {key} had ended as {end} and is now {ends.get(key)}")
         self._ends.update(ends)
+
+    def _look_at_clock(self) -> None:
+        """I6: what is due is woken, and what has run out of time is closed, soon after all is well."""
+        simulation = self._simulation
+        assert simulation.healed_at is not None
+        now = simulation.loop.now
+        if not simulation.is_punctual or now - simulation.healed_at < LATE_SECONDS:
+            return
+        long_ago_us = START_US + round((now - LATE_SECONDS) * 1_000_000)
+        for (run_id,) in self.query("SELECT run_id FROM run WHERE status = 2 AND due_at_us < ?", long_ago_us):
+            self.fail("I6", f"{run_id} is due for more than {LATE_SECONDS:g} s, and sleeps on")
+        for (run_id,) in self.query(
+            "SELECT run_id FROM run WHERE status < 10 AND deadline_us < ?", long_ago_us
+        ):
+            self.fail("I6", f"the deadline of {run_id} was more than {LATE_SECONDS:g} s ago")
+
+    def check_rescue(self, rescued: Sequence[Rescue], observer: Node) -> None:
+        """P10: who was declared dead is gone, or was silent for a lease, by whatever clock."""
+        for one in rescued:
+            node, beat = self.workers.get(one.worker_id), self.beats.get(one.worker_id, 0.0)
+            silent = self._simulation.loop.now - beat
+            is_there = node is not None and not node.is_dead and not node.has_let_go
+            if is_there and silent < self._simulation.lease * SLOWEST:
+                self.fail("P10", f"{observer} declares {node} dead, which wrote a beat {silent:.2f} s ago")
 
     # ─ in the transaction of a group commit ──
 
@@ -124,6 +287,7 @@ class Checker:
 
     def check_fence(
         self,
+        db: sqlite3.Connection,
         before: dict[int, tuple[Any, ...]],
         worker: int,
         commits: Sequence[TurnCommit],
@@ -141,53 +305,152 @@ class Checker:
                     "I4",
                     f"worker {worker} wrote run {commit.pk} under claim {commit.claim_no}; it belonged to {owner} under {claim_no}",
                 )
+            if type(commit.after).__name__ == "Stay":
+                self._check_written(db, commit)
+            is_parked = type(commit.after).__name__ == "Park"
             for row in commit.attempts:
+                if is_parked and row.completion == "answered":
+                    self._simulation.features["result of a run that parks"] += 1
                 if row.state == "handed_back":
                     key = (commit.pk, commit.generation, row.op)
-                    self.handed_back[key] = self.handed_back.get(key, 0) + 1
+                    self._on_handed_back(*key)
+                    body = self._latest.get(key)
+                    if body is not None and body.ended is None and row.attempt >= body.attempt:
+                        self.fail("I20", f"{body.key}: attempt {body.attempt} is handed back, and charged")
+
+    def on_given_up(self, run: LiveRun, item: Item) -> None:
+        """I3, I20: of a run that is let go, what has ended well is kept, and what is under way is not charged."""
+        rows = {row.op: row for row in item.attempts}
+        for op, attempt in run.attempts.items():
+            body = self._latest.get((run.pk, run.generation, op))
+            if (
+                body is None
+                or body.attempt != attempt.number
+                or attempt.is_remote
+                or attempt.answer is not None
+            ):
+                continue
+            row = rows.get(op)
+            what = f"{body.key}: attempt {body.attempt}"
+            is_kept = row is not None and row.completion == "answered"
+            is_uncharged = row is not None and row.state == "handed_back"
+            is_under_way = attempt.state is AttemptState.RUNNING and attempt.is_on_loop and body.ended is None
+            if attempt.state is AttemptState.DONE and body.how == "returned" and not is_kept:
+                self.fail("I3", f"{what} has ended well, and is to be performed again")
+            if is_under_way and not is_uncharged:
+                self.fail("I20", f"{what} is given up, and charged")
+
+    def children_asked_for(self, db: sqlite3.Connection, commits: Sequence[TurnCommit]) -> list[set[str]]:
+        """Return, for each turn, which of the children that it asks for have been asked for already, by their requests."""
+        return [_requested(db, commit) if commit.errands else set() for commit in commits]
+
+    def check_refused(
+        self,
+        db: sqlite3.Connection,
+        before: Sequence[set[str]],
+        commits: Sequence[TurnCommit],
+        verdicts: Sequence[Verdict],
+    ) -> None:
+        """I16: what a turn that is refused asks for children is not done."""
+        for requested, commit, verdict in zip(before, commits, verdicts, strict=True):
+            if not commit.errands or verdict in ("committed", "stayed"):
+                continue
+            self._simulation.features["children of a refused turn"] += 1
+            if early := _requested(db, commit) - requested:
+                self.fail(
+                    "I16", f"a turn of run {commit.pk} was refused ({verdict}), and has started {early}"
+                )
+
+    def _check_written(self, db: sqlite3.Connection, commit: TurnCommit) -> None:
+        """P17: what is called committed is in the journal, and is that."""
+        if commit.turn is None:
+            return
+        rows = db.execute(
+            "SELECT coalesce((SELECT payload.data FROM payload WHERE payload.id = journal.payload), data) FROM journal"
+            " WHERE run = ? AND generation = ? AND turn = ? ORDER BY part",
+            (commit.pk, commit.generation, commit.turn),
+        ).fetchall()
+        if [bytes(row[0]) for row in rows] != [bytes(part) for part in commit.parts]:
+            self.fail(
+                "I1", f"turn {commit.turn} of run {commit.pk} is called committed, and is not what is stored"
+            )
 
     # ─ when a body begins ──
 
-    def on_body(self, info: ActivityInfo, body: Body) -> None:
+    def on_body(self, info: ActivityInfo, body: Body, *, is_part: bool) -> None:
         """I3: not after its result was recorded. I5: attempts rise, within the limit, not sooner than the policy says."""
-        ((pk, generation, status, epoch),) = self._query(
-            "SELECT id, generation, status, epoch FROM run WHERE run_id = ?", info.run_id
-        )
+        if is_part:
+            return  # the activity as a whole is on record, under another key
+        self._check_slots(body)
+        ((pk, epoch),) = self.query("SELECT id, epoch FROM run WHERE run_id = ?", info.run_id)
         prefix, _, count = info.idempotency_key.rpartition("#")
         if not prefix.startswith(f"{info.run_id}@{epoch}/"):
             return  # of an earlier life of the id, not yet unwound
-        body.generation = generation
+        # What the body's worker knows: it may have been away while the run was ended and tried again.
+        generation = body.generation
         op = None
-        for _, entry in self._entries(pk, generation):
+        for _, entry in self.entries(pk, generation):
             name = type(entry).__name__
             if name == "ScheduleActivity" and (entry.name, entry.n) == (info.activity, int(count)):
                 op = entry.op
-            elif name == "Retried":
-                pass
             elif name in ("ActivityCompleted", "ActivityFailed") and entry.op == op:
                 self.fail(
                     "I3",
                     f"{info.idempotency_key} begins anew on {body.node}; its outcome is recorded: {entry}",
                 )
-        if op is None and status < 10 and self._is_current(pk, body):
+        if op is None:
             self.fail(
                 "I3",
                 f"{info.idempotency_key} begins on {body.node}, but no turn that schedules it is recorded",
             )
-        body.handed_back = self.handed_back.get((pk, generation, op or 0), 0)
+            return
+        self._latest[pk, generation, op] = body
+        if generation > 1 and epoch == self._epoch_before(pk, generation):
+            self._check_kept(pk, generation - 1, info, int(count))
+        body.handed_back = self.handed_back.get((pk, generation, op), 0)
         bodies = self.bodies.setdefault((info.idempotency_key, generation), [])
         if bodies:
-            self._check_attempts(info, bodies[-1], body)
-        limit = MAX_ATTEMPTS[info.activity]
+            self._check_attempts(info, op, bodies[-1], body)
+        limit = 0 if body.policy is None else body.policy.max_attempts
         if limit and body.attempt > limit:
             self.fail("I5", f"{info.idempotency_key}: attempt {body.attempt} of at most {limit}")
         bodies.append(body)
 
-    def _is_current(self, pk: int, body: Body) -> bool:
-        """Whether the body's run has not moved to a next generation while it was on its way."""
-        return body.generation == 1
+    def _epoch_before(self, pk: int, generation: int) -> int | None:
+        rows = self.query(
+            "SELECT epoch FROM generation WHERE run = ? AND generation = ? AND status = 15",
+            pk,
+            generation - 1,
+        )
+        return rows[0][0] if rows else None
 
-    def _check_attempts(self, info: ActivityInfo, last: Body, body: Body) -> None:
+    def _check_kept(self, pk: int, generation: int, info: ActivityInfo, count: int) -> None:
+        """P7: what was completed before the failure that a workflow-level retry goes back to is kept."""
+        entries = self.entries(pk, generation)
+        origin = getattr(entries[-1][1], "origin", None) if entries else None
+        op, place, turn_before = None, 0, 0
+        for turn, entry in entries if origin is not None else ():
+            place = place + 1 if turn == turn_before else 0
+            turn_before = turn
+            if (turn, place) >= tuple(origin):
+                return
+            if type(entry).__name__ == "ScheduleActivity" and (entry.name, entry.n) == (info.activity, count):
+                op = entry.op
+            elif type(entry).__name__ == "ActivityCompleted" and entry.op == op:
+                self.fail(
+                    "P7", f"{info.idempotency_key} begins anew, though it was completed before the failure"
+                )
+
+    def _check_slots(self, body: Body) -> None:
+        """I8: a worker performs no more activities at a time than it has slots."""
+        running = self.running.setdefault((body.node, body.is_task), [])
+        running[:] = [one for one in running if one.ended is None]
+        running.append(body)
+        limit = self._simulation.machine.slots_of(body.node, is_task=body.is_task)
+        if len(running) > limit:
+            self.fail("I8", f"{body.node} performs {len(running)} activities and has {limit} slots")
+
+    def _check_attempts(self, info: ActivityInfo, op: int, last: Body, body: Body) -> None:
         what = f"{info.idempotency_key}: attempt {body.attempt} on {body.node} after {last.attempt} on {last.node}"
         if body.handed_back > last.handed_back:
             if body.attempt < last.attempt:
@@ -195,9 +458,13 @@ class Checker:
             return
         if body.attempt <= last.attempt:
             self.fail("I5", what)
-        policy = POLICIES.get(info.activity)
+        policy = body.policy
+        hurried = FailedAttempt(
+            run_id=info.run_id, generation=body.generation, op=op, attempt=body.attempt - 1
+        )
         if (
             policy is None
+            or hurried in self.hurried
             or self._simulation.faults.is_skewed
             or self._simulation.faults.counts["clock step"]
         ):
@@ -207,69 +474,37 @@ class Checker:
         if body.begun - since < delay - EPSILON:
             self.fail("I5", f"{what}: {body.begun - since:.3f} s later, the policy says {delay} s")
 
+    def on_settled(self, ends: Sequence[TaskEnd]) -> None:
+        """Attempts of tasks are failed by somebody who does not perform them."""
+        for end in ends:
+            task = end.task
+            body = self._latest.get((task.pk, task.generation, task.op))
+            if body is not None and body.attempt == task.attempt and body.settled is None:
+                body.settled = self._simulation.loop.now
+
     def _failed_at(self, body: Body) -> float:
-        """Return when an attempt failed: when its body ended, or its worker was declared dead, whichever came first."""
+        """Return when an attempt failed: when its body ended, somebody saw its time run out, or its worker was declared dead."""
         stops = [
             (stopped - START_US) / 1_000_000
-            for (stopped,) in self._query(
-                "SELECT stopped_at_us FROM worker WHERE name = ? AND stopped_at_us IS NOT NULL", body.node
+            for number, node in self.workers.items()  # by its number: a script's worker has another name
+            if node.name == body.node
+            for (stopped,) in self.query(
+                "SELECT stopped_at_us FROM worker WHERE id = ? AND stopped_at_us IS NOT NULL", number
             )
         ]
-        ends = [at for at in (*stops, body.ended) if at is not None and at >= body.begun]
+        ends = [at for at in (*stops, body.settled, body.ended) if at is not None and at >= body.begun]
         return min(ends, default=body.begun)
 
-    def _entries(self, pk: int, generation: int) -> list[tuple[int, Any]]:
-        rows = self._query(
-            "SELECT turn, data FROM journal WHERE run = ? AND generation = ? ORDER BY turn, part",
+    def entries(self, pk: int, generation: int) -> list[tuple[int, Any]]:
+        rows = self.query(
+            "SELECT turn, coalesce((SELECT payload.data FROM payload WHERE payload.id = journal.payload), data)"
+            " FROM journal WHERE run = ? AND generation = ? ORDER BY turn, part",
             pk,
             generation,
         )
-        return [(turn, entry) for turn, data in rows for entry in decode_turn(data).entries]
+        return [(turn, entry) for turn, data in rows for entry in decode_turn(looked_at(data)).entries]
 
-    # ─ at the end ──
 
-    def final(self, errands: Sequence[Errand]) -> None:
-        self.look()
-        for errand in errands:
-            self._check_run(errand)
-
-    def _check_run(self, errand: Errand) -> None:
-        rows = self._query("SELECT id, generation, status FROM run WHERE run_id = ?", errand.run_id)
-        if not rows:
-            if errand.is_started:
-                self.fail("I2", f"the start of {errand.run_id} was acknowledged, but there is no such run")
-            return
-        pk, generation, status = rows[0]
-        if any(found != pk for found in errand.pks):
-            self.fail("I10", f"starts of {errand.run_id} were told of runs {errand.pks}, it is {pk}")
-        for one in range(1, generation + 1):
-            self._check_timers(errand.run_id, [entry for _, entry in self._entries(pk, one)])
-        entries = [entry for _, entry in self._entries(pk, generation)]
-        ends = [
-            e
-            for e in entries
-            if type(e).__name__ in ("Completed", "Failed", "Cancelled", "Terminated", "TimedOut")
-        ]
-        if (status >= 10) != (len(ends) == 1) or len(ends) > 1 or (ends and entries[-1] is not ends[0]):
-            self.fail("I15", f"{errand.run_id} has status {status} and ends {ends}")
-        received = [int(bytes(e.value)) for e in entries if type(e).__name__ == "SignalReceived"]
-        if received != sorted(set(received)):
-            self.fail("I2", f"{errand.run_id} received the signals {received}")
-        end = type(ends[0]).__name__ if ends else None
-        if end not in ("Terminated", "TimedOut"):
-            lost = [value for value in range(errand.signals_stored) if value not in received]
-            if lost and status >= 10:
-                self.fail("I2", f"{errand.run_id}: signals {lost} were acknowledged and never delivered")
-        messages = [e.msg for e in entries if type(e).__name__ in ("SignalReceived", "CancelRequested")]
-        if len(messages) != len(set(messages)) or messages != sorted(messages):
-            self.fail("I2", f"{errand.run_id}: messages in the order {messages}")
-
-    def _check_timers(self, run_id: str, entries: list[Any]) -> None:
-        """I6: by the clock that fed it, no timer fires before it is due."""
-        due: dict[int, int] = {}
-        for entry in entries:
-            match type(entry).__name__:
-                case "StartTimer":
-                    due[entry.op] = entry.due
-                case "TimerFired" if entry.at < due[entry.op]:
-                    self.fail("I6", f"{run_id}: timer {entry.op} fired {due[entry.op] - entry.at} us early")
+def _requested(db: sqlite3.Connection, commit: TurnCommit) -> set[str]:
+    wanted = [one.request.request_id for one in commit.errands if isinstance(one, ChildStart)]
+    return {one for one in wanted if db.execute(ASKED_FOR, (one,)).fetchone() is not None}

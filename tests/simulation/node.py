@@ -10,9 +10,11 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from durable.errors import StoreError
+from durable.unwinding import Landing
 from tests.simulation.loop import Lane, SimLoop, here
 
 if TYPE_CHECKING:
+    from durable.default import EmbeddedEngine
     from tests.simulation.simulation import Simulation
 
 T = TypeVar("T")
@@ -34,6 +36,11 @@ class NodeClock:
 
     def monotonic(self) -> float:
         return self._base + self._loop.now * self._rate
+
+    elapsed = monotonic
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
+        return self._loop.call_later(delay, callback, *args)
 
     def true_time(self, monotonic: float) -> float:
         return (monotonic - self._base) / self._rate
@@ -71,7 +78,14 @@ class Node:
         self.random = NodeRandom(f"{simulation.seed} {name}")
         self.chance = random.Random(f"node {simulation.seed} {name}")
         self.is_dead = False
+        self.has_let_go = False  # its worker has stopped and closed the database: others may take it for dead
+        self.is_leaving = False  # its worker has retired: what is left of the process costs no time
         self.has_begun = False  # its worker has registered
+        self.client: Any = None  # its connection to the database
+        self.engine: EmbeddedEngine | None = None  # of a script
+        self.code = 1  # which code was deployed here
+        self.is_bad = False  # its code stumbles
+        self.is_blind = False  # it cannot read what it is handed
         self.at_death: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
@@ -80,6 +94,11 @@ class Node:
     def spawn(self, coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Start a task that belongs to this node."""
         return self.loop.create_task(coroutine, name=name, context=self.main.context())
+
+    @property
+    def fingerprint(self) -> str:
+        """That of its code: what parked a run there is tried by another."""
+        return f"code{self.code}{' (bad)' * self.is_bad}"
 
     def require_alive(self) -> None:
         if self.is_dead:
@@ -117,14 +136,17 @@ class VirtualThreads:
     def repeat(self, fn: Callable[[], bool], interval: float, *, name: str) -> VirtualRepeater:
         return VirtualRepeater(self._node.heart, fn, interval)
 
-    def interrupt(self, thread: int, error: type[BaseException] | None) -> None:
+    def interrupt(
+        self, thread: int, error: type[BaseException] | None, landing: Landing | None = None
+    ) -> bool:
         """Never needed: nothing here takes real time."""
+        return True
 
     def guard_process(self, seconds: float | None) -> None:
         """As `interrupt`."""
 
     def end_process(self) -> None:
-        self._node.simulation.strike_here(self._node, "ends itself", 0.0)
+        self._node.simulation.machine.strike_here(self._node, "ends itself", 0.0)
 
 
 class VirtualExecutor:

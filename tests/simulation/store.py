@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any, Final
 
 from durable.errors import StoreBusyError, StoreError
 from durable.store.contract import Store
-from durable.store.records import TurnCommit, Verdict
+from durable.store.records import FailedAttempt, TaskEnd, TaskVerdict, TurnCommit, Verdict, WorkerInfo
+from durable.store.sqlite import liveness, location
 from durable.store.sqlite.preparing import Prepared
 from durable.store.sqlite.store import SqliteStore
+from tests.simulation.faults import ROWS
 from tests.simulation.node import Node, VirtualExecutor
 
 VERBS: Final = frozenset(
@@ -24,14 +27,22 @@ VERBS: Final = frozenset(
 QUIET: Final = frozenset(  # told only if something came of them
     {
         "claim_ready_runs",
+        "claim_tasks",
         "close_overdue_runs",
+        "find_stray_tasks",
         "owned_runs",
+        "read_held_tasks",
         "read_ended",
         "read_inbox",
         "rescue_dead_workers",
         "wake_due_runs",
     }
 )
+
+
+# A note in the worker's own file: production does not suspend there, and the code that it speaks of follows at once.
+AT_ONCE: Final = ("note_code",)
+WRITES: Final = ("commit_turns", "append_rows", "claim_tasks", "end_tasks")  # a worker may die of them
 
 
 class _LoopOfNode:
@@ -58,6 +69,8 @@ class SimStore(SqliteStore):
         assert self._writer is not None
         self._writer.run = self._transact(self._writer.run)  # type: ignore[method-assign]
         self._turns.write = self._checked(self._turns.write)  # type: ignore[method-assign]
+        self.checker = self.node.simulation.checker
+        self.checker.guard(self._writer._connection)
         self.node.at_death.append(self._die)
 
     @classmethod
@@ -87,6 +100,27 @@ class SimStore(SqliteStore):
                 super().commit_turns_now(worker_id, commits, now_us)
                 raise StoreError("the commit's reply was lost")
         return super().commit_turns_now(worker_id, commits, now_us)
+
+    async def register_worker(self, info: WorkerInfo) -> int:
+        worker = await super().register_worker(info)
+        self.checker.workers[worker] = self.node
+        self.checker.beats[worker] = self.node.loop.now
+        return worker
+
+    async def settle_tasks(self, ends: Sequence[TaskEnd], now_us: int) -> list[TaskVerdict]:
+        """As production's, and told: also where the reply is lost, for it may be so."""
+        try:
+            return await super().settle_tasks(ends, now_us)
+        finally:
+            self.checker.on_settled(ends)
+
+    async def retry_now(self, failed: FailedAttempt, now_us: int) -> bool:
+        """As production's, and told: before anything can come of it, and also where the reply is lost."""
+        self.checker.hurried.add(failed)
+        is_moved = await super().retry_now(failed, now_us)
+        if not is_moved:
+            self.checker.hurried.discard(failed)
+        return is_moved
 
     async def _scan(self, name: str, parameters: dict[str, object]) -> list[Any]:
         with self._reading() as reader:
@@ -122,6 +156,15 @@ class SimStore(SqliteStore):
 
         return transact
 
+    def _write_turns(
+        self, db: sqlite3.Connection, worker_id: int, commits: Sequence[TurnCommit], now_us: int
+    ) -> list[Verdict]:
+        """As production's; which children there are is asked before and after (I16)."""
+        before = self.checker.children_asked_for(db, commits)
+        verdicts = super()._write_turns(db, worker_id, commits, now_us)
+        self.checker.check_refused(db, before, commits, verdicts)
+        return verdicts
+
     def _checked(self, write: Callable[..., list[Verdict]]) -> Callable[..., list[Verdict]]:
         """Wrap the group commit: who may write is asked independently, in the same transaction (I4)."""
         checker = self.node.simulation.checker
@@ -131,7 +174,7 @@ class SimStore(SqliteStore):
         ) -> list[Verdict]:
             before = checker.owners(db, worker, [commit.pk for commit in commits])
             verdicts = write(db, worker, commits, now_us)
-            checker.check_fence(before, worker, commits, verdicts)
+            checker.check_fence(db, before, worker, commits, verdicts)
             return verdicts
 
         return checked
@@ -158,8 +201,11 @@ class NodeStore:
 
     async def _call(self, name: str, real: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         node = self._node
-        await self._held_up()
+        await self._held_up(name)
         node.require_alive()
+        if name in ("claim_ready_runs", "claim_tasks") and (struck := self._faults.claim()) is not None:
+            node.simulation.machine.strike_here(node, *struck)
+            await asyncio.sleep(0)
         if self._faults.verb() is not None:
             self._trace(name, "refused")
             raise StoreError(f"{name}: the database cannot be reached")
@@ -170,11 +216,17 @@ class NodeStore:
         except Exception as error:
             self._trace(name, type(error).__name__)
             raise
+        finally:
+            node.is_leaving |= name == "retire_worker"
         self._trace(name, _told(name, args, result))
-        if name == "commit_turns" and (struck := self._faults.commit()) is not None:
-            node.simulation.strike_here(node, *struck)
+        if name == "append_rows" and self._faults.draw(ROWS) is not None:
+            raise StoreError("the reply was lost")
+        if name == "rescue_dead_workers":
+            self._real.checker.check_rescue(result, node)
+        if name in WRITES and (struck := self._faults.commit()) is not None:
+            node.simulation.machine.strike_here(node, *struck)
             await asyncio.sleep(0)  # the dead never come back from here, the paused late
-        await self._held_up()
+        await self._held_up(name)
         node.require_alive()
         return result
 
@@ -186,8 +238,8 @@ class NodeStore:
             self._trace("commit_turns_now", _told("commit_turns", (worker_id, commits), verdicts))
         return verdicts
 
-    async def _held_up(self) -> None:
-        delay = self._faults.delay()
+    async def _held_up(self, name: str) -> None:
+        delay = -1.0 if name in AT_ONCE else self._faults.delay()
         if delay >= 0:
             await asyncio.sleep(delay)
 
@@ -201,6 +253,8 @@ class NodeStore:
         if fault in ("rolled back", "busy", "disk full"):
             raise StoreError(f"no beat: {fault}")
         alive = self._real.beat(worker_id)
+        if alive:
+            self._real.checker.beats[worker_id] = self._node.loop.now
         if fault == "unknown":
             raise StoreError("the beat's reply was lost")
         return alive
@@ -225,6 +279,16 @@ class NodeStore:
 
     async def close(self) -> None:
         await self._real.close()
+        self._node.has_let_go = True
+
+
+def drop_locks(database: Path) -> None:
+    """Give back what nodes held that died on their way: the next seed's directory may have the same number."""
+    side = location.side_directory(database)
+    if side.is_dir():
+        found = os.stat(side)
+        for key in [key for key in liveness._held if key[:2] == (found.st_dev, found.st_ino)]:
+            os.close(liveness._held.pop(key).descriptor)
 
 
 def _sqlite_error(text: str, code: int) -> sqlite3.OperationalError:
@@ -247,12 +311,19 @@ def _told(name: str, args: Any, result: Any) -> str:
             return " ".join(f"{one.worker_id}:{one.runs}" for one in result)
         case "wake_due_runs" | "close_overdue_runs":
             return str(result.woken) if result.woken else ""
+        case "claim_tasks":
+            return " ".join(f"{task.task_id}#{task.claim_no}" for task in result)
+        case "end_tasks" | "settle_tasks":
+            ends = args[1] if name == "end_tasks" else args[0]
+            return " ".join(
+                f"{end.task.task_id}:{end.how}:{verdict}" for end, verdict in zip(ends, result, strict=True)
+            )
         case "register_worker":
             return str(result)
         case "start_runs":
             return " ".join(f"{one.run.run_id}:{one.how}" for one in result)
         case "send_message":
-            return f"{args[0]} {result.msg} {result.duplicate}"
+            return f"{args[0].run_id} {result.msg} {result.duplicate}"
         case "read_ended":
             return " ".join(f"{one.pk}:{one.status}" for one in result)
         case _:

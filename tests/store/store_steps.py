@@ -15,7 +15,7 @@ from durable.journal.lifecycle import RunStatus
 from durable.seams import SystemClock
 from durable.store.contract import Store
 from durable.store.opening import open_store
-from durable.store.records import Claim, Close, StartOutcome, StartRequest, TurnCommit, WorkerInfo
+from durable.store.records import Claim, Close, Outgoing, StartOutcome, StartRequest, TurnCommit, WorkerInfo
 
 NOW = 1_700_000_000_000_000
 SECOND = 1_000_000
@@ -93,12 +93,16 @@ async def close(
     assert await commit(store, worker, turn(held, number, after=done)) == ["committed"]
 
 
+def to(run_id: str, **changes: Any) -> Outgoing:
+    """Return a signal for a run."""
+    values: dict[str, Any] = {"kind": "signal", "name": "go", "data": b"1", "message_id": None}
+    return Outgoing(run_id=run_id, **{**values, **changes})
+
+
 async def signal(
     store: Store, run_id: str, *, message_id: str | None = None, data: bytes = b"1", now_us: int = NOW
 ) -> int:
-    outcome = await store.send_message(
-        run_id, kind="signal", name="go", data=data, message_id=message_id, now_us=now_us
-    )
+    outcome = await store.send_message(to(run_id, message_id=message_id, data=data), now_us)
     return outcome.msg
 
 
@@ -111,7 +115,7 @@ async def status(store: Store, run_id: str) -> RunStatus:
     return (await store.get_run(run_id)).status
 
 
-async def until(condition: Callable[[], bool], *, seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
     """Wait on a condition, never on time; `seconds` is only when to give up."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -142,7 +146,7 @@ class Process:
 
     async def line(self) -> str:
         assert self.process.stdout is not None
-        data = await asyncio.wait_for(self.process.stdout.readline(), 30)
+        data = await asyncio.wait_for(self.process.stdout.readline(), 60)
         return data.decode().strip()
 
     def tell(self, text: str = "") -> None:

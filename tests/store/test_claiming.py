@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from store_steps import NOW, SECOND, a_worker, claim, commit, signal, start, started_by, turn
+from store_steps import NOW, SECOND, W1, a_worker, claim, commit, signal, start, started_by, turn
 
 from durable.errors import LeaseLostError
 from durable.store.contract import Store
@@ -85,44 +85,21 @@ async def test_a_dead_worker_claims_nothing(store: Store) -> None:
         await claim(store, worker)
 
 
-async def test_what_a_draining_worker_looks_at(store: Store) -> None:
-    """The backlog tells ready, owned, sleeping and idle runs apart, and only counts what is asked for."""
+@pytest.mark.parametrize("kind", ["ready", "delayed", "owned", "sleeping"])
+async def test_a_draining_worker_waits_for_what_goes_on_by_itself(store: Store, kind: str) -> None:
+    """Of its own queues and definitions; not for what waits for somebody outside."""
     worker = await a_worker(store)
-    await start(store, "ready")
-    await start(store, "unknown", workflow="v")
-    await started_by(store, worker, "owned")
-    sleeping = await started_by(store, worker, "sleeping")
     idle = await started_by(store, worker, "idle")
-    await commit(
-        store, worker, turn(sleeping, after=Wait(due_at_us=NOW)), turn(idle, after=Wait(due_at_us=None))
-    )
+    await commit(store, worker, turn(idle, after=Wait(due_at_us=None)))
+    assert not await store.has_backlog(["default", "gpu"], W1)
 
-    backlog = await store.count_backlog("default", [("w", 1)])
+    if kind in ("owned", "sleeping"):
+        held = await started_by(store, worker, "r")
+    else:
+        await start(store, "r", ready_at_us=NOW + SECOND if kind == "delayed" else None)
+    if kind == "sleeping":
+        await commit(store, worker, turn(held, after=Wait(due_at_us=NOW)))
 
-    assert (backlog.ready, backlog.owned, backlog.timers, backlog.idle) == (1, 1, 1, 1)
-    assert (await store.count_backlog(None, [("w", 1), ("v", 1)])).ready == 2
-    assert (await store.count_backlog("gpu", [("w", 1)])).ready == 0
-
-
-async def test_a_clock_set_back_hides_no_ready_run(store: Store) -> None:
-    """Only a delayed start waits for an instant; what was ready stays ready, whatever the claimer's clock says."""
-    worker = await a_worker(store)
-    await start(store, "ready")
-    await start(store, "delayed", ready_at_us=NOW + SECOND)
-
-    claims = await claim(store, worker, now_us=NOW - 3600 * SECOND)
-
-    assert [one.run_id for one in claims] == ["ready"]
-    assert [one.run_id for one in await claim(store, worker, now_us=NOW + SECOND)] == ["delayed"]
-
-
-async def test_a_run_that_is_named_twice_is_told_once(store: Store) -> None:
-    """A worker may ask for a run that it lost and has claimed anew: its journal must not come doubled."""
-    worker = await a_worker(store)
-    held = await started_by(store, worker, "r")
-    await commit(store, worker, turn(held, 1, attempts=[AttemptRow(op=1, attempt=1, state="started")]))
-    await signal(store, "r")
-
-    (told,) = await store.read_claims(worker, [held.pk, held.pk])
-
-    assert (len(told.journal), len(told.inbox), len(told.attempts)) == (1, 1, 1)
+    assert await store.has_backlog(["gpu", "default"], [("v", 1), ("w", 1)])
+    assert not await store.has_backlog(["gpu"], W1)
+    assert not await store.has_backlog(["default"], [("w", 2), ("v", 1)])

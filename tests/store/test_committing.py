@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from store_steps import (
     NOW,
@@ -15,10 +16,11 @@ from store_steps import (
     start,
     started_by,
     status,
+    to,
     turn,
 )
 
-from durable.errors import LeaseLostError, WorkflowStateError
+from durable.errors import LeaseLostError, RunConflictError, WorkflowStateError
 from durable.journal.lifecycle import RunStatus
 from durable.store.contract import Store
 from durable.store.records import (
@@ -26,9 +28,11 @@ from durable.store.records import (
     Close,
     HandBack,
     NextGeneration,
+    Outgoing,
     Park,
     Redelivery,
     Wait,
+    answer_id,
 )
 
 DONE = Close(status=RunStatus.COMPLETED, result=b"42")
@@ -63,7 +67,8 @@ async def test_a_dead_incarnation_writes_nothing(store: Store) -> None:
 @pytest.mark.parametrize(
     "after",
     [None, Wait(due_at_us=None), HandBack(), Park(reason="?"), DONE,
-     NextGeneration(failure=b"{}", copy_turns=0, parts=(b"n",), redeliver=(), ready_at_us=NOW, attempt=2)],
+     NextGeneration(failure=b"{}", copy_turns=0, parts=(b"n",), redeliver=(), ready_at_us=NOW, attempt=2),
+     NextGeneration(failure=None, copy_turns=0, parts=(), redeliver=(), ready_at_us=NOW, attempt=1, input=b"[2]")],
 )  # fmt: skip
 async def test_a_live_worker_writes_nothing_to_a_run_it_lost(store: Store, after: object) -> None:
     """The second half of the fence: the claim number, for whatever follows the turn (P8)."""
@@ -189,6 +194,9 @@ async def test_no_run_sleeps_with_a_message(store: Store) -> None:
     [
         DONE,
         NextGeneration(failure=b"{}", copy_turns=0, parts=(b"n",), redeliver=(), ready_at_us=NOW, attempt=2),
+        NextGeneration(
+            failure=None, copy_turns=0, parts=(), redeliver=(), ready_at_us=NOW, attempt=1, input=b"[2]"
+        ),
     ],
 )
 async def test_no_run_closes_with_a_message(store: Store, after: object) -> None:
@@ -250,6 +258,31 @@ async def test_a_parked_run_waits_for_good_code(store: Store) -> None:
     assert (await store.get_run("x")).reason is None
 
 
+@pytest.mark.parametrize("after", [Park(reason="non-determinism"), HandBack()])
+async def test_what_could_not_be_recorded_waits_in_the_inbox(store: Store, after: Park | HandBack) -> None:
+    """With the change of hands, or not at all; once, however often it is told (an answer from outside may have been first)."""
+    worker = await a_worker(store)
+    held = await started_by(store, worker, "x")
+    row = AttemptRow(op=1, attempt=2, state="started", completion="answered")
+    answer = Outgoing(run_id="x", kind="activity", name="completed", data=b"7", message_id=answer_id(1, 1, 2))
+    known = msgspec.structs.replace(answer, message_id=answer_id(1, 2, 1))
+    await store.send_message(known, NOW)
+    given = {"attempts": [row], "answers": [answer, known], "after": after}
+
+    assert await commit(store, await a_worker(store), turn(held, None, **given)) == ["lost"]
+    assert await store.read_attempts(held.pk, 1) == []
+    assert await commit(store, worker, turn(held, None, **given)) == ["committed"]
+    if isinstance(after, Park):
+        assert await store.unpark_run("x", NOW)
+
+    (again,) = await claim(store, worker)
+    assert [(one.message_id, one.kind, one.name, one.data) for one in again.inbox] == [
+        (known.message_id, "activity", "completed", b"7"),
+        (answer.message_id, "activity", "completed", b"7"),
+    ]
+    assert list(again.attempts) == [row]
+
+
 async def test_attempts_are_upserted_and_removed(store: Store) -> None:
     """The durable count of an activity lives until its outcome is recorded (P22)."""
     worker = await a_worker(store)
@@ -299,6 +332,43 @@ async def test_a_retried_workflow_opens_the_next_generation(store: Store) -> Non
     assert await signal(store, "x") == 2
 
 
+async def test_a_run_that_continues_as_new_begins_with_nothing_but_its_messages(store: Store) -> None:
+    """Another input, another epoch, an empty journal; the deadline stays, and so does what nobody has read (P1, P6)."""
+    worker = await a_worker(store)
+    held = await started_by(store, worker, "x", input=b"[5]", deadline_us=NOW + 99 * SECOND)
+    for number in (1, 2, 3):
+        await signal(store, "x", data=b"%d" % number)
+    first, second, _ = await store.read_inbox(worker)
+    await commit(store, worker, turn(held, 1, consumed=[first.inbox_id, second.inbox_id], seen=2))
+    unread = Redelivery(msg=1, kind="signal", name="go", data=b"1", message_id=None)
+    step = NextGeneration(
+        failure=None,
+        copy_turns=0,
+        parts=(),
+        redeliver=(unread,),
+        ready_at_us=NOW,
+        attempt=1,
+        input=b"[6]",
+        idle_generations=7,
+        new_epoch=True,
+    )
+
+    assert await commit(store, worker, turn(held, 2, b"end", seen=3, after=step)) == ["committed"]
+
+    closed = await store.get_run("x", 1)
+    assert (closed.status, closed.input, closed.failure) == (RunStatus.CONTINUED, b"[5]", None)
+    assert [data for _, data in await journal(store, held)] == [b"{}", b"end"]
+    (again,) = await claim(store, worker)
+    assert (again.generation, again.epoch, again.attempt, again.input) == (2, 2, 1, b"[6]")
+    assert (again.journal, again.idle_generations) == ([], 7)
+    assert again.deadline_us == NOW + 99 * SECOND
+    assert [(m.msg, m.data) for m in again.inbox] == [(1, b"1"), (3, b"3")]
+    attached = await start(store, "x", input=b"[5]")
+    assert (attached.how, attached.run.generation) == ("attached", 2)
+    with pytest.raises(RunConflictError):
+        await start(store, "x", input=b"[6]")
+
+
 async def test_a_redelivered_message_id_is_still_known(store: Store) -> None:
     """Deduplication outlives consumption, generations and redelivery (P4)."""
     worker = await a_worker(store)
@@ -308,9 +378,7 @@ async def test_a_redelivered_message_id_is_still_known(store: Store) -> None:
     step = NextGeneration(failure=b"{}", copy_turns=0, parts=(), redeliver=(), ready_at_us=NOW, attempt=2)
     await commit(store, worker, turn(held, 1, consumed=[message.inbox_id], seen=1, after=step))
 
-    assert (
-        await store.send_message("x", kind="signal", name="go", data=b"1", message_id="m", now_us=NOW)
-    ).duplicate
+    assert (await store.send_message(to("x", message_id="m"), NOW)).duplicate
 
 
 async def test_a_terminated_run_fences_its_owner_out(store: Store) -> None:

@@ -9,14 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_steps import NOW, SECOND, a_worker, claim, close, commit, signal, start, started_by, status, turn
+from store_steps import NOW, SECOND, a_worker, claim, close, commit, signal, started_by, status, turn
 
 from durable.errors import LeaseLostError, RunNotFoundError
 from durable.journal.lifecycle import RunStatus
 from durable.store import migrations
 from durable.store.contract import Store
 from durable.store.opening import open_store
-from durable.store.records import ActivityAnswer, AttemptRow, Claim, Expiry, Park, Wait, answered_attempt
+from durable.store.records import (
+    RETRY_NOW,
+    ActivityAnswer,
+    AttemptRow,
+    Claim,
+    Expiry,
+    FailedAttempt,
+    Park,
+    Wait,
+    answered_attempt,
+)
 from durable.store.sqlite import preparing, schema
 
 DUE = NOW + 10 * SECOND
@@ -28,7 +38,7 @@ def opened(op: int = 1, attempt: int = 1, **changes: Any) -> AttemptRow:
 
 
 def answer(kind: Any = "completed", data: bytes = b"1", **changes: Any) -> ActivityAnswer:
-    values: dict[str, Any] = {"run_id": "r", "generation": 1, "op": 1, "attempt": 1}
+    values: dict[str, Any] = {"run_id": "r", "epoch": 1, "generation": 1, "op": 1, "attempt": 1}
     return ActivityAnswer(kind=kind, data=data, **{**values, **changes})
 
 
@@ -100,8 +110,8 @@ async def test_only_the_first_answer_is_taken(store: Store) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"op": 2}, {"attempt": 2}, {"generation": 2}, {"attempt": 0}],
-    ids=["op", "later", "life", "none"],
+    [{"op": 2}, {"attempt": 2}, {"generation": 2}, {"epoch": 2}, {"attempt": 0}],
+    ids=["op", "later", "life", "former run", "none"],
 )
 async def test_an_answer_for_another_attempt_is_not_taken(store: Store, changes: dict[str, Any]) -> None:
     """Each token is good for one attempt of one life."""
@@ -216,12 +226,21 @@ async def test_the_inbox_survives_its_migration(database: Path, monkeypatch: pyt
     with monkeypatch.context() as older:
         for module in (schema, preparing):
             older.setattr(module, "load_migrations", lambda package: every[:before])
+        older.setattr(preparing, "_refuse_foreign_workers", lambda *given: None)  # asks in today's words
         store = await open_store(f"sqlite:///{database}", durability="off")
-        await start(store, "r")
-        for _ in range(3):
-            await signal(store, "r")
         await store.close()
     with closing(sqlite3.connect(database, isolation_level=None)) as db:
+        # As the code of that time wrote it: today's needs today's columns.
+        db.execute(
+            "INSERT INTO run (id, run_id, workflow, version, task_queue, status, msg_seq, ready_at_us, created_at_us) "
+            "VALUES (1, 'r', 'w', 1, 'default', 0, 3, 1, 1)"
+        )
+        db.execute("INSERT INTO run_payload (run, generation, input) VALUES (1, 1, x'5b5d')")
+        for msg in (1, 2, 3):
+            db.execute(
+                "INSERT INTO inbox (run, msg, kind, name, data, sent_at_us) VALUES (1, ?, 'signal', 'go', x'31', 1)",
+                (msg,),
+            )
         db.execute("DELETE FROM inbox WHERE id > 1")
     store = await open_store(f"sqlite:///{database}", durability="off")
     try:
@@ -231,3 +250,51 @@ async def test_the_inbox_survives_its_migration(database: Path, monkeypatch: pyt
         assert [(m.inbox_id, m.msg) for m in await store.read_inbox(worker)] == [(1, 1), (4, 4)]
     finally:
         await store.close()
+
+
+# ─ hurried on ──
+
+
+def backed_off(attempt: int = 1) -> AttemptRow:
+    return AttemptRow(op=1, attempt=attempt, state="backoff", due_at_us=DUE, failure=b'{"type":"x"}')
+
+
+def failed(attempt: int = 1, **changes: Any) -> FailedAttempt:
+    values: dict[str, Any] = {"run_id": "r", "generation": 1, "op": 1, "attempt": attempt}
+    return FailedAttempt(**{**values, **changes})
+
+
+async def test_the_attempt_after_a_failed_one_is_made_due(store: Store) -> None:
+    """In its row, which outlives its worker, and its worker is told; what the row says of the failure stays. Once, however often."""
+    worker, held = await with_open_attempt(store, backed_off())
+
+    assert [await store.retry_now(failed(), NOW) for _ in range(3)] == [True] * 3
+
+    (row,) = await attempts(store, held)
+    assert row.due_at_us is not None
+    assert row.due_at_us < DUE
+    assert (row.state, row.attempt, row.failure) == ("backoff", 1, b'{"type":"x"}')
+    (message,) = await store.read_inbox(worker)
+    assert (message.kind, message.name, answered_attempt(message.message_id)) == (
+        "activity",
+        RETRY_NOW,
+        (1, 1, 1),
+    )
+
+
+async def test_only_what_waits_for_its_next_attempt_is_hurried_on(store: Store) -> None:
+    """Not one that runs, nor after another attempt than is meant, nor of another generation, nor of a closed run: nothing is written."""
+    worker, held = await with_open_attempt(store, backed_off(attempt=2))
+
+    for other in (failed(), failed(2, op=2), failed(2, generation=2)):
+        assert not await store.retry_now(other, NOW)
+    running = AttemptRow(op=1, attempt=3, state="started", due_at_us=NOW)
+    assert await commit(store, worker, turn(held, None, attempts=[running])) == ["committed"]
+    assert not await store.retry_now(failed(3), NOW)
+    assert await store.read_inbox(worker) == []
+
+    assert await commit(store, worker, turn(held, None, attempts=[backed_off(3)])) == ["committed"]
+    await close(store, worker, held, number=2)
+    assert not await store.retry_now(failed(3), NOW)
+    with pytest.raises(RunNotFoundError):
+        await store.retry_now(failed(run_id="other"), NOW)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from store_steps import NOW, a_worker, close, start, started_by
+from store_steps import NOW, a_worker, close, commit, start, started_by, turn
 
 from durable.errors import StoreError
 from durable.journal.lifecycle import RunStatus
 from durable.store.contract import Store
-from durable.store.records import RunFilter
+from durable.store.records import Park, RunFilter
 
 
 async def listed(store: Store, **changes: object) -> list[str]:
@@ -32,6 +32,10 @@ async def some_runs(store: Store) -> None:
         ({"status": (RunStatus.PENDING,)}, ["a-pending"]),
         ({"status": (RunStatus.RUNNING, RunStatus.FAILED)}, ["b-failed", "a-running"]),
         ({"status": (RunStatus.WAITING,)}, []),
+        ({"status": (RunStatus.FAILED,)}, ["b-failed"]),
+        ({"status": (RunStatus.FAILED, RunStatus.PARKED), "workflow": "w", "limit": 1}, ["b-failed"]),
+        ({"status": (RunStatus.FAILED, RunStatus.COMPLETED)}, ["b-done", "b-failed"]),
+        ({"status": (RunStatus.CANCELLED,)}, []),
         ({"workflow": "o*"}, ["b-done"]),
         ({"workflow": "w"}, ["b-failed", "a-running", "a-pending"]),
         ({"task_queue": "gpu"}, ["b-done"]),
@@ -50,6 +54,21 @@ async def test_runs_are_listed_newest_first_and_filtered(
     await some_runs(store)
 
     assert await listed(store, **changes) == found
+
+
+async def test_parked_runs_are_listed_among_those_that_did_not_do_well(store: Store) -> None:
+    """Whatever the way in which they are found; with their payloads or without."""
+    worker = await a_worker(store)
+    await close(store, worker, await started_by(store, worker, "late"), RunStatus.TIMED_OUT)
+    held = await started_by(store, worker, "stuck", now_us=NOW + 1)
+    await commit(store, worker, turn(held, None, after=Park(reason="why")))
+
+    for wanted in (
+        (RunStatus.PARKED, RunStatus.TIMED_OUT),
+        (RunStatus.COMPLETED, RunStatus.PARKED, RunStatus.TIMED_OUT),
+    ):
+        assert await listed(store, status=wanted) == ["stuck", "late"]
+        assert await listed(store, status=wanted, with_large_payloads=False) == ["stuck", "late"]
 
 
 async def test_pages_neither_repeat_nor_skip(store: Store) -> None:

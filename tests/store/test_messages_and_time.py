@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 import pytest
-from store_steps import NOW, SECOND, a_worker, claim, close, commit, signal, start, started_by, status, turn
+from store_steps import (
+    NOW,
+    SECOND,
+    a_worker,
+    claim,
+    close,
+    commit,
+    signal,
+    start,
+    started_by,
+    status,
+    to,
+    turn,
+)
 
 from durable.errors import RunNotFoundError, WorkflowStateError
 from durable.journal.events import TimedOut
@@ -73,7 +86,7 @@ async def test_a_repeated_message_is_taken_once(store: Store) -> None:
 
     await commit(store, worker, turn(held, 2, seen=1, after=Close(status=RunStatus.COMPLETED)))
 
-    again = await store.send_message("x", kind="signal", name="go", data=b"1", message_id="m", now_us=NOW)
+    again = await store.send_message(to("x", message_id="m"), NOW)
     assert (again.msg, again.duplicate) == (first, True)
 
 
@@ -102,6 +115,19 @@ async def test_an_unknown_run_is_named_with_its_neighbours(store: Store) -> None
         assert raised.value.suggestions == ("order-17",)
     with pytest.raises(RunNotFoundError, match="order-17@3"):
         await store.get_run("order-17", 3)
+
+
+async def test_the_inbox_of_some_of_a_workers_runs(store: Store) -> None:
+    """Whoever names runs is told of no others; of another worker's nobody is."""
+    worker, other = await a_worker(store), await a_worker(store)
+    one, two = await started_by(store, worker, "one"), await started_by(store, worker, "two")
+    foreign = await started_by(store, other, "foreign")
+    for run in (one, two, foreign):
+        await signal(store, run.run_id)
+
+    assert [m.run_pk for m in await store.read_inbox(worker)] == [one.pk, two.pk]
+    assert [m.run_pk for m in await store.read_inbox(worker, [two.pk, foreign.pk])] == [two.pk]
+    assert await store.read_inbox(worker, []) == []
 
 
 async def test_due_runs_become_ready_and_the_next_time_is_told(store: Store) -> None:

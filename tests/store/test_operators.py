@@ -7,6 +7,7 @@ import os
 import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
 from store_steps import (
     NOW,
@@ -28,7 +29,7 @@ from durable.journal.lifecycle import RunStatus
 from durable.store import migrations
 from durable.store.contract import Store
 from durable.store.opening import open_store, read_schema
-from durable.store.records import Close, ClosedRuns, PruneOutcome
+from durable.store.records import Close, ClosedRuns, PruneOutcome, care
 from durable.store.sqlite import maintenance, preparing, schema
 
 LATER = NOW + 100 * SECOND
@@ -101,6 +102,54 @@ async def test_a_pruned_run_takes_everything_with_it(store: Store, database: Pat
     assert await store.count_closed_runs(chosen) == 0
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_what_workflows_say_of_their_own_runs_is_heeded(store: Store, at_once: bool) -> None:
+    """A run with a time of its own goes when that is up, and is found without the others; whoever names its workflow may take it earlier."""
+    worker = await a_worker(store)
+    hour = 3600 * SECOND
+    kept = {"plain": None, "short": 5 * hour, "long": 50 * hour, "for ever": 0}
+    pks: dict[int, str] = {}
+    if at_once:
+        requests = [
+            request(run_id, retention_us=retention_us, workflow=run_id, owner=worker)
+            for run_id, retention_us in kept.items()
+        ]
+        claims = [outcome.claim for outcome in await store.start_runs(requests, NOW)]
+    else:
+        claims = [
+            await started_by(store, worker, run_id, retention_us=retention_us, workflow=run_id)
+            for run_id, retention_us in kept.items()
+        ]
+    for held in claims:
+        assert held is not None
+        await close(store, worker, held)
+        pks[held.pk] = held.run_id
+    closed_us = (await store.get_run("plain")).closed_at_us or 0
+    later = closed_us + 100 * hour
+
+    async def found(chosen: ClosedRuns) -> list[str]:
+        listed = await store.find_closed_runs(chosen, after=None, limit=100)
+        if listed and not chosen.has_own:
+            assert await store.count_closed_runs(chosen) == len(listed)
+            rest = await store.find_closed_runs(chosen, after=listed[0], limit=100)
+            assert rest == listed[1:]
+        return [pks[pk] for _, pk in listed]
+
+    assert await found(ClosedRuns(before_us=later)) == [*kept]
+    assert await found(ClosedRuns(before_us=later, expiry_us=closed_us + 10 * hour)) == ["plain", "short"]
+    assert await found(ClosedRuns(before_us=closed_us, expiry_us=closed_us + 10 * hour)) == []
+    assert await found(ClosedRuns(before_us=later, workflow="for ever")) == ["for ever"]
+    expired = ClosedRuns(before_us=later, expiry_us=closed_us + 60 * hour, has_own=True)
+    assert await found(expired) == ["short", "long"]
+
+    outcome = await store.prune_runs(
+        [*pks], msgspec.structs.replace(expired, expiry_us=closed_us + 10 * hour), later
+    )
+
+    assert (outcome.seen, outcome.runs) == (4, 1)
+    assert await found(ClosedRuns(before_us=later)) == ["plain", "long", "for ever"]
+
+
 async def test_the_journal_still_refuses_everybody_else(store: Store, database: Path) -> None:
     """Before, after, and for whoever marks an open run, or a closed one without a row of the audit."""
     worker = await a_worker(store)
@@ -169,7 +218,7 @@ async def test_a_run_that_was_started_anew_meanwhile_stays(store: Store) -> None
 
 async def test_a_batch_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes no further run once it has deleted so many rows; the caller goes on after what was seen."""
-    monkeypatch.setattr(maintenance, "BATCH_ROWS_MAX", 20)
+    monkeypatch.setattr(care, "BATCH_ROWS_MAX", 20)
     worker = await a_worker(store)
     for n in range(5):
         await a_closed_run(store, worker, f"r{n}")
@@ -404,6 +453,7 @@ async def test_the_schema_is_read_without_migrating(
     with monkeypatch.context() as older:
         for module in (schema, preparing):
             older.setattr(module, "load_migrations", lambda package: every[:2])
+        older.setattr(preparing, "_refuse_foreign_workers", lambda *given: None)  # asks in today's words
         old = await open_store(url, durability="off")
         await old.close()
 

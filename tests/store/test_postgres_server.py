@@ -6,7 +6,6 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -25,6 +24,7 @@ from store_steps import (
     start,
     started_by,
     status,
+    to,
     turn,
     until,
 )
@@ -42,16 +42,21 @@ from durable.seams import SystemClock
 from durable.store.contract import Store
 from durable.store.migrations import load_migrations
 from durable.store.opening import open_store, read_pending_migrations, read_schema
-from durable.store.postgres import connection, liveness
+from durable.store.postgres import connection, workers
 from durable.store.postgres.location import locate
 from durable.store.postgres.store import PostgresStore
-from durable.store.records import Close, ClosedRuns, HandBack, Wait
-from tests.support.postgres import Pooler, Server, in_schema, looked_up
+from durable.store.records import AttemptRow, Claim, Close, ClosedRuns, HandBack, TurnCommit, Wait, WorkerInfo
+from tests.support.postgres import Pooler, Server, granted, in_schema, looked_up
 from tests.support.workers import until as eventually
 
 pytestmark = pytest.mark.stores("postgres")
 
 DONE = Close(status=RunStatus.COMPLETED, result=b"42")
+
+
+def begun(held: Claim) -> TurnCommit:
+    """The mark that an attempt has begun, without a turn."""
+    return turn(held, None, attempts=[AttemptRow(op=1, attempt=1, state="started")])
 
 
 @asynccontextmanager
@@ -63,6 +68,16 @@ async def another_session(url: str) -> AsyncIterator[Any]:
         yield db
     finally:
         await db.close()
+
+
+@asynccontextmanager
+async def opened_in_full(url: str) -> AsyncIterator[Store]:
+    """A store whose commits wait for the disk, as in production."""
+    store = await open_store(url, durability="full", clock=SystemClock())
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 async def is_blocked(url: str, count: int = 1) -> None:
@@ -100,6 +115,52 @@ async def test_a_callers_transaction_stalls_no_batch(store: Store, url: str) -> 
     assert await commit(store, worker, turn(closing, 1, after=DONE)) == ["committed"]
 
 
+async def test_marks_alone_wait_for_whoever_is_about_to_close_the_run(store: Store, url: str) -> None:
+    """Nothing of the item is written while somebody holds the run's row; the batch is not stalled."""
+    worker = await a_worker(store)
+    held, neighbour = [await started_by(store, worker, name) for name in "ab"]
+    async with another_session(url) as db, db.transaction():
+        await db.execute("SELECT 1 FROM run WHERE run_id = 'a' FOR UPDATE")
+        verdicts = await commit(store, worker, begun(held), begun(neighbour))
+
+    assert verdicts == ["messages", "committed"]
+    assert await store.read_attempts(held.pk, 1) == []
+    assert await commit(store, worker, begun(held)) == ["committed"]
+
+
+async def test_a_run_closed_by_force_keeps_no_attempt_that_was_being_written(store: Store, url: str) -> None:
+    """The close waits for the marks that are under way, and sees them."""
+    worker = await a_worker(store)
+    held = await started_by(store, worker, "x")
+    async with another_session(url) as db:
+        async with db.transaction():  # the commit of a mark, stopped before its end
+            await db.execute("SELECT 1 FROM run WHERE run_id = 'x' FOR KEY SHARE")
+            await db.execute(
+                "INSERT INTO attempt (run, generation, op, attempt, state) VALUES ($1, 1, 1, 1, 'started')",
+                held.pk,
+            )
+            closing = asyncio.ensure_future(store.terminate_run("x", "enough", NOW))
+            await is_blocked(url)
+        await closing
+
+    assert await store.read_attempts(held.pk, 1) == []
+
+
+async def test_marks_that_come_after_a_close_by_force_are_not_written(store: Store, url: str) -> None:
+    """Not even by a batch that had begun before: it was held up, and looks at the run's row again."""
+    worker = await a_worker(store)
+    held = await started_by(store, worker, "x")
+    async with another_session(url) as db:
+        async with db.transaction():
+            await db.execute("SELECT 1 FROM worker_fence WHERE worker = $1 FOR UPDATE", worker)
+            writing = asyncio.ensure_future(commit(store, worker, begun(held)))
+            await is_blocked(url)
+            await store.terminate_run("x", "enough", NOW)
+        assert await writing == ["lost"]
+
+    assert await store.read_attempts(held.pk, 1) == []
+
+
 async def test_a_callers_transaction_stalls_no_takeover(store: Store, url: str) -> None:
     """The runs it holds are set ready when it is over, by whoever looks for dead workers next."""
     dead, heir = await a_worker(store, "dead"), await a_worker(store, "heir")
@@ -117,6 +178,26 @@ async def test_a_callers_transaction_stalls_no_takeover(store: Store, url: str) 
 
 
 # ─ ownership ──
+
+
+async def test_a_worker_is_called_lost_after_its_own_lease(store: Store, url: str) -> None:
+    """Whoever asks; one that does not tell its lease, after thirty seconds."""
+    definitions = (("w", 1),)
+    ids = [
+        await store.register_worker(
+            WorkerInfo(name=name, task_queue="default", definitions=definitions, lease_us=lease_us)
+        )
+        for name, lease_us in (("hasty", 5_000_000), ("patient", 50_000_000), ("old", 0))
+    ]
+
+    async def lost_after(seconds: int) -> list[int]:
+        looked_up(url, "UPDATE worker_heartbeat SET beat_at_us = instant(NULL) - $1", seconds * 1_000_000)
+        return await store.find_lost_workers()
+
+    assert await lost_after(3) == []
+    assert await lost_after(10) == [ids[0]]
+    assert await lost_after(40) == [ids[0], ids[2]]
+    assert await lost_after(60) == ids
 
 
 async def test_a_beat_during_the_takeover_wins(store: Store, url: str) -> None:
@@ -173,7 +254,7 @@ async def test_reading_again_waits_for_what_is_still_being_written(store: Store,
 
 async def test_it_does_not_wait_for_ever(store: Store, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past its patience it is busy, and the caller asks again."""
-    monkeypatch.setattr(liveness, "_LOCK_WAIT", "SET LOCAL lock_timeout = 50")
+    monkeypatch.setattr(workers, "_LOCK_WAIT", "SET LOCAL lock_timeout = 50")
     worker = await a_worker(store)
     async with another_session(url) as db, db.transaction():
         await db.execute("SELECT 1 FROM worker_fence WHERE worker = $1 FOR UPDATE", worker)
@@ -302,7 +383,7 @@ async def test_many_open_a_fresh_schema_at_once(url: str) -> None:
     stores = await asyncio.gather(*(opened(url) for _ in range(8)))
 
     newest = len(load_migrations(connection.PACKAGE))
-    assert [await store.schema_version() for store in stores] == [newest] * 8
+    assert [(await store.read_health()).schema.version for store in stores] == [newest] * 8
     assert looked_up(url, "SELECT count(*) FROM migration") == [(newest,)]
     for store in stores:
         await store.close()
@@ -384,6 +465,23 @@ async def test_whatever_the_users_default_is_transactions_read_what_is_committed
     await store.close()
 
 
+@pytest.mark.parametrize("state", ["40001", "40P01"])
+async def test_what_the_server_undid_for_a_collision_is_repeated_as_a_whole(store: Any, state: str) -> None:
+    """All of the function, from its first statement: nothing it had read or written is there any more (P18)."""
+    tries = 0
+
+    async def write(db: Any) -> None:
+        nonlocal tries
+        tries += 1
+        await db.fetch("write_meta", key="collision", value=str(tries))
+        if tries == 1:
+            await db.connection.execute(f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{state}'; END $$")
+
+    await store._database.run(write)
+
+    assert await store.read_meta("collision") == "2"
+
+
 async def test_a_pooler_gives_itself_away(pooler: Pooler, postgres: Server, url: str) -> None:
     """Behind one nothing is kept beyond a transaction; straight to the server statements are."""
     schema = locate(url, "").schema
@@ -410,29 +508,19 @@ async def test_hints_are_not_needed_behind_a_pooler(pooler: Pooler, url: str) ->
     await other.close()
 
 
-ROLES = Path(__file__).parents[2] / "docs" / "guides" / "postgres-roles.sql"
-
-
 @asynccontextmanager
-async def as_role(postgres: Server, url: str, role: str) -> AsyncIterator[Store]:
+async def as_role(url: str, role: str) -> AsyncIterator[Store]:
     """Open the schema, made by its owner, as one of the documented roles."""
-    await (await opened(url)).close()
-    schema = locate(url, "").schema
-    for name in ("durable_worker", "durable_reader"):
-        postgres.sql(f"DO $$ BEGIN CREATE ROLE {name} LOGIN; EXCEPTION WHEN duplicate_object THEN END $$")
-    script = "\n".join(line for line in ROLES.read_text().splitlines() if not line.startswith("--"))
-    script = script.replace("durable.", f"{schema}.").replace("SCHEMA durable ", f"SCHEMA {schema} ")
-    postgres.sql(script)
-    store = await opened(url.replace("//postgres@", f"//{role}@"))
+    store = await opened(granted(url, role))
     try:
         yield store
     finally:
         await store.close()
 
 
-async def test_a_worker_needs_no_more_than_its_role(postgres: Server, url: str) -> None:
+async def test_a_worker_needs_no_more_than_its_role(url: str) -> None:
     """Its whole work, retention included, without the right to change a shape or a row of the journal."""
-    async with as_role(postgres, url, "durable_worker") as store:
+    async with as_role(url, "durable_worker") as store:
         worker = await a_worker(store)
         held = await started_by(store, worker, "x")
         await signal(store, "x", message_id="m")
@@ -462,11 +550,11 @@ async def test_a_worker_needs_no_more_than_its_role(postgres: Server, url: str) 
         "UPDATE meta SET value = ''",
     ],
 )
-async def test_a_worker_may_not(postgres: Server, url: str, statement: str) -> None:
+async def test_a_worker_may_not(url: str, statement: str) -> None:
     """Whoever gets hold of a worker's password can neither rewrite a journal nor change the schema."""
-    async with as_role(postgres, url, "durable_worker"):
+    async with another_session(granted(url, "durable_worker")) as db:
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            looked_up(url.replace("//postgres@", "//durable_worker@"), statement)
+            await db.execute(statement)
 
 
 async def test_the_journal_is_append_only_for_its_owner_too(store: Store, url: str) -> None:
@@ -482,11 +570,11 @@ async def test_the_journal_is_append_only_for_its_owner_too(store: Store, url: s
     assert await journal(store, held) == [(1, b"{}")]
 
 
-async def test_a_reader_looks_and_changes_nothing(postgres: Server, url: str) -> None:
+async def test_a_reader_looks_and_changes_nothing(url: str) -> None:
     """It sees everything; a write is refused with an error that says what is missing."""
     owner = await opened(url)
     await start(owner, "x")
-    async with as_role(postgres, url, "durable_reader") as store:
+    async with as_role(url, "durable_reader") as store:
         assert (await store.get_run("x")).run_id == "x"
         assert len(await store.list_workers(alive_only=False)) == 0
         assert "only read" in (await store.read_health()).unwritable
@@ -535,6 +623,53 @@ async def test_a_lost_listener_comes_back_and_costs_a_poll_at_most(
     assert isinstance(store, PostgresStore)
     await start(await opener(), "x")
     await until(lambda: next(heard) > calls + 2)
+
+
+async def test_a_message_tells_of_itself_and_a_crowd_of_them_shares_hints(store: Any, url: str) -> None:
+    """One alone saves its hint's round trip; of many at once the first does, as hints for each would crowd the server (I18)."""
+    channel = locate(url, "").channel
+    heard: list[object] = []
+    await start(store, "x")
+    async with another_session(url) as db:
+        await db.add_listener(channel, lambda *told: heard.append(told[-1]))
+        await until(lambda: store._wakeups._telling.done())
+        earlier = store._wakeups._telling
+
+        await signal(store, "x")
+        await until(lambda: store._wakeups.name in heard)
+        assert store._wakeups._telling is earlier
+
+        with store._wakeups.lend() as first, store._wakeups.lend() as second:
+            assert (first, second) == (channel, None)
+            heard.clear()
+            await signal(store, "x")
+            await until(lambda: store._wakeups.name in heard)
+        assert store._wakeups._telling is not earlier
+
+
+async def test_whoever_is_told_that_a_message_is_there_finds_it_on_the_disk(url: str) -> None:
+    """Workers hear of it sooner; the sender not, and one who sends it again neither."""
+    async with opened_in_full(url) as store, another_session(url) as db:
+
+        async def is_on_disk(position: int) -> bool:
+            return int(await db.fetchval("SELECT pg_current_wal_flush_lsn()")) > position
+
+        async def written() -> int:
+            return int(await db.fetchval("SELECT pg_current_wal_insert_lsn()"))
+
+        await start(store, "x")
+        before = await written()
+        await store.send_message(to("x", message_id="m"), NOW)
+        assert await is_on_disk(before)
+
+        await db.execute("SET synchronous_commit = off")
+        await db.execute(
+            "CALL send_message(NULL, NULL, 'x', 'signal', 'go', '1', 'of one whose answer was lost', NULL, NULL, '')"
+        )
+        before = await written()
+        again = await store.send_message(to("x", message_id="of one whose answer was lost"), NOW)
+        assert again.duplicate
+        assert await is_on_disk(before)
 
 
 async def test_a_cancelled_commit_still_ends_and_is_seen_by_who_reads_after_it(

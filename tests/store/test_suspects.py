@@ -10,15 +10,23 @@ from store_steps import NOW, SECOND, W1, a_worker, claim, commit, journal, start
 from durable.errors import LeaseLostError
 from durable.journal.lifecycle import RunStatus
 from durable.store.contract import Store
-from durable.store.records import CRASHES_MAX, Claim, Close, Park, Rescue, Trial, Wait
+from durable.store.records import CRASH, CRASHES_MAX, Claim, Close, Park, Rescue, Trial, Wait
 
 Opener = Callable[[], Awaitable[Store]]
 
 
 async def dead_after(
-    store: Store, opener: Opener, *run_ids: str, alone: str | None = None, held: bool = False
+    store: Store,
+    opener: Opener,
+    *run_ids: str,
+    alone: str | None = None,
+    held: bool = False,
+    at_rest: bool = False,
 ) -> Rescue:
-    """Have a worker of another process claim (or, if `held`, start) runs, drive one of them alone, and die; take them back."""
+    """Have a worker of another process claim (or, if `held`, start) runs, drive one of them alone, and die; take them back.
+
+    `at_rest`: it dies when the code of the one it drives has come to rest.
+    """
     other = await opener()
     worker = await a_worker(other, "doomed")
     if held:
@@ -27,6 +35,9 @@ async def dead_after(
         claims = await claim(other, worker)
     if alone is not None:
         assert await other.try_suspect(worker, Trial(suspect=key(claims, alone), code="c0de"))
+        await other.note_code(worker, key(claims, alone), is_running=True)
+        if at_rest:
+            await other.note_code(worker, key(claims, alone), is_running=False)
     await other.close()
     (rescue,) = await store.rescue_dead_workers(10.0)
     return rescue
@@ -100,6 +111,21 @@ async def test_a_run_that_ended_its_workers_too_often_is_parked(store: Store, op
     worker = await a_worker(store)
     assert await claim(store, worker) == []
     assert await store.read_journal(record.pk, 1) == []
+
+
+async def test_a_death_while_its_code_is_at_rest_proves_little(store: Store, opener: Opener) -> None:
+    """Something else ended the process, most likely; only very many of them in a row do."""
+    await dead_after(store, opener, "unlucky", "other", held=True)
+    for _ in range(CRASHES_MAX):
+        assert (await dead_after(store, opener, alone="unlucky", at_rest=True)).poison == ()
+    for _ in range(CRASHES_MAX - 1):
+        assert (await dead_after(store, opener, alone="unlucky")).poison == ()
+    for _ in range(CRASH - CRASHES_MAX - 1):
+        assert (await dead_after(store, opener, alone="unlucky", at_rest=True)).poison == ()
+
+    last = await dead_after(store, opener, alone="unlucky", at_rest=True)
+
+    assert last.poison == ("unlucky",)
 
 
 async def test_resumed_poison_has_one_chance(store: Store, opener: Opener) -> None:

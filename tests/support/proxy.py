@@ -39,7 +39,7 @@ class Proxy:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="proxy")
         self._thread.start()
-        self._ready.wait(10)
+        self._ready.wait(60)
 
     def close(self) -> None:
         self.reset()
@@ -48,7 +48,7 @@ class Proxy:
 
     def reset(self) -> None:
         """Cut all connections."""
-        asyncio.run_coroutine_threadsafe(self._reset(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._reset(), self._loop).result(60)
 
     async def _reset(self) -> None:
         for link in list(self._links):
@@ -142,9 +142,12 @@ class _Link:
                     await self._send(self._to_client, data)
 
     async def _until_ready(self, data: bytes) -> None:
-        """Swallow what the server says until it has committed: ReadyForQuery, outside of a transaction."""
-        while not data.endswith(b"Z\x00\x00\x00\x05I"):
-            data = data[-8:] + await self._from_server.read(65536)
+        """Swallow what the server says until it is done: ReadyForQuery. Outside of a transaction it has committed by then."""
+        while data[-6:-1] != b"Z\x00\x00\x00\x05":
+            more = await self._from_server.read(65536)
+            if not more:
+                return
+            data = data[-8:] + more
 
     def _is_marked(self, kind: bytes, body: bytes) -> bool:
         """Whether the message executes a statement whose text has one of the marks."""
@@ -155,6 +158,8 @@ class _Link:
         elif kind == b"B":
             _, name, *_ = body.split(b"\0", 2)
             return name in self._marked
+        elif kind == b"Q":
+            return any(mark in body for mark in self._proxy.marks)
         return False
 
     def _takes(self, what: str) -> bool:

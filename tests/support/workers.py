@@ -16,13 +16,13 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from durable import Client, Retry, Run, RunHandle, Worker, Workflow, connect
-from durable.store.postgres import liveness
+from durable.store.postgres.workers import declare_dead as declared_dead
 from durable.store.sqlite.store import SqliteStore
 from tests.support import postgres
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 15.0
+PATIENCE_SECONDS = 60.0
 AT_ONCE = Retry(initial=0.01, maximum=0.01)  # the default number of attempts, without the default waiting
 
 
@@ -98,15 +98,15 @@ async def running_worker(
     with faults_noticed() as faults:
         async with worker:
             if warm_us is not None:
-                worker._driver.warm_us = warm_us
+                worker.life.driver.feeder.warm_us = warm_us
             yield worker
         await until(
-            lambda: not worker._performer.running or faults,
-            seconds=3,
+            lambda: not worker.life.performer.running or faults,
+            seconds=60,
             what="cancelled activities have unwound",
         )
         assert not faults, "\n".join(faults)
-    assert worker._performer._free == worker.concurrency, "slots leaked"
+    assert worker.life.performer._free == worker.concurrency, "slots leaked"
 
 
 @contextmanager
@@ -144,7 +144,7 @@ async def declare_dead(client: Client, worker: Worker) -> int:
     if isinstance(store, SqliteStore):
         await store._write(lambda db: store._stop_worker(worker_id, None, True, db))
     else:
-        await store._write(lambda db: liveness.declare_dead(db, worker_id, None))
+        await store._write(lambda db: declared_dead(db, worker_id, None))
     return worker_id
 
 

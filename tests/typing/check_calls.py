@@ -79,7 +79,9 @@ async def checkout(order: Order, gift: bool = False) -> Receipt:
     return receipt
 
 
-@workflow(name="monthly", version=2, timeout=timedelta(days=3), retries=1, task_queue="slow")
+@workflow(
+    name="monthly", version=2, timeout=timedelta(days=3), retries=1, task_queue="slow", retention="forever"
+)
 async def report(pages: int) -> list[str]:
     return await fetch(pages)
 
@@ -173,6 +175,7 @@ def not_async(value: int) -> int:
 workflow(not_async)  # type: ignore[arg-type]
 activity(retrys=3)  # type: ignore[call-overload]
 workflow(retry=3)  # type: ignore[call-overload]
+workflow(retention="never")  # type: ignore[call-overload]
 step(retry=Retry())  # type: ignore[call-overload]
 
 

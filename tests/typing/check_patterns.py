@@ -1,12 +1,15 @@
-"""Never run: mypy reads it. The types of pipelines and sagas that authors and callers see."""
+"""Never run: mypy reads it. The types of pipelines, sagas and bulk operations that authors and callers see."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, assert_type
 
 from durable import (
     AbstractSaga,
+    BulkOperation,
+    BulkOperationConfig,
     ConditionalStep,
     Err,
     Ok,
@@ -76,6 +79,22 @@ async def gift(ctx: dict[str, Any]) -> str:
     return "gift"
 
 
+async def double(item: int) -> str:
+    return str(item * 2)
+
+
+def halve(item: int) -> float:
+    return item / 2
+
+
+async def over_many() -> None:
+    operation = BulkOperation(double, BulkOperationConfig(timeout=timedelta(hours=1)), retention="forever")
+    assert_type(operation, BulkOperation[int, str])
+    assert_type((await operation.execute([1])).unwrap().results, list[str])
+    assert_type(BulkOperation(halve, on_progress=print), BulkOperation[int, float])
+    BulkOperation(double, retain=3)  # type: ignore[call-overload]
+
+
 async def use(pipeline: Pipeline, manager: SagaManager, orchestrator: SagaOrchestrator) -> None:
     assert_type(gift, ConditionalStep)
     assert_type(await pipeline.start({"a": 1}, run_id="p"), RunHandle[Any])
@@ -87,6 +106,8 @@ async def use(pipeline: Pipeline, manager: SagaManager, orchestrator: SagaOrches
         case Err(error):
             assert_type(error.failed_compensations, Sequence[str])
     assert_type(saga.state, SagaState)
+    assert_type(await saga.start(run_id="o"), RunHandle[dict[str, Any]])
+    assert_type(await saga.enqueue(), RunHandle[dict[str, Any]])
     assert_type(manager.register(Checkout), type[Checkout])
     assert_type(await manager.start("Checkout", {"order": "o"}), str)
     assert_type(await orchestrator.wait("id", timeout=5), SagaRecord)

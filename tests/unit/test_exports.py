@@ -11,6 +11,7 @@ from typing import Final
 import pytest
 
 import durable
+from durable import testing
 
 EXPORTED: Final = {
     # defining
@@ -20,6 +21,8 @@ EXPORTED: Final = {
     "heartbeat",
     "Backup",
     "Pruned",
+    "RecordedRun",
+    "UnreadableRun",
     "Reopened",
     "Stack",
     "StackFrame",
@@ -32,15 +35,20 @@ EXPORTED: Final = {
     "activity",
     "step",
     "workflow",
+    "workflow_of",
     # inside a workflow
     "RunInfo",
+    "all_handlers_finished",
     "as_completed",
+    "continue_as_new",
     "deprecate_patch",
     "info",
     "is_evicting",
     "is_replaying",
     "logger",
     "now",
+    "on_query",
+    "on_signal",
     "patched",
     "sleep",
     "unguarded",
@@ -52,6 +60,7 @@ EXPORTED: Final = {
     "ActivityInfo",
     "activity_info",
     "raise_complete_async",
+    "shield_thread",
     # outside
     "Ask",
     "answer",
@@ -68,6 +77,7 @@ EXPORTED: Final = {
     "RunStatus",
     "Worker",
     "cancel",
+    "child",
     "configure",
     "connect",
     "get_run",
@@ -160,6 +170,9 @@ EXPORTED: Final = {
     "check_table_name",
     "InMemoryStatePersistence",
     # bulk operations
+    "adopt_part",
+    "finish_part",
+    "part_context",
     "start_part",
     "BulkOperation",
     "BulkStream",
@@ -198,6 +211,7 @@ EXPORTED: Final = {
     "DurableError",
     "InboxFullError",
     "InternalError",
+    "EndlessContinuationError",
     "JournalLimitError",
     "LeaseLostError",
     "LivelockError",
@@ -231,7 +245,7 @@ EXPORTED: Final = {
 NOT_IN_STAR: Final = {"random", "signal"}
 
 # What `import durable` must not bring along: each costs start-up time, and some are only needed by workers.
-NOT_IMPORTED: Final = ("aiosqlite", "anyio", "asyncpg", "click", "durable_cli", "sqlite3")
+NOT_IMPORTED: Final = ("anyio", "asyncpg", "click", "durable_cli", "sqlite3")
 
 
 def in_a_fresh_process(code: str) -> str:
@@ -311,3 +325,30 @@ def test_import_time_is_reported(record_property: Callable[[str, object], None])
 
     print(f"import durable: {seconds * 1000:.0f} ms, best of 3")
     record_property("import_durable_seconds", seconds)
+
+
+def test_the_testing_package_needs_nothing_that_only_tests_need() -> None:
+    """`pip install durable-sdk` alone must do: pytest is for the fixtures, and those are in a module of their own."""
+    code = (
+        "import sys\n"
+        "for name in ('pytest', 'hypothesis', '_pytest', 'cryptography', 'pydantic'): sys.modules[name] = None\n"
+        "import durable.testing as testing\n"
+        "assert all(hasattr(testing, name) for name in testing.__all__)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_public_names_of_the_testing_package() -> None:
+    """What is public besides `durable` itself."""
+    assert set(testing.__all__) == {
+        "Call",
+        "CrashReport",
+        "Environment",
+        "Finding",
+        "Journals",
+        "Mock",
+        "NotCrashSafeError",
+        "Replayed",
+        "crash_everywhere",
+        "replay",
+    }

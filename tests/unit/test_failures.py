@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durable import failures
+from durable import failures, held_values
 from durable.errors import (
     ActivityError,
     NonRetryableError,
@@ -167,6 +167,44 @@ def test_an_error_with_any_argument_keeps_its_text(argument: Any) -> None:
 
         assert type(rebuilt) is type(error)
         assert str(rebuilt) == str(error)
+
+
+@given(
+    st.lists(
+        st.recursive(
+            st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
+            lambda s: st.lists(s) | st.lists(s).map(tuple) | st.dictionaries(st.text(), s),
+        )
+    )
+)
+def test_what_json_holds_comes_back_as_what_it_was(values: list[Any]) -> None:
+    """Tuples in tuples, lists and dicts too, as arguments and as fields: `error.args` is what the activity gave."""
+    error = ValueError(*values)
+    error.first = values[:1]  # type: ignore[attr-defined]
+    error.rest = tuple(values[1:])  # type: ignore[attr-defined]
+
+    rebuilt = through_the_journal(error)
+
+    assert repr(rebuilt.args) == repr(error.args)
+    assert repr(vars(rebuilt)) == repr(vars(error))
+
+
+def test_an_error_with_too_many_tuples_keeps_its_text() -> None:
+    """Where they were would be longer than what they held."""
+    pairs = tuple((number, number) for number in range(2 * held_values.TUPLES_MAX))
+
+    rebuilt = through_the_journal(ValueError(pairs, "x"))
+
+    assert str(rebuilt) == str(ValueError(pairs, "x"))
+    assert record(ValueError(pairs, "x")).tuples is None
+
+
+@pytest.mark.parametrize("path", [[], [7], [0, "x", 1], ["no field"], [0, 0, 0]])
+def test_a_path_that_leads_nowhere_harms_nothing(path: list[int | str]) -> None:
+    """Of a damaged or forged record."""
+    failure = msgspec.structs.replace(record(ValueError(["a"], 1)), tuples=[path])
+
+    assert rebuild(failure).args == (["a"], 1)
 
 
 def test_no_code_of_the_class_runs_when_it_is_rebuilt() -> None:
@@ -327,6 +365,43 @@ def test_a_class_that_cannot_be_found_is_stood_for_by_activity_error() -> None:
     assert (rebuilt.activity, rebuilt.run_id, rebuilt.attempts) == ("charge", "order-7", 2)
     assert rebuilt.message == "gone"
     assert rebuilt.type.endswith("Local")
+
+
+def test_what_stands_for_an_error_of_no_activity_names_none() -> None:
+    """As of a workflow's own code, or of a cause: its text is the error's."""
+
+    class Local(Exception):
+        pass
+
+    rebuilt = through_the_journal(Local("gone"))
+
+    assert isinstance(rebuilt, ActivityError)
+    assert rebuilt.activity == ""
+    assert str(rebuilt) == f"{rebuilt.type}: gone"
+    assert str(through_the_journal(SystemExit())) == "SystemExit"
+
+
+def test_a_scripts_class_is_found_where_its_file_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`__main__` there, another module here; of a `__main__` that is another script nothing is taken."""
+    here, script = types.ModuleType("shop_of_test"), types.ModuleType("__main__")
+    for module, file in ((here, "/srv/shop_of_test.py"), (script, "/srv/other_of_test.py")):
+        module.__file__ = file
+        vars(module)["Gone"] = type("Gone", (Exception,), {"__module__": module.__name__})
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    named = Failure(type="__main__:Gone", script="shop_of_test", message="m", args=["m"])
+    assert type(rebuild(named)) is vars(here)["Gone"]
+
+    monkeypatch.delitem(sys.modules, "shop_of_test")
+    assert isinstance(rebuild(named), ActivityError)
+
+    script.__file__ = "/srv/shop_of_test.py"
+    for type_name in ("__main__:Gone", "shop_of_test:Gone"):
+        assert (
+            type(rebuild(Failure(type=type_name, script="shop_of_test", message="m"))) is vars(script)["Gone"]
+        )
+    assert record(vars(script)["Gone"]("m")).script == "shop_of_test"
+    assert record(ValueError("m")).script is None
 
 
 @pytest.mark.parametrize(

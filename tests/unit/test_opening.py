@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+import durable
 from durable import connect
 from durable.errors import DefinitionError, StoreBusyError
 from durable.store.opening import masked, normalised, open_store
@@ -31,6 +35,14 @@ def test_other_urls_are_refused_without_their_password(written: str) -> None:
     with pytest.raises(DefinitionError) as raised:
         normalised(written)
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("wrong", [5, b"durable.db", Path("durable.db")])
+def test_what_is_no_text_is_no_address(wrong: Any) -> None:
+    """Said where it is given, not at the first run."""
+    for take in (normalised, connect, durable.configure):
+        with pytest.raises(DefinitionError, match="named by text"):
+            take(wrong)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import json
 import math
 import re
 import sys
+import types
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import (
@@ -688,6 +689,27 @@ def test_two_members_of_one_name_are_refused() -> None:
 
     with pytest.raises(DefinitionError, match="both called"):
         ValueType.of(first | second)
+
+
+def test_members_of_one_name_are_told_apart_alike_by_a_script_and_who_imports_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By their modules: `__main__` is one of them only where the script runs."""
+
+    def union(module: str) -> tuple[ValueType, type]:
+        ours, theirs = (dataclasses.make_dataclass("Cat", [("name", str)]) for _ in range(2))
+        ours.__module__, theirs.__module__ = module, "elsewhere"
+        return ValueType.of(ours | theirs), ours
+
+    main = types.ModuleType("__main__")
+    main.__file__ = "/srv/zoo.py"
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    (in_script, cat), (imported, _) = union("__main__"), union("zoo")
+
+    stored = in_script.encode(cat("tom"))
+
+    assert imported.decode(stored).name == "tom"
+    assert imported.encode(imported.decode(stored)) == stored
 
 
 def test_no_hint_means_any() -> None:

@@ -25,12 +25,26 @@ def test_statements_are_found_by_name_without_comments() -> None:
     assert len(found) == 2
 
 
+def test_a_statement_can_be_like_another_but_for_one_place() -> None:
+    """Said once: two texts that must be the same would not stay so."""
+    found = parse_statements(
+        "-- name: all\nSELECT id FROM run\nWHERE TRUE;\n-- name: old\n-- Those of last year.\n-- like: all, with age > 1 for TRUE\n"
+    )
+
+    assert found["old"] == "SELECT id FROM run\nWHERE age > 1"
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("-- name: a\nSELECT 1;\n-- name: a\nSELECT 2;", "two SQL statements are named 'a'"),
         ("-- name: a\n-- nothing\n", "without SQL: a"),
         ("SELECT 1;\n-- name: a\nSELECT 2;", "before the first name"),
+        (
+            "-- name: a\nSELECT 1;\n-- name: b\n-- like: a, with 2 for 3",
+            "'3' does not stand in the SQL statement 'a' once",
+        ),
+        ("-- name: b\n-- like: c, with 2 for 3", "in the SQL statement 'c' once"),
     ],
 )
 def test_a_file_that_makes_no_sense_is_our_fault(text: str, complaint: str) -> None:

@@ -17,6 +17,7 @@ from durable.journal.events import (
     CancelRequested,
     CloseOp,
     Completed,
+    ContinuedAsNew,
     Failed,
     OpenWait,
     Retried,
@@ -55,6 +56,7 @@ EVERY: list[AnyEntry] = [
     Failed(at=9, failure=FAILURE),
     Failed(at=9, failure=FAILURE, origin=(3, 2)),
     Cancelled(at=9, reason=None),
+    ContinuedAsNew(at=9),
     Terminated(at=9),
     TimedOut(at=9),
 ]

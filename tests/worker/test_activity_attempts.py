@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import durable
 from durable import (
     ActivityError,
     ActivityTimeoutError,
@@ -16,13 +17,14 @@ from durable import (
     NonRetryableError,
     PayloadError,
     Retry,
+    UndecodableError,
     WorkflowFailedError,
     activity,
     activity_info,
     step,
     workflow,
 )
-from durable.worker import performing
+from durable.worker import timeouts
 from tests.support.workers import AT_ONCE, Calls, is_waiting, running_worker, until
 
 
@@ -34,7 +36,7 @@ class Final(NonRetryableError):
     """An error that is not."""
 
 
-async def failure_of(run: Any, seconds: float = 10) -> BaseException:
+async def failure_of(run: Any, seconds: float = 60) -> BaseException:
     """Return the workflow's own error of a run that fails."""
     with pytest.raises(WorkflowFailedError) as failed:
         await run.result(seconds)
@@ -64,7 +66,7 @@ async def test_an_activity_is_tried_again_until_it_succeeds(client: Client) -> N
     async with running_worker(client, tries):
         run = await client.start(tries)
 
-        assert await run.result(10) == 7
+        assert await run.result(60) == 7
     assert attempts == [1, 2, 3, 4]
     (entry,) = (await run.describe()).journal
     assert (entry.status, entry.attempts) == ("completed", 4)
@@ -89,7 +91,7 @@ async def test_the_last_attempts_failure_reaches_the_workflow(client: Client) ->
     async with running_worker(client, handles):
         run = await client.start(handles)
 
-        assert await run.result(10) == [3]
+        assert await run.result(60) == [3]
     assert calls.of("fails") == 3
 
 
@@ -147,10 +149,10 @@ async def test_the_policy_says_what_is_retried(client: Client) -> None:
         return await (on_key_error if which == "activity" else not_on_flaky)(kind)
 
     async with running_worker(client, asks):
-        assert await (await client.start(asks, "activity", "key")).result(10) == "key"
+        assert await (await client.start(asks, "activity", "key")).result(60) == "key"
         assert type(await failure_of(await client.start(asks, "activity", "flaky"))) is Flaky
         assert type(await failure_of(await client.start(asks, "activity", "final"))) is Final
-        assert await (await client.start(asks, "step", "os")).result(10) == "os"
+        assert await (await client.start(asks, "step", "os")).result(60) == "os"
         assert type(await failure_of(await client.start(asks, "step", "flaky"))) is Flaky
 
     assert [calls.of(kind) for kind in ("key", "flaky", "final", "step os", "step flaky")] == [3, 1, 1, 3, 1]
@@ -182,7 +184,7 @@ async def test_options_apply_to_one_call_site(client: Client) -> None:
     async with running_worker(client, asks):
         run = await client.start(asks)
 
-        assert await run.result(10) == ["fails", "fails", "other"]
+        assert await run.result(60) == ["fails", "fails", "other"]
     assert [calls.of("fails"), calls.of("other")] == [1 + 3, 1]
     assert [entry.name for entry in (await run.describe()).journal] == ["fails", "fails", "other"]
 
@@ -258,7 +260,7 @@ async def test_an_idempotency_key_is_the_same_for_every_attempt_and_differs_betw
         await charge(1)
 
     async with running_worker(client, buys):
-        await (await client.start(buys, run_id="order-7")).result(10)
+        await (await client.start(buys, run_id="order-7")).result(60)
 
     assert keys == [
         ("order-7@1/charge#1", 1),
@@ -282,7 +284,7 @@ async def test_a_new_start_under_a_closed_id_gets_other_keys(client: Client) -> 
 
     async with running_worker(client, buys):
         for _ in range(2):
-            await (await client.start(buys, run_id="monthly", if_closed="new")).result(10)
+            await (await client.start(buys, run_id="monthly", if_closed="new")).result(60)
 
     assert keys == ["monthly@1/charge#1", "monthly@2/charge#1"]
 
@@ -309,7 +311,7 @@ async def test_an_async_attempt_that_is_late_is_cancelled_and_retried(client: Cl
         return await slow()
 
     async with running_worker(client, asks):
-        assert await (await client.start(asks)).result(10) == 3
+        assert await (await client.start(asks)).result(60) == 3
     assert unwound == [1, 2, 3]
 
 
@@ -329,7 +331,7 @@ async def test_the_last_late_attempt_is_a_timeout_error(client: Client) -> None:
         return ""
 
     async with running_worker(client, handles):
-        assert await (await client.start(handles)).result(10) == "ActivityTimeoutError"
+        assert await (await client.start(handles)).result(60) == "ActivityTimeoutError"
 
 
 async def test_an_attempt_that_answers_its_timeout_with_a_result_is_late_all_the_same(client: Client) -> None:
@@ -357,7 +359,7 @@ async def test_the_result_of_a_late_thread_is_discarded(client: Client) -> None:
 
     @activity(timeout=0.05, retries=0)
     def blocks() -> int:
-        gate.wait(10)
+        gate.wait(60)
         return 1
 
     @workflow
@@ -382,7 +384,7 @@ async def test_the_late_end_of_a_timed_out_attempt_is_not_the_end_of_the_next(cl
         if attempt == 2:
             begun.set()
         if attempt < 3:
-            gates[attempt].wait(10)
+            gates[attempt].wait(60)
         return attempt
 
     @workflow
@@ -394,7 +396,7 @@ async def test_the_late_end_of_a_timed_out_attempt_is_not_the_end_of_the_next(cl
         await until(begun.is_set)
         gates[1].set()
         try:
-            assert await run.result(5) == 3
+            assert await run.result(60) == 3
         finally:
             gates[2].set()
 
@@ -403,7 +405,7 @@ async def test_an_attempt_that_ignores_its_timeout_is_given_up(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next attempt begins though the late one still runs; a slot is taken as long as it does."""
-    monkeypatch.setattr(performing, "LATE_SECONDS", 0.05)
+    monkeypatch.setattr(timeouts, "LATE_SECONDS", 0.05)
     gate = asyncio.Event()
     ended: list[int] = []
 
@@ -423,11 +425,11 @@ async def test_an_attempt_that_ignores_its_timeout_is_given_up(
         return await stubborn()
 
     async with running_worker(client, asks, concurrency=2) as worker:
-        assert await (await client.start(asks)).result(10) == 2
-        assert worker._performer._free == 1
+        assert await (await client.start(asks)).result(60) == 2
+        assert worker.life.performer._free == 1
         gate.set()
         await until(lambda: ended == [2, 1])
-        await until(lambda: worker._performer._free == 2)
+        await until(lambda: worker.life.performer._free == 2)
 
 
 async def test_nothing_of_a_worker_runs_on_after_it_has_stopped(client: Client) -> None:
@@ -454,13 +456,42 @@ async def test_nothing_of_a_worker_runs_on_after_it_has_stopped(client: Client) 
     async with running_worker(client, gives_up) as worker:
         run = await client.start(gives_up)
         await begun.wait()
-        assert await run.result(10) == "gave up"
+        assert await run.result(60) == "gave up"
         assert not stopped.is_set()
         worker.stop(grace_seconds=0)
     await until(stopped.is_set, seconds=2)
 
 
 # ─ unrequested cancellation ──
+
+
+async def test_a_result_that_does_not_fit_its_hint_names_the_activity(client: Client) -> None:
+    """It fails at once, on the loop and in a thread: the same code would return the same."""
+    calls = Calls()
+
+    async def on_the_loop() -> int:
+        calls("loop")
+        return "seven"  # type: ignore[return-value]  # the mistake under test
+
+    async def suspends() -> int:
+        await asyncio.sleep(0)
+        return await on_the_loop()
+
+    def in_a_thread() -> int:
+        calls("thread")
+        return "seven"  # type: ignore[return-value]  # the mistake under test
+
+    @workflow
+    async def asks(which: str) -> int:
+        kinds = {"loop": on_the_loop, "later": suspends, "thread": in_a_thread}
+        return await activity(name="counts")(kinds[which])()
+
+    async with running_worker(client, asks):
+        for which in ("loop", "later", "thread"):
+            error = await failure_of(await client.start(asks, which))
+            assert isinstance(error, UndecodableError)
+            assert str(error).startswith("what activity 'counts' returned: expected `int`, got `str`")
+    assert (calls.of("loop"), calls.of("thread")) == (2, 1)
 
 
 async def test_a_cancelled_error_that_nobody_requested_is_a_failure_of_the_activity(client: Client) -> None:
@@ -482,7 +513,7 @@ async def test_a_cancelled_error_that_nobody_requested_is_a_failure_of_the_activ
 
     async with running_worker(client, handles):
         run = await client.start(handles)
-        assert "CancelledError" in await run.result(10)
+        assert "CancelledError" in await run.result(60)
     assert calls.of("confused") == 2
 
 
@@ -511,7 +542,7 @@ async def test_exits_in_an_activity_do_not_stop_the_worker(
         error = await failure_of(await client.start(asks, True))
         assert isinstance(error, ActivityError)
         assert error.type == kind.__name__
-        assert await (await client.start(asks, False)).result(10) == "stayed"
+        assert await (await client.start(asks, False)).result(60) == "stayed"
 
 
 # ─ slots ──
@@ -538,7 +569,7 @@ async def test_no_more_activities_run_at_once_than_the_worker_may(client: Client
     async with running_worker(client, fans_out, concurrency=3):
         runs = [await client.start(fans_out, first) for first in (0, 100)]
 
-        assert [sum(await run.result(20)) for run in runs] == [190, 2190]
+        assert [sum(await run.result(60)) for run in runs] == [190, 2190]
     assert most == 3
 
 
@@ -562,7 +593,7 @@ async def test_threads_are_bounded_by_the_same_number(client: Client) -> None:
         await asyncio.gather(*(occupies() for _ in range(12)))
 
     async with running_worker(client, fans_out, concurrency=2):
-        await (await client.start(fans_out)).result(10)
+        await (await client.start(fans_out)).result(60)
     assert most == 2
 
 
@@ -589,11 +620,46 @@ async def test_an_activity_that_waits_for_a_slot_is_not_charged(client: Client) 
         ]
         gate.set()
 
-        assert await run.result(10) == [1, 1]
+        assert await run.result(60) == [1, 1]
 
 
 async def _has_line(run: Any, text: str) -> bool:
     return any(text in blocker.text for blocker in (await run.describe()).waiting_on)
+
+
+@pytest.mark.parametrize("how", ["coroutine", "part"])
+async def test_an_activity_that_waits_for_a_run_lends_its_slot(client: Client, how: str) -> None:
+    """Else as many of them as there are slots would wait for ever for runs that wait for a slot. It is counted again once it goes on."""
+    at_once, most = 0, 0
+
+    @activity
+    async def works(depth: int) -> int:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.01)
+        at_once -= 1
+        return depth
+
+    async def goes_deeper(depth: int, part: int = 0) -> int:
+        run = await client.start(nested, depth - 1, run_id=f"{activity_info().idempotency_key}/{part}")
+        return await run.result(60)
+
+    @activity
+    async def begins(depth: int) -> int:
+        if how == "coroutine":
+            return await goes_deeper(depth)
+        parts = [durable.start_part(goes_deeper, depth, part, name=f"part#{part}") for part in range(2)]
+        return sum(await asyncio.gather(*parts))
+
+    @workflow
+    async def nested(depth: int) -> int:
+        return await begins(depth) if depth else await works(1)
+
+    async with running_worker(client, nested, concurrency=2):
+        runs = [await client.start(nested, 3) for _ in range(5)]
+        assert [await run.result(60) for run in runs] == [8 if how == "part" else 1] * 5
+    assert most <= 2
 
 
 async def test_a_backoff_holds_no_slot(client: Client) -> None:
@@ -616,7 +682,7 @@ async def test_a_backoff_holds_no_slot(client: Client) -> None:
     async with running_worker(client, asks, concurrency=1):
         await is_waiting(await client.start(asks, True), "retry")
 
-        assert await (await client.start(asks, False)).result(10) == 1
+        assert await (await client.start(asks, False)).result(60) == 1
 
 
 # ─ values ──
@@ -660,7 +726,7 @@ async def test_an_argument_that_cannot_be_stored_is_refused_in_the_workflow(clie
     async with running_worker(client, asks):
         run = await client.start(asks)
 
-        assert await run.result(10) == "refused"
+        assert await run.result(60) == "refused"
     assert (await run.describe()).journal == []
 
 
@@ -693,5 +759,5 @@ async def test_values_are_copied_by_the_codec_also_within_one_process(client: Cl
         return [mine, result]
 
     async with running_worker(client, asks):
-        assert await (await client.start(asks)).result(10) == [{"a": [1]}, {"a": [1, 2, 3]}]
+        assert await (await client.start(asks)).result(60) == [{"a": [1]}, {"a": [1, 2, 3]}]
     assert kept == [{"a": [1, 2]}]

@@ -91,7 +91,7 @@ async def test_somebody_elsewhere_completes_an_activity(client: Client, url: str
         token = await desk.token()
 
         assert await other.complete_activity(token, 41)
-        assert await run.result(10) == 42
+        assert await run.result(60) == 42
     (entry,) = (await run.describe()).journal
     assert (entry.status, entry.attempts, entry.is_open) == ("completed", 1, False)
 
@@ -112,13 +112,13 @@ async def test_it_takes_no_slot_and_no_memory(client: Client) -> None:
     async with running_worker(client, asks, other, concurrency=1, warm_us=0) as worker:
         run = await client.start(asks)
         await is_open(run)
-        assert await (await client.start(other)).result(10) == 1
-        worker._driver.release_idle()
-        await until(lambda: not worker._driver.runs)
+        assert await (await client.start(other)).result(60) == 1
+        worker.life.releaser.release_idle()
+        await until(lambda: not worker.life.driver.runs)
         assert (await run.describe()).worker is None
 
         assert await client.complete_activity(await desk.token(), 1)
-        assert await run.result(10) == 2
+        assert await run.result(60) == 2
     assert desk.attempts == [1]
 
 
@@ -130,12 +130,12 @@ async def test_it_survives_its_worker(client: Client) -> None:
         run = await client.start(asks)
         await is_open(run)
         await declare_dead(client, worker)
-        await until(lambda: worker._driver.runs)
+        await until(lambda: worker.life.driver.runs)
     async with running_worker(client, asks):
         await is_open(run)
     assert await client.complete_activity(await desk.token(), 1)
     async with running_worker(client, asks):
-        assert await run.result(10) == 2
+        assert await run.result(60) == 2
     assert desk.attempts == [1]
 
 
@@ -153,7 +153,7 @@ async def test_only_the_first_answer_counts(client: Client, url: str) -> None:
         )
 
         assert answers.count(True) == 1
-        assert await run.result(10) == answers.index(True) + 1
+        assert await run.result(60) == answers.index(True) + 1
         assert not await client.complete_activity(token, 99)
         assert not await client.fail_activity(token, "no")
 
@@ -181,9 +181,11 @@ async def test_an_answer_may_be_quicker_than_the_function(client: Client, ends_b
     async with running_worker(client, asks) as worker:
         run = await client.start(asks)
         assert await client.complete_activity(await desk.token(), 1)
-        await until(lambda: any(a.answer for r in worker._driver.runs.values() for a in r.attempts.values()))
+        await until(
+            lambda: any(a.answer for r in worker.life.driver.runs.values() for a in r.attempts.values())
+        )
         answered.set()
-        assert await run.result(10) == 1
+        assert await run.result(60) == 1
     assert desk.attempts == [1]
 
 
@@ -200,7 +202,7 @@ async def test_a_failure_is_retried_by_policy_with_a_new_token(client: Client) -
 
         assert not await client.complete_activity(desk.tokens[0], 5)
         assert await client.complete_activity(second, 5)
-        assert await run.result(10) == 6
+        assert await run.result(60) == 6
     assert desk.attempts == [1, 2]
     assert desk.details == [(), ("half", 2)]
     (entry,) = (await run.describe()).journal
@@ -231,12 +233,12 @@ async def test_a_failure_keeps_its_class_and_its_policy(client: Client) -> None:
     async with running_worker(client, asks):
         run = await client.start(asks)
         assert await client.fail_activity(await desk.token(), Declined("no money"))
-        assert await run.result(10) == "declined: no money"
+        assert await run.result(60) == "declined: no money"
         again = await client.start(asks)
         for number in range(2, 2 + AT_ONCE.max_attempts):
             await client.fail_activity(await desk.token(number), "no")
         with pytest.raises(WorkflowFailedError, match="no"):
-            await again.result(10)
+            await again.result(60)
     assert desk.attempts == [1, *range(1, AT_ONCE.max_attempts + 1)]
 
 
@@ -248,7 +250,7 @@ async def test_its_time_can_be_up(client: Client) -> None:
         run = await client.start(asks)
         token = await desk.token()
         with pytest.raises(WorkflowFailedError) as failed:
-            await run.result(10)
+            await run.result(60)
 
         assert isinstance(failed.value.__cause__, ActivityTimeoutError)
         assert failed.value.__cause__.kind == "start_to_close"
@@ -266,7 +268,7 @@ async def test_its_time_can_be_up_while_nobody_is_there(client: Client) -> None:
     await asyncio.sleep(0.4)  # longer than the limit, with no worker
     async with running_worker(client, asks):
         with pytest.raises(WorkflowFailedError) as failed:
-            await run.result(10)
+            await run.result(60)
     assert isinstance(failed.value.__cause__, ActivityTimeoutError)
     assert failed.value.__cause__.kind == "schedule_to_close"
 
@@ -287,7 +289,7 @@ async def test_heartbeats_from_outside_keep_it_open(client: Client) -> None:
         with pytest.raises(ActivityClosedError):
             await client.heartbeat_activity(token)
         with pytest.raises(WorkflowFailedError) as failed:
-            await run.result(10)
+            await run.result(60)
     assert isinstance(failed.value.__cause__, ActivityTimeoutError)
     assert failed.value.__cause__.kind == "heartbeat"
     assert desk.details == [(), (7,)]
@@ -332,7 +334,7 @@ async def test_a_workflow_that_goes_on_without_it_closes_it(client: Client) -> N
         with pytest.raises(ActivityClosedError):
             await client.heartbeat_activity(await desk.token(), 1)
         await run.signal(go, 9)
-        assert await run.result(10) == 9
+        assert await run.result(60) == 9
 
 
 async def _is(run: Any, status: str) -> bool:
@@ -348,6 +350,24 @@ async def test_a_run_that_is_closed_takes_no_answers(client: Client) -> None:
         await run.terminate()
         with pytest.raises(ActivityClosedError):
             await client.complete_activity(await desk.token(), 1)
+
+
+async def test_a_token_of_a_deleted_run_answers_no_other_of_the_same_id(client: Client) -> None:
+    """An id whose run was deleted may be used again; what somebody still holds of the former run is not for the new one."""
+    desk = Desk()
+    asks = asking(desk)
+    async with running_worker(client, asks):
+        former = await client.start(asks, run_id="r")
+        await is_open(former)
+        await former.terminate()
+        await client.delete("r")
+        run = await client.start(asks, run_id="r")
+        await is_open(run)
+
+        with pytest.raises(ActivityClosedError):
+            await client.complete_activity(await desk.token(), 1)
+        assert await client.complete_activity(await desk.token(2), 2)
+        assert await run.result(60) == 3
 
 
 async def test_a_value_of_another_type_fails_the_activity(client: Client) -> None:
@@ -369,7 +389,7 @@ async def test_a_value_of_another_type_fails_the_activity(client: Client) -> Non
     async with running_worker(client, asks):
         run = await client.start(asks)
         assert await client.complete_activity(await desk.token(), "forty-one")
-        assert await run.result(10) == "nonsense"
+        assert await run.result(60) == "nonsense"
 
 
 async def test_many_answers_beside_signals(client: Client) -> None:
@@ -396,7 +416,7 @@ async def test_many_answers_beside_signals(client: Client) -> None:
             await client.complete_activity(desk.tokens[number], 100)
             if number % 7 == 0:
                 await asyncio.sleep(0.05)  # let the run come to rest in between
-        result = await run.result(20)
+        result = await run.result(60)
     assert sorted(result) == [*range(20), *[100] * 20]
     assert (await client.store.get_run(run.run_id)).unread == 0
 
@@ -408,11 +428,11 @@ async def test_why_tells_that_somebody_outside_is_waited_for(client: Client) -> 
     async with running_worker(client, asks, warm_us=0) as worker:
         run = await client.start(asks)
         await is_open(run)
-        worker._driver.release_idle()
+        worker.life.releaser.release_idle()
         await is_released(run)
         why = await run.why()
         await client.complete_activity(await desk.token(), 1)
-        await run.result(10)
+        await run.result(60)
     assert why.reason is WhyReason.COMPLETION
     assert "ask_person: attempt 1 waits to be completed from outside (times out in 59m" in why.text
     assert why.due_at is not None
@@ -433,7 +453,7 @@ async def test_a_thread_can_leave_it_to_somebody_outside_too(client: Client) -> 
     async with running_worker(client, asks):
         run = await client.start(asks)
         assert await client.complete_activity(await desk.token(), 3)
-        assert await run.result(10) == 3
+        assert await run.result(60) == 3
 
 
 async def test_only_tokens_of_this_database_are_tokens(client: Client, tmp_path: Any) -> None:
@@ -450,7 +470,7 @@ async def test_only_tokens_of_this_database_are_tokens(client: Client, tmp_path:
         with pytest.raises(ArgumentsError, match="task token"):
             await other.complete_activity(token, 1)
         assert await client.complete_activity(token, 1)
-        await run.result(10)
+        await run.result(60)
 
 
 async def test_outside_of_runs_there_is_nothing_to_complete() -> None:

@@ -78,7 +78,7 @@ async def all_but_one_finish(client: Client, runs: list[RunHandle[str]], *, reas
     async with running_worker(client, order):
         for number, run in enumerate(runs):
             if number != VICTIM:
-                assert await run.result(20) == f"result {number} go done"
+                assert await run.result(60) == f"result {number} go done"
         await status_is(runs[VICTIM], "parked")
     assert calls.of(f"before {VICTIM}") == 1
     assert calls.of(f"after {VICTIM}") == 0
@@ -176,7 +176,7 @@ async def test_a_damaged_message_parks_its_run_and_stays_out_of_the_journal(
     )
     await runs[VICTIM].resume()
     async with running_worker(client, order):
-        assert await runs[VICTIM].result(10) == f"result {VICTIM} go done"
+        assert await runs[VICTIM].result(60) == f"result {VICTIM} go done"
 
 
 async def test_a_message_that_comes_with_the_end_is_checked_as_well(client: Client) -> None:
@@ -223,7 +223,7 @@ async def test_a_damaged_attempt_parks_its_run_and_no_other(client: Client, colu
     async with running_worker(client, telling):
         for number, run in enumerate(runs):
             if number != VICTIM:
-                assert await run.result(20) == f"from {number}"
+                assert await run.result(60) == f"from {number}"
         await status_is(runs[VICTIM], "parked")
     assert calls.of(f"second {VICTIM}") == 0
     await it_is_told(client, runs[VICTIM].run_id, "the attempt row of operation 1")
@@ -249,7 +249,7 @@ async def test_a_run_whose_row_is_damaged_hides_no_other(client: Client, change:
         for number, run in enumerate(runs):
             if number != VICTIM:
                 await run.signal(go, "go")
-                assert await run.result(20) == f"result {number} go done"
+                assert await run.result(60) == f"result {number} go done"
 
 
 @pytest.mark.parametrize("column", ["result", "failure", "input"])
@@ -260,7 +260,7 @@ async def test_a_closed_run_with_a_damaged_payload_can_be_looked_at(
     """What cannot be read is said to be unreadable, in its place."""
     async with running_worker(client, telling):
         run = await client.start(telling, 1, run_id="t")
-        await run.result(10)
+        await run.result(60)
     tampered(file_of(client), f"UPDATE run_payload SET {column} = ?", parameters=(data,))  # noqa: S608 - constants
     seen = await client.describe("t")
     assert [one.run_id for one in await client.list()] == ["t"]

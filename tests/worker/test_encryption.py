@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -26,11 +27,13 @@ from durable import (
     activity,
     activity_info,
     connect,
+    continue_as_new,
     heartbeat,
     raise_complete_async,
     sleep,
     workflow,
 )
+from durable.worker import task_performing
 from tests.support.workers import (
     Calls,
     file_of,
@@ -109,23 +112,23 @@ async def every_kind_of_payload(client: Client) -> None:
     talk = await client.start(conversation, CANARY, run_id="talk")
     await is_waiting(talk, "signal")
     await talk.signal(word, CANARY)
-    assert await talk.result(10) == f"{CANARY}! {CANARY}"
+    assert await talk.result(60) == f"{CANARY}! {CANARY}"
 
     with pytest.raises(WorkflowFailedError, match=CANARY):
-        await (await client.start(failing, CANARY, run_id="failing")).result(10)
-    assert await (await client.start(second_chance, CANARY, run_id="twice")).result(10) == CANARY
+        await (await client.start(failing, CANARY, run_id="failing")).result(60)
+    assert await (await client.start(second_chance, CANARY, run_id="twice")).result(60) == CANARY
 
     cancelled = await client.start(conversation, CANARY, run_id="cancelled")
     await is_waiting(cancelled, "signal")
     await cancelled.cancel(CANARY)
     with pytest.raises(RunCancelledError, match=CANARY):
-        await cancelled.result(10)
+        await cancelled.result(60)
 
     terminated = await client.start(conversation, CANARY, run_id="terminated")
     await is_waiting(terminated, "signal")
     await terminated.terminate(CANARY)
     with pytest.raises(RunCancelledError, match=CANARY):
-        await terminated.result(10)
+        await terminated.result(60)
 
     parked = await client.start(faulty, CANARY, run_id="parked")
     await status_is(parked, "parked")
@@ -140,7 +143,7 @@ async def every_kind_of_payload(client: Client) -> None:
 
     assert (await client.retry("failing")).generation == 2
     with pytest.raises(WorkflowFailedError, match=CANARY):
-        await (await client.get("failing")).result(10)
+        await (await client.get("failing")).result(60)
 
 
 def holders(directory: Path) -> list[str]:
@@ -161,7 +164,7 @@ async def test_no_payload_reaches_a_file(client: Client, tmp_path: Path) -> None
     assert holders(tmp_path) == []
     async with connect(client.url) as plain:
         with pytest.raises(UndecodableError, match=r"encrypted \(key k1\), and no codec"):
-            await (await plain.get("talk")).result(10)
+            await (await plain.get("talk")).result(60)
 
 
 @pytest.mark.stores("sqlite")  # looks into files
@@ -197,8 +200,33 @@ async def test_answers_from_outside_are_encrypted(client: Client, tmp_path: Path
         await client.fail_activity(tokens[0], ConnectionError(CANARY))
         await until(lambda: len(tokens) == 2)
         await client.complete_activity(tokens[1], CANARY)
-        assert await run.result(10) == CANARY
+        assert await run.result(60) == CANARY
         assert holders(tmp_path) == []
+
+
+async def test_a_retry_of_an_encrypted_run_is_run_now(url: str) -> None:
+    """The wish itself holds nothing that were to be encrypted, and is no damaged answer."""
+
+    @activity(retry=Retry(max_attempts=2, initial=3600, maximum=3600))
+    async def tries() -> int:
+        if activity_info().attempt == 1:
+            raise ConnectionError("no line")
+        return activity_info().attempt
+
+    @workflow
+    async def tried() -> int:
+        return await tries()
+
+    strict = connect(url, durability="off", codec=Encryption({"k1": KEY}, accept_plain=False))
+    async with strict, running_worker(strict, tried):
+        run = await strict.start(tried, run_id="t")
+        await until(lambda: is_retrying(run))
+        assert await run.retry_now() == ["tries"]
+        assert await run.result(60) == 2
+
+
+async def is_retrying(run: Any) -> bool:
+    return any(one.status == "retrying" for one in (await run.describe()).journal)
 
 
 async def test_an_answer_without_the_codec_parks_a_strict_run(client: Client, url: str) -> None:
@@ -224,7 +252,35 @@ async def test_an_answer_without_the_codec_parks_a_strict_run(client: Client, ur
         assert "the answer of an activity: it is not encoded" in ((await run.describe()).reason or "")
     async with running_worker(client, asked):
         await client.resume("a")
-        assert await (await client.get("a", asked)).result(10) == "forged"
+        assert await (await client.get("a", asked)).result(60) == "forged"
+
+
+async def test_what_a_parked_run_keeps_of_an_activity_is_encrypted(client: Client) -> None:
+    """Like an answer from outside: sealed for its place, and read where it is taken in."""
+    calls = Calls()
+
+    @activity
+    async def told() -> str:
+        calls("told")
+        return CANARY
+
+    def telling(is_bad: bool) -> Any:
+        @workflow
+        async def tells() -> str:
+            text = await told()
+            if is_bad:
+                socket.socket()
+            return text
+
+        return tells
+
+    async with running_worker(client, telling(True)):
+        run = await client.start(telling(True))
+        await status_is(run, "parked")
+    await run.resume()
+    async with running_worker(client, telling(False)):
+        assert await run.result(60) == CANARY
+    assert calls.of("told") == 1
 
 
 async def test_runs_wait_move_and_go_on_encrypted(client: Client) -> None:
@@ -243,7 +299,7 @@ async def test_runs_wait_move_and_go_on_encrypted(client: Client) -> None:
         await until(lambda: _unread(client, 0))
     await run.signal(word, "two")
     async with running_worker(client, patient):
-        assert await run.result(10) == ["one", "two"]
+        assert await run.result(60) == ["one", "two"]
 
 
 async def _unread(client: Client, count: int) -> bool:
@@ -276,15 +332,57 @@ async def test_a_key_that_is_not_there_parks_the_run(
             await run.signal(word, "y")
             await status_is(run, "parked")
             with pytest.raises(WorkflowFailedError):  # the worker lives
-                await (await other.start(failing, "z")).result(10)
+                await (await other.start(failing, "z")).result(60)
         why = await other.why("talk")
     assert (why.reason, reason in why.text) == ("parked", True), why.text
     with pytest.raises(RunParkedError, match="UndecodableError: turn 1, part 1"):
-        await run.result(10)
+        await run.result(60)
 
     await run.resume()
     async with running_worker(client, conversation):
-        assert await run.result(10) == "x! y"
+        assert await run.result(60) == "x! y"
+
+
+async def test_an_activity_elsewhere_waits_for_a_worker_that_has_the_key(
+    client: Client, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it neither its arguments can be read nor what an earlier attempt has told: nothing fails, and nobody is charged."""
+    monkeypatch.setattr(task_performing, "UNREADABLE_SECONDS", 0.05)
+    told: list[tuple[int, tuple[Any, ...]]] = []
+    has_told = asyncio.Event()
+
+    @activity(task_queue="vault", retries=0)
+    async def counts(limit: int) -> int:
+        info = activity_info()
+        told.append((info.attempt, info.heartbeat_details))
+        if not info.heartbeat_details:
+            heartbeat(limit - 2)
+            has_told.set()
+            await asyncio.sleep(3600)
+        return int(info.heartbeat_details[0])
+
+    @workflow
+    async def asks() -> int:
+        return await counts(5)
+
+    async def was_tried_in_vain() -> bool:
+        record = await client.store.get_run("r")
+        (task,) = await client.store.read_tasks(record.pk, record.generation)
+        return task.claim_no >= 3 and task.state == "ready"
+
+    async with running_worker(client, asks):
+        run = await client.start(asks, run_id="r")
+        async with running_worker(client, activities=[counts], task_queue="vault") as worker:
+            await has_told.wait()
+            worker.stop(0)
+        async with (
+            connect(url, durability="off", codec=Encryption({"other": OTHER})) as stranger,
+            running_worker(stranger, activities=[counts], task_queue="vault"),
+        ):
+            await until(was_tried_in_vain)
+        async with running_worker(client, activities=[counts], task_queue="vault"):
+            assert await run.result(60) == 3
+    assert told == [(1, ()), (1, (3,))]
 
 
 async def test_keys_rotate_under_open_runs(client: Client, url: str) -> None:
@@ -293,7 +391,7 @@ async def test_keys_rotate_under_open_runs(client: Client, url: str) -> None:
     async with encrypted(url, k2=OTHER, k1=KEY) as rotated:
         async with running_worker(rotated, conversation):
             await (await rotated.get("talk")).signal(word, "y")
-            assert await (await rotated.get("talk")).result(10) == "x! y"
+            assert await (await rotated.get("talk")).result(60) == "x! y"
         assert [one.status for one in (await rotated.describe("talk")).journal] == ["completed", "received"]
     async with encrypted(url, k2=OTHER) as late:
         seen = await late.describe("talk")
@@ -338,7 +436,7 @@ async def test_a_retry_reads_the_rows_it_kept(client: Client) -> None:
     chances.names.clear()
     async with running_worker(client, second_chance):
         run = await client.start(second_chance, "x", run_id="twice")
-        assert await run.result(10) == "x"
+        assert await run.result(60) == "x"
         assert (await client.describe("twice@2")).attempts == 2
         assert (await client.describe("twice@1")).error == "RuntimeError: x"
     last = _turns(file_of(client), generation=1)[-1]
@@ -371,9 +469,9 @@ async def test_an_operators_retry_reads_the_rows_it_kept(client: Client, from_st
     async with running_worker(client, hopeful):
         run = await client.start(hopeful, "x", run_id="h")
         with pytest.raises(WorkflowFailedError):
-            await run.result(10)
+            await run.result(60)
         await client.retry("h", from_start=from_start)
-        assert await (await client.get("h", hopeful)).result(10) == "x! x"
+        assert await (await client.get("h", hopeful)).result(60) == "x! x"
     assert [line.status for line in (await client.describe("h")).journal] == ["completed", "completed"]
 
 
@@ -390,7 +488,7 @@ async def test_what_an_activity_starts_is_encrypted_too(client: Client, tmp_path
         return await starts()
 
     async with running_worker(client, outer):
-        assert await (await client.start(outer)).result(10) == "inner"
+        assert await (await client.start(outer)).result(60) == "inner"
     assert (await client.describe("inner")).input == {"text": CANARY}
     assert holders(tmp_path) == []
 
@@ -400,9 +498,9 @@ async def test_the_default_engine_encrypts(url: str, tmp_path: Path) -> None:
     """`configure(codec=...)` is for plain scripts."""
     durable.configure(url, durability="off", codec=Encryption({"k1": KEY}))
     try:
-        assert await asyncio.wait_for(quiet(CANARY), 10) == CANARY
-        assert await asyncio.wait_for(quiet(CANARY, run_id="same"), 10) == CANARY
-        assert await asyncio.wait_for(quiet(CANARY, run_id="same"), 10) == CANARY
+        assert await asyncio.wait_for(quiet(CANARY), 60) == CANARY
+        assert await asyncio.wait_for(quiet(CANARY, run_id="same"), 60) == CANARY
+        assert await asyncio.wait_for(quiet(CANARY, run_id="same"), 60) == CANARY
     finally:
         durable.configure()
     assert holders(tmp_path) == []
@@ -425,3 +523,23 @@ async def test_no_payload_is_logged(url: str, caplog: pytest.LogCaptureFixture, 
         await every_kind_of_payload(client)
     texts = [logging.Formatter().format(record) for record in caplog.records]
     assert [text for text in texts if CANARY in text] == []
+
+
+async def test_a_sealed_run_continues_as_new_with_its_unread_signals(client: Client) -> None:
+    """The next input and the signals that move are sealed for their new place; a later start still finds the run."""
+
+    @workflow
+    async def reads(heard: str) -> str:
+        heard = heard + await word.wait()
+        if len(heard) < 3 * len(CANARY):
+            continue_as_new(heard)
+        return heard
+
+    async with running_worker(client, reads):
+        run = await client.start(reads, "", run_id="r")
+        for _ in range(3):
+            await run.signal(word, CANARY)
+        assert await run.result(60) == CANARY * 3
+
+        assert await (await client.start(reads, "", run_id="r")).result(60) == CANARY * 3
+    assert (await client.describe("r@2")).input == {"heard": CANARY}

@@ -52,7 +52,7 @@ async def error_of(client: Client, flow: Any, *args: Any) -> WorkflowFailedError
     async with running_worker(client, flow):
         run = await client.start(flow, *args)
         with pytest.raises(WorkflowFailedError) as failed:
-            await run.result(10)
+            await run.result(60)
         assert (await run.describe()).status is RunStatus.FAILED
     return failed.value
 
@@ -76,8 +76,35 @@ async def test_an_activitys_own_class_reaches_the_workflow_live_and_in_replay(cl
         await is_released(run)
         await run.signal(go, 1)
 
-        assert await run.result(10) == "a"
+        assert await run.result(60) == "a"
     assert seen == [("a", 2, "2 of a left")] * 2
+
+
+async def test_the_arguments_of_an_error_are_the_same_live_and_in_replay(client: Client) -> None:
+    """And of the types that they were raised with: tuples are no lists."""
+    seen: list[tuple[Any, ...]] = []
+
+    @activity(retries=0)
+    async def locate() -> None:
+        error = LookupError(("shelf", (3, [4])), {"at": (1, 2)})
+        error.seen = (1, ("x",))  # type: ignore[attr-defined]
+        raise error
+
+    @workflow
+    async def orders() -> str:
+        try:
+            await locate()
+        except LookupError as error:
+            seen.append((*error.args, error.seen))  # type: ignore[attr-defined]
+            await go.wait()
+        return "done"
+
+    async with running_worker(client, orders, warm_us=0):
+        run = await client.start(orders)
+        await is_released(run)
+        await run.signal(go, 1)
+        assert await run.result(60) == "done"
+    assert seen == [(("shelf", (3, [4])), {"at": (1, 2)}, (1, ("x",)))] * 2
 
 
 async def test_the_caller_gets_the_workflows_error_as_cause(client: Client) -> None:
@@ -150,7 +177,7 @@ async def test_groups_of_failures_are_groups_again(client: Client) -> None:
             group.create_task(reserve("a"))
 
     async with running_worker(client, handles):
-        assert await (await client.start(handles)).result(10) >= 1
+        assert await (await client.start(handles)).result(60) >= 1
     cause = (await error_of(client, raises)).__cause__
     assert isinstance(cause, ExceptionGroup)
     (leaf,) = cause.exceptions
@@ -178,12 +205,12 @@ async def test_an_error_of_a_class_that_is_gone_becomes_an_activity_error(
     async with running_worker(client, orders):
         run = await client.start(orders)
         with pytest.raises(WorkflowFailedError) as failed:
-            await run.result(10)
+            await run.result(60)
         assert type(failed.value.__cause__) is error_class
     monkeypatch.delitem(sys.modules, "vendor_library")
     async with no_durability(url) as other:
         with pytest.raises(WorkflowFailedError, match="VendorError") as failed:
-            await (await other.get(run.run_id)).result(10)
+            await (await other.get(run.run_id)).result(60)
     stand_in = failed.value.__cause__
     assert isinstance(stand_in, ActivityError)
     assert stand_in.type == "vendor_library.VendorError"
@@ -201,7 +228,7 @@ async def test_a_failed_run_says_why_in_one_line_and_keeps_the_whole_record(clie
     async with running_worker(client, orders):
         run = await client.start(orders)
         with pytest.raises(WorkflowFailedError):
-            await run.result(10)
+            await run.result(60)
     seen = await run.describe()
 
     assert seen.error == "OutOfStock: 2 of a left"
@@ -243,7 +270,7 @@ async def test_awkward_errors_reach_the_workflow(client: Client, error: Exceptio
 
     async with running_worker(client, handles):
         expected = "RuntimeError" if isinstance(error, StopIteration) else type(error).__name__
-        assert await (await client.start(handles)).result(10) == expected
+        assert await (await client.start(handles)).result(60) == expected
 
 
 async def test_a_workflow_may_end_with_awkward_errors(client: Client) -> None:
@@ -261,5 +288,5 @@ async def test_a_workflow_may_end_with_awkward_errors(client: Client) -> None:
     async with running_worker(client, leaves, stays):
         for position, kind in enumerate(kinds):
             with pytest.raises(WorkflowFailedError, match=kind.__name__):
-                await (await client.start(leaves, position)).result(10)
-        assert await (await client.start(stays)).result(10) == 1
+                await (await client.start(leaves, position)).result(60)
+        assert await (await client.start(stays)).result(60) == 1

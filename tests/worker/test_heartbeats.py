@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -18,11 +19,11 @@ from durable import (
     WorkflowFailedError,
     activity,
     activity_info,
+    heartbeat,
     workflow,
 )
-from durable.activities import heartbeat
 from durable.errors import RunCancelledError, UndecodableError
-from durable.worker import performing
+from durable.worker import heartbeats
 from tests.support.workers import (
     AT_ONCE,
     Calls,
@@ -85,7 +86,7 @@ async def test_the_last_details_of_a_failed_attempt_reach_the_next(kind: str, cl
         return await tells()
 
     async with running_worker(client, works):
-        assert await (await client.start(works)).result(10) == 3
+        assert await (await client.start(works)).result(60) == 3
     assert seen == [(), (1, {"cursor": 10}), (2, {"cursor": 20})]
 
 
@@ -108,7 +109,7 @@ async def test_details_stay_until_there_are_newer_ones(client: Client) -> None:
         await tells()
 
     async with running_worker(client, works):
-        await (await client.start(works)).result(10)
+        await (await client.start(works)).result(60)
     assert seen == [(), ("page", 7), ("page", 7), ("page", 7)]
 
 
@@ -132,7 +133,8 @@ async def test_details_of_a_timed_out_attempt_reach_the_next(
         seen.append(activity_info().heartbeat_details)
         heartbeat(mine := len(seen))
         if mine < 3:
-            gate.wait(10)
+            with suppress(asyncio.CancelledError):
+                gate.wait(60)
             try:
                 heartbeat("late")
             except asyncio.CancelledError as error:
@@ -145,7 +147,7 @@ async def test_details_of_a_timed_out_attempt_reach_the_next(
         await tells()
 
     async with running_worker(client, works):
-        await (await client.start(works)).result(10)
+        await (await client.start(works)).result(60)
         gate.set()
         if kind == "thread":
             await until(lambda: len(refused) == 2)
@@ -191,7 +193,7 @@ async def test_details_are_written_while_the_attempt_runs(
         assert (row.attempt, row.state) == (1, "started")
         assert (await run.describe()).journal[0].status == "running"
         gate.set()
-        await run.result(10)
+        await run.result(60)
     assert await client.store.read_attempts(1, 1) == []
 
 
@@ -216,7 +218,7 @@ async def test_written_details_survive_their_worker(client: Client) -> None:
         run = await client.start(works)
         await until(lambda: details_of(client))
         await declare_dead(client, worker)
-        await run.result(10)
+        await run.result(60)
     assert seen == [(1, ()), (2, ("cursor 1",))]
 
 
@@ -224,14 +226,14 @@ async def test_written_details_survive_their_worker(client: Client) -> None:
 async def test_details_of_what_is_handed_back_are_kept(
     kind: str, client: Client, gate: threading.Event
 ) -> None:
-    """A drain charges no attempt and loses no progress, written before or not; a thread that tells more is told to stop."""
+    """A drain charges no attempt and loses no progress, written before or not; a thread that heeds that it is to stop has ended, too."""
     seen: list[tuple[int, tuple[Any, ...]]] = []
     reasons: list[str] = []
 
     def body() -> bool:
         info = activity_info()
+        heartbeat("so far", len(seen) + 1)
         seen.append((info.attempt, info.heartbeat_details))
-        heartbeat("so far", len(seen))
         return len(seen) == 1
 
     @activity(retries=0)
@@ -245,13 +247,13 @@ async def test_details_of_what_is_handed_back_are_kept(
 
     @activity(retries=0)
     def thread() -> None:
-        if body():
-            try:
+        try:
+            if body():
                 while not gate.wait(0.01):
                     heartbeat()
-            except asyncio.CancelledError as error:
-                reasons.append(str(error))
-                raise
+        except asyncio.CancelledError as error:
+            reasons.append(str(error))
+            raise
 
     tells = coroutine if kind == "async" else thread
 
@@ -266,7 +268,7 @@ async def test_details_of_what_is_handed_back_are_kept(
     await until(lambda: reasons)
     assert await details_of(client) == b'["so far",1]'
     async with running_worker(client, works):
-        await run.result(10)
+        await run.result(60)
     assert seen == [(1, ()), (1, ("so far", 1))]
     assert reasons == ["its worker stops"]
 
@@ -292,13 +294,13 @@ async def test_damaged_details_park_the_run(client: Client) -> None:
     tampered(file_of(client), "UPDATE attempt SET details = x'5b31'")
     async with running_worker(client, works):
         with pytest.raises(UndecodableError, match="the attempt row of operation 1"):
-            await run.result(10)
+            await run.result(60)
     assert attempts.of("tells") == 1
 
     tampered(file_of(client), "UPDATE attempt SET details = x'5b315d'")
     await run.resume()
     async with running_worker(client, works):
-        assert await run.result(10) == "after 1"
+        assert await run.result(60) == "after 1"
 
 
 async def test_many_activities_that_beat_cost_one_commit_per_interval(client: Client) -> None:
@@ -336,11 +338,11 @@ async def test_many_activities_that_beat_cost_one_commit_per_interval(client: Cl
         client.store.commit_turns = commit_turns  # type: ignore[method-assign]  # as before
         stop.set()
         for run in runs:
-            await run.result(10)
+            await run.result(60)
 
     print(f"{sum(batches)} marks in {len(batches)} commits within {took:.2f} s")
-    assert not worker._performer._batches
-    assert len(batches) <= took / 0.4 + 2
+    assert not worker.life.performer.heartbeats.batches
+    assert len(batches) <= (took / 0.4 + 2) * worker.life.committer.lanes
 
 
 async def test_what_was_told_before_is_not_written_again(client: Client) -> None:
@@ -360,11 +362,11 @@ async def test_what_was_told_before_is_not_written_again(client: Client) -> None
     async with running_worker(client, works) as worker:
         run = await client.start(works)
         await until(lambda: details_of(client))
-        await until(lambda: not worker._performer._batches)
+        await until(lambda: not worker.life.performer.heartbeats.batches)
         await asyncio.sleep(0.2)
-        assert not worker._performer._batches
+        assert not worker.life.performer.heartbeats.batches
         stop.set()
-        await run.result(10)
+        await run.result(60)
 
 
 # ─ where it may be called ──
@@ -386,7 +388,7 @@ async def test_details_that_cannot_be_stored_are_refused_at_the_call(client: Cli
         await tells()
 
     async with running_worker(client, works):
-        await (await client.start(works)).result(10)
+        await (await client.start(works)).result(60)
     assert paths == ["$[1].socket"]
 
 
@@ -399,7 +401,7 @@ async def test_a_workflow_has_no_heartbeat(client: Client) -> None:
 
     async with running_worker(client, works):
         with pytest.raises(WorkflowFailedError) as failed:
-            await (await client.start(works)).result(10)
+            await (await client.start(works)).result(60)
     assert isinstance(failed.value.__cause__, DefinitionError)
 
 
@@ -434,7 +436,7 @@ async def test_helper_threads_of_a_coroutine_beat_for_it(client: Client) -> None
         await tells()
 
     async with running_worker(client, works):
-        await (await client.start(works)).result(10)
+        await (await client.start(works)).result(60)
     assert seen == [(), ("helper", 3)]
 
 
@@ -443,13 +445,13 @@ async def test_helper_threads_of_a_coroutine_beat_for_it(client: Client) -> None
 
 async def cancelled(run: Any) -> None:
     with pytest.raises(RunCancelledError):
-        await run.result(10)
+        await run.result(60)
 
 
 def beating(begun: threading.Event, stopped: list[str], gate: threading.Event) -> None:
     """Beat until cancelled or the gate opens."""
-    begun.set()
     try:
+        begun.set()
         while not gate.wait(0.01):
             heartbeat()
     except asyncio.CancelledError as error:
@@ -459,13 +461,11 @@ def beating(begun: threading.Event, stopped: list[str], gate: threading.Event) -
         raise
 
 
-async def test_a_cancelled_thread_learns_of_it_and_why_at_its_next_heartbeat(
-    client: Client, gate: threading.Event
-) -> None:
+async def test_a_cancelled_thread_learns_of_it_and_why(client: Client, gate: threading.Event) -> None:
     """Type "try": the run does not wait for it."""
     begun, stopped = threading.Event(), list[str]()
 
-    @activity(heartbeat_timeout=5)
+    @activity(heartbeat_timeout=60)
     def thread() -> None:
         assert not activity_info().is_cancelled
         assert activity_info().cancel_reason is None
@@ -531,7 +531,7 @@ async def test_the_workflow_giving_up_is_a_reason_of_its_own(client: Client, gat
         return ""
 
     async with running_worker(client, works):
-        assert await (await client.start(works)).result(10) == "gave up"
+        assert await (await client.start(works)).result(60) == "gave up"
         await until(lambda: stopped)
     assert stopped == ["the workflow no longer waits for it"] * 2
 
@@ -543,7 +543,7 @@ async def test_cancellation_try_drops_the_outcome_of_a_thread(client: Client, ga
     @activity
     def deaf() -> int:
         begun.set()
-        gate.wait(10)
+        gate.wait(60)
         return 1
 
     @workflow
@@ -555,9 +555,9 @@ async def test_cancellation_try_drops_the_outcome_of_a_thread(client: Client, ga
         await until(begun.is_set)
         await run.cancel()
         await cancelled(run)
-        assert worker._performer._free == 1
+        assert worker.life.performer._free == 1
         gate.set()
-        await until(lambda: worker._performer._free == 2)
+        await until(lambda: worker.life.performer._free == 2)
     assert (await run.describe()).journal[0].status == "cancelled"
 
 
@@ -567,15 +567,20 @@ async def test_cancellation_wait_waits_for_the_end_of_a_thread(
 ) -> None:
     """Whether it heeds the cancel or returns in its own time: the workflow goes on when it has ended."""
     order: list[str] = []
-    begun = threading.Event()
+    begun, told = threading.Event(), threading.Event()
 
     @activity(cancellation="wait", retry=AT_ONCE)
     def careful() -> str:
-        begun.set()
         try:
+            begun.set()
             while not gate.wait(0.01):
-                if listens:
-                    heartbeat()
+                pass
+        except asyncio.CancelledError:
+            assert activity_info().is_cancelled
+            told.set()
+            if listens:
+                raise
+            gate.wait(60)
         finally:
             threading.Event().wait(0.05)
             order.append(f"activity: {activity_info().cancel_reason}")
@@ -593,7 +598,7 @@ async def test_cancellation_wait_waits_for_the_end_of_a_thread(
         await until(begun.is_set)
         await run.cancel("stop")
         if not listens:
-            await asyncio.sleep(0.1)
+            await until(told.is_set)
             assert order == []
             gate.set()
         await cancelled(run)
@@ -607,7 +612,7 @@ async def test_cancellation_wait_ends_at_the_threads_timeout(client: Client, gat
     @activity(cancellation="wait", timeout=0.2, retry=AT_ONCE)
     def hangs() -> None:
         begun.set()
-        gate.wait(10)
+        gate.wait(60)
 
     @workflow
     async def works() -> None:
@@ -628,7 +633,7 @@ async def test_cancellation_abandon_leaves_a_thread_alone(client: Client, gate: 
     @activity(cancellation="abandon")
     def alone() -> None:
         begun.set()
-        gate.wait(10)
+        gate.wait(60)
         heartbeat("still here")
         ended.append(activity_info().cancel_reason)
 
@@ -721,7 +726,7 @@ async def test_marks_that_were_refused_are_written_in_their_order(
         run = await client.start(works)
         await until(lambda: len(seen) == 6)
         client.store.commit_turns = commit_turns  # type: ignore[method-assign]  # as before
-        await run.result(10)
+        await run.result(60)
     assert seen == [(1, ())] + [(n, (n - 1,)) for n in range(2, 7)]
     assert charged == [True] * 5
     assert await client.store.read_attempts(1, 1) == []
@@ -729,5 +734,5 @@ async def test_marks_that_were_refused_are_written_in_their_order(
 
 def test_details_are_written_at_a_share_of_the_heartbeat_timeout_at_least_every_few_seconds() -> None:
     """The numbers that the documentation names."""
-    assert performing.DETAILS_SHARE == 0.8
-    assert performing.DETAILS_SECONDS_MAX == 3.0
+    assert heartbeats.DETAILS_SHARE == 0.8
+    assert heartbeats.DETAILS_SECONDS_MAX == 3.0

@@ -124,7 +124,7 @@ async def test_a_signal_that_is_too_large_is_refused_at_the_call(small: Client) 
         with pytest.raises(PayloadTooLargeError, match=r"the signal 'word' of run 'r' takes 1,002 bytes"):
             await run.signal(word, TOO_MUCH)
         await run.signal(word, "short")
-        assert await run.result(10) == "short"
+        assert await run.result(60) == "short"
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ async def test_what_a_run_asks_for_is_refused_where_it_asks(small: Client, what:
     async with running_worker(small, asks):
         run = await small.start(asks, what, 1000, run_id="r")
         with pytest.raises(WorkflowFailedError) as failed:
-            await run.result(10)
-        assert await (await small.start(asks, what, 100)).result(10) in (100, "x" * 100)
+            await run.result(60)
+        assert await (await small.start(asks, what, 100)).result(60) in (100, "x" * 100)
     cause = failed.value.__cause__
     assert isinstance(cause, PayloadTooLargeError)
     assert (cause.run_id, cause.what, cause.limit) == ("r", told, 1000)
@@ -164,7 +164,7 @@ async def test_what_the_journal_holds_is_read_under_a_lower_limit(url: str) -> N
     async with connect(url, durability="off", limits=limits) as client, running_worker(client, patient):
         run = await client.get("p", patient)
         await run.signal(word, "!")
-        assert await run.result(10) == 1301
+        assert await run.result(60) == 1301
 
 
 async def test_a_payload_that_is_nearly_too_large_is_warned_of(
@@ -173,7 +173,7 @@ async def test_a_payload_that_is_nearly_too_large_is_warned_of(
     """Once for each, by name and size; nothing of it is quoted."""
     caplog.set_level(logging.WARNING, "durable")
     async with running_worker(small, asks):
-        await (await small.start(asks, "takes", 600, run_id="r")).result(10)
+        await (await small.start(asks, "takes", 600, run_id="r")).result(60)
     assert [record.getMessage() for record in caplog.records] == [
         "run 'r': the arguments of activity 'takes' takes 611 bytes; the limit is 1,000"
     ]
@@ -221,7 +221,7 @@ async def test_a_journal_at_its_limit_parks_the_run_and_keeps_all_of_it(
         with pytest.raises(
             JournalLimitError, match=r"run 'long' has 20 events, and the limit is 20"
         ) as parked:
-            await run.result(10)
+            await run.result(60)
         assert (parked.value.run_id, parked.value.events, parked.value.limit) == ("long", 20, 20)
         done = calls.of("takes")
         await run.resume()
@@ -235,7 +235,7 @@ async def test_a_journal_at_its_limit_parks_the_run_and_keeps_all_of_it(
     async with connect(url, durability="off") as client, running_worker(client, endless):
         run = await client.get("long", endless)
         await run.resume()
-        assert await run.result(10) == 30
+        assert await run.result(60) == 30
     assert calls.of("takes") == 30  # none twice
 
 
@@ -260,7 +260,7 @@ async def test_a_run_that_parks_at_the_limit_charges_no_attempt(url: str) -> Non
     async with connect(url, durability="off") as client, running_worker(client, wide):
         run = await client.get("wide", wide)
         await run.resume()
-        assert await run.result(10) == 30
+        assert await run.result(60) == 30
     assert numbers == [1] * 30
 
 
@@ -273,7 +273,7 @@ async def test_a_run_that_ends_at_the_limit_ends(url: str) -> None:
 
     limits = Limits(journal_events=4)
     async with connect(url, durability="off", limits=limits) as client, running_worker(client, once):
-        assert await (await client.start(once)).result(10) == 1
+        assert await (await client.start(once)).result(60) == 1
 
 
 # ─ names, depth, settings ──
@@ -332,7 +332,7 @@ async def test_a_worker_may_have_limits_of_its_own(client: Client) -> None:
     async with running_worker(client, asks, limits=SMALL):
         run = await client.start(asks, "takes", 1000)
         with pytest.raises(WorkflowFailedError, match="limit of 1,000"):
-            await run.result(10)
+            await run.result(60)
 
 
 @pytest.mark.parametrize("wrong", [{"payload_bytes": 0}, {"journal_events": -1}, {"unread_messages": 1.5}, {"payload_bytes": True}, {"payload_bytes": 1 << 40}])  # fmt: skip

@@ -36,8 +36,8 @@ async def test_lost_activities_begin_again_in_growing_numbers(client: Client) ->
             runs.append(await client.start(calls, number))
             await until(lambda: len(begun) == len(runs))
         await declare_dead(client, worker)
-        assert sorted([await run.result(20) for run in runs]) == list(range(12))
-        assert worker._performer._probation.waiting == []
+        assert sorted([await run.result(60) for run in runs]) == list(range(12))
+        assert worker.life.performer._probation.waiting == []
     again = [number for number, attempt in begun if attempt == 2]
     assert again[0] == 11
     assert sorted(again) == list(range(12))
@@ -68,7 +68,7 @@ async def test_what_runs_on_makes_room_after_a_while(client: Client) -> None:
         await declare_dead(client, worker)
         await until(lambda: len(begun) == 6)
         gate.set()
-        assert [await run.result(10) for run in runs] == ["a", "b", "c"]
+        assert [await run.result(60) for run in runs] == ["a", "b", "c"]
 
 
 async def test_an_activity_that_was_not_lost_is_not_held_up(client: Client) -> None:
@@ -103,4 +103,4 @@ async def test_an_activity_that_was_not_lost_is_not_held_up(client: Client) -> N
         await until(lambda: len(lost) == 6)
         assert await (await client.start(goes_on)).result(probation.PROBATION_SECONDS * 10) == 2
         gate.set()
-        assert [await run.result(10) for run in runs] == [1] * 5
+        assert [await run.result(60) for run in runs] == [1] * 5

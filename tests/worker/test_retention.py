@@ -61,7 +61,7 @@ async def test_closed_runs_go_after_thirty_days(client: Client) -> None:
     """Not before; and open ones never, however old."""
     async with running_worker(client, quick, waiting, retention=None):
         for run_id in ("young", "old"):
-            await (await client.start(quick, run_id=run_id)).result(10)
+            await (await client.start(quick, run_id=run_id)).result(60)
         await is_waiting(await client.start(waiting, run_id="open"), "signal")
     days_ago(client, 29.9, "young")
     days_ago(client, 30.1, "old")
@@ -83,7 +83,7 @@ async def test_one_worker_deletes_for_all(client: Client, url: str) -> None:
         await until(lambda: client.store.take_role(first.worker_id, retention.ROLE))
         async with running_worker(other, quick, retention=week) as second:
             assert not await other.store.take_role(second.worker_id, retention.ROLE)
-            await (await client.start(quick, run_id="old")).result(10)
+            await (await client.start(quick, run_id="old")).result(60)
             days_ago(client, 8, "old")
             await is_gone(client, "old")
             first.stop()
@@ -93,7 +93,7 @@ async def test_one_worker_deletes_for_all(client: Client, url: str) -> None:
 async def test_a_worker_can_keep_everything(client: Client) -> None:
     """`retention=None`."""
     async with running_worker(client, quick, retention=None):
-        await (await client.start(quick, run_id="old")).result(10)
+        await (await client.start(quick, run_id="old")).result(60)
         days_ago(client, 10_000, "old")
         names = {task.get_name() for task in asyncio.all_tasks()}
         assert "durable retention" not in names
@@ -115,3 +115,99 @@ async def test_plain_scripts_keep_the_same_rule(embedded: str) -> None:
         await quick(run_id="old")
         days_ago(client, 31, "old")
         await is_gone(client, "old")
+
+
+# ─ workflows that say it themselves ──
+
+
+@workflow(retention=timedelta(days=2))
+async def fleeting() -> str:
+    return "done"
+
+
+@workflow(retention=timedelta(days=365))
+async def lasting() -> str:
+    return "done"
+
+
+@workflow(retention="forever")
+async def eternal() -> str:
+    return "done"
+
+
+@workflow
+async def parent() -> str:
+    return await lasting.options(run_id="child")()
+
+
+KEPT = (fleeting, lasting, eternal)
+
+
+async def closed_runs(client: Client, **ages: float) -> None:
+    """Run each of `KEPT`, and let it have been closed so many days ago, in days by the name of the run."""
+    async with running_worker(client, *KEPT, quick, retention=None):
+        for run_id in ages:
+            flow = next((one for one in KEPT if run_id.startswith(one.name)), quick)
+            await (await client.start(flow, run_id=run_id)).result(60)
+    for run_id, days in ages.items():
+        days_ago(client, days, run_id)
+
+
+async def test_a_workflow_says_itself_how_long_its_runs_are_kept(client: Client) -> None:
+    """For a shorter time than others, for a longer one, or for ever; by a worker that has none of that code."""
+    await closed_runs(
+        client,
+        fleeting_1=1.9,
+        fleeting_2=2.1,
+        lasting_1=364,
+        lasting_2=366,
+        eternal_1=36500,
+        quick_1=29,
+        quick_2=31,
+    )
+
+    async with running_worker(client, waiting):
+        for run_id in ("fleeting_2", "lasting_2", "quick_2"):
+            await is_gone(client, run_id)
+        assert [
+            await exists(client, run_id) for run_id in ("fleeting_1", "lasting_1", "eternal_1", "quick_1")
+        ] == [True] * 4
+
+
+async def test_pruning_heeds_what_workflows_say(client: Client) -> None:
+    """What they want kept for longer stays, unless that workflow is named; what may go earlier waits for its age, too."""
+    await closed_runs(client, fleeting_1=3, lasting_1=300, eternal_1=300, quick_1=3)
+
+    assert (await client.prune(timedelta(days=4), dry_run=True)).runs == 0
+    assert (await client.prune(timedelta(days=2), dry_run=True)).runs == 2
+    assert (await client.prune(timedelta(days=2))).runs == 2
+    assert [await exists(client, run_id) for run_id in ("fleeting_1", "quick_1")] == [False, False]
+    assert (await client.prune(timedelta(days=200), workflow="lasting")).runs == 1
+    assert (await client.prune(timedelta(days=200), workflow="eternal", dry_run=True)).runs == 1
+    await client.delete("eternal_1")
+    assert not await exists(client, "lasting_1")
+
+
+async def test_a_run_is_kept_as_the_start_of_its_latest_generation_says(client: Client) -> None:
+    """A child as its own workflow says; a run that is started anew as the new start says."""
+    async with running_worker(client, *KEPT, quick, parent, retention=None):
+        await (await client.start(parent, run_id="p")).result(60)
+        await (await client.start(eternal, run_id="e")).result(60)
+        await (await client.start(quick, run_id="e", if_closed="new")).result(60)
+        await (await client.start(quick, run_id="q")).result(60)
+        await (await client.start(eternal, run_id="q", if_closed="new")).result(60)
+    for run_id in ("p", "child", "e", "q"):
+        days_ago(client, 31, run_id)
+
+    await client.prune(timedelta(days=30))
+
+    assert [await exists(client, run_id) for run_id in ("p", "child", "e", "q")] == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("value", "why"), [(59, "below 60 s"), ("never", "'forever', not 'never'"), (-1, "retention")]
+)
+def test_a_retention_that_makes_no_sense_is_refused(value: object, why: str) -> None:
+    """Where it is said, before anything runs."""
+    with pytest.raises(DefinitionError, match=why):
+        workflow(retention=value)(quick.fn)  # type: ignore[arg-type, call-overload]

@@ -32,7 +32,7 @@ async def test_each_activity_has_a_context_of_its_own(client: Client) -> None:
         return await asyncio.gather(*[paints(number) for number in range(COUNT)])
 
     async with running_worker(client, works):
-        assert await (await client.start(works)).result(10) == ["none"] * COUNT
+        assert await (await client.start(works)).result(60) == ["none"] * COUNT
     assert len(tasks) < COUNT
 
 
@@ -58,7 +58,7 @@ async def test_one_that_suspends_keeps_its_task_and_the_others_go_on(client: Cli
         await until(lambda: len(done) == COUNT // 2)
         assert sorted(done) == list(range(0, COUNT, 2))
         gate.set()
-        assert await run.result(10) == [True] * COUNT
+        assert await run.result(60) == [True] * COUNT
 
 
 @pytest.mark.parametrize("library", ["asyncio", "anyio"])
@@ -90,7 +90,7 @@ async def test_timeouts_inside_an_activity_work_from_its_first_line(library: str
         return await asyncio.gather(gives_up(), has_children(), gives_up())
 
     async with running_worker(client, works):
-        assert await (await client.start(works)).result(10) == ["moved on", 3, "moved on"]
+        assert await (await client.start(works)).result(60) == ["moved on", 3, "moved on"]
 
 
 async def test_a_task_that_was_cancelled_from_inside_is_not_used_again(client: Client) -> None:
@@ -117,7 +117,7 @@ async def test_a_task_that_was_cancelled_from_inside_is_not_used_again(client: C
         return await asyncio.gather(*calls)
 
     async with running_worker(client, works):
-        result = await (await client.start(works)).result(10)
+        result = await (await client.start(works)).result(60)
     assert result == [number if number % 2 else 0 for number in range(COUNT)]
 
 
@@ -147,7 +147,7 @@ async def test_whatever_an_activity_raises_stays_its_own(
         return await asyncio.gather(passes(1), raises(), passes(2))
 
     async with running_worker(client, works):
-        assert await (await client.start(works)).result(10) == [1, None, 2]
+        assert await (await client.start(works)).result(60) == [1, None, 2]
 
 
 async def test_an_object_that_is_awaited_is_as_good_as_a_coroutine(client: Client) -> None:
@@ -173,7 +173,7 @@ async def test_an_object_that_is_awaited_is_as_good_as_a_coroutine(client: Clien
         return value
 
     async with running_worker(client, works):
-        assert await (await client.start(works)).result(10) == 7
+        assert await (await client.start(works)).result(60) == 7
 
 
 async def test_a_busy_batch_lets_the_loop_breathe(client: Client) -> None:
@@ -202,7 +202,7 @@ async def test_a_busy_batch_lets_the_loop_breathe(client: Client) -> None:
     async with running_worker(client, works):
         run = await client.start(works)
         ticker = asyncio.create_task(ticking())
-        await run.result(15)
+        await run.result(60)
         ticker.cancel()
     inside = [tick for tick in ticks if began[0] < tick < began[-1]]
     assert len(inside) >= 3

@@ -14,6 +14,7 @@ import pytest
 
 from durable import Client, RunStatus, Signal, activity, workflow
 from durable.worker.fingerprint import Fingerprints
+from durable.worker.live import LiveRun
 from tests.support.workers import (
     declare_dead,
     file_of,
@@ -57,13 +58,13 @@ async def test_suspects_are_driven_and_cleared(client: Client) -> None:
         await declare_dead(client, worker)
         for run in runs:
             await run.signal(number, 2)
-        assert [await run.result(20) for run in runs] == [3] * 100
+        assert [await run.result(60) for run in runs] == [3] * 100
         fresh = await client.start(waits)
         await is_waiting(fresh, "signal")
         await declare_dead(client, worker)
         await until(lambda: _is_cleared(client, fresh.run_id))
         await fresh.signal(number, 1)
-        assert await fresh.result(10) == 2
+        assert await fresh.result(60) == 2
 
 
 async def _is_cleared(client: Client, run_id: str) -> bool:
@@ -78,15 +79,19 @@ async def test_suspects_are_recorded_before_they_are_driven_one_at_a_time(client
 
     @workflow
     async def tells(name: str) -> None:
-        if await number.wait():
-            driven.append(name)
+        await number.wait()
 
     async with running_worker(client, tells) as worker:
         runs = [await client.start(tells, name, run_id=name) for name in "abcde"]
         for run in runs:
             await is_waiting(run, "signal")
         keys = {(await client.store.get_run(name)).pk: name for name in "abcde"}
-        real = worker._store.try_suspect
+        real = worker.life.store.try_suspect
+        drive_alone = worker.life.driver.drive_alone
+
+        def drive(run: LiveRun) -> bool:
+            driven.append(run.run_id)
+            return drive_alone(run)
 
         async def try_suspect(worker_id: int, trial: Any) -> bool:
             if trial.suspect is not None:
@@ -94,13 +99,14 @@ async def test_suspects_are_recorded_before_they_are_driven_one_at_a_time(client
                 recorded.append(keys[trial.suspect[0]])
             return await real(worker_id, trial)
 
-        worker._store.try_suspect = try_suspect  # type: ignore[method-assign]
+        worker.life.store.try_suspect = try_suspect  # type: ignore[method-assign]
+        worker.life.driver.drive_alone = drive  # type: ignore[method-assign]
         await declare_dead(client, worker)
         for run in runs:
             await run.signal(number, 1)
         for run in runs:
-            await run.result(10)
-        worker._store.try_suspect = real  # type: ignore[method-assign]
+            await run.result(60)
+        worker.life.store.try_suspect = real  # type: ignore[method-assign]
     assert sorted(recorded) == list("abcde")
     assert recorded == driven
 
@@ -132,7 +138,7 @@ async def test_a_suspect_that_waits_for_a_lost_activity_is_adjourned(client: Cli
         await is_waiting(run, "signal")
         await until(lambda: _is_cleared(client, run.run_id))
         await run.signal(number, 1)
-        assert await run.result(10) == 6
+        assert await run.result(60) == 6
 
 
 async def test_a_database_in_trouble_only_delays_suspects(client: Client) -> None:
@@ -142,7 +148,7 @@ async def test_a_database_in_trouble_only_delays_suspects(client: Client) -> Non
     async with running_worker(client, waits) as worker:
         run = await client.start(waits)
         await is_waiting(run, "signal")
-        real = worker._store.try_suspect
+        real = worker.life.store.try_suspect
         failures = {"before": [StoreError("no"), StoreError("not yet")], "after": [StoreError("no")] * 2}
 
         async def try_suspect(worker_id: int, trial: Any) -> bool:
@@ -150,12 +156,12 @@ async def test_a_database_in_trouble_only_delays_suspects(client: Client) -> Non
                 raise left.pop()
             return await real(worker_id, trial)
 
-        worker._store.try_suspect = try_suspect  # type: ignore[method-assign]
+        worker.life.store.try_suspect = try_suspect  # type: ignore[method-assign]
         await declare_dead(client, worker)
         await until(lambda: _is_cleared(client, run.run_id))
         await run.signal(number, 2)
-        assert await run.result(10) == 3
-        worker._store.try_suspect = real  # type: ignore[method-assign]
+        assert await run.result(60) == 3
+        worker.life.store.try_suspect = real  # type: ignore[method-assign]
     assert failures == {"before": [], "after": []}
 
 
@@ -230,7 +236,7 @@ async def test_a_deploy_of_good_code_resumes_parked_runs_by_itself(client: Clien
 
     async with running_worker(client, shop.deploy(GOOD)):
         await status_is(run, "completed")
-    assert await run.result(10) == 11
+    assert await run.result(60) == 11
 
 
 async def test_the_same_code_does_not_try_a_parked_run_again(client: Client, shop: Deployment) -> None:

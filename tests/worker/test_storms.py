@@ -19,7 +19,7 @@ from durable.engine.instance import Instance
 from durable.engine.runtime import RunIdentity
 from durable.journal.turns import Activated, joined, split_activations
 from durable.worker import committing
-from durable.worker import worker as worker_module
+from durable.worker import life as life_module
 from tests.support.workers import declare_dead, no_durability, running_worker, through_commit_turns, until
 
 RUNS: Final = 15
@@ -117,8 +117,8 @@ class Weather:
 
     def spoil(self, worker: Worker) -> None:
         """Make commits of this worker fail now and then, before or after they are written, or take their time."""
-        through_commit_turns(worker._store)
-        real = worker._store.commit_turns
+        through_commit_turns(worker.life.store)
+        real = worker.life.store.commit_turns
 
         async def commit(*arguments: Any) -> Any:
             die = self.chance.random()
@@ -131,7 +131,7 @@ class Weather:
                 raise StoreError("the reply was lost")
             return verdicts
 
-        worker._store.commit_turns = commit  # type: ignore[method-assign]  # faults injected
+        worker.life.store.commit_turns = commit  # type: ignore[method-assign]  # faults injected
 
     async def strike(self, client: Client, workers: list[Worker]) -> None:
         """Declare workers dead, at random moments."""
@@ -159,8 +159,7 @@ async def test_runs_end_with_what_their_plan_says_whatever_happens(
     weather = Weather(seed)
     failed_once.clear()
     monkeypatch.setattr(committing, "TROUBLE_SECONDS", 0.01)
-    monkeypatch.setattr(worker_module, "HOUSEKEEPING_SECONDS", 0.02)
-    monkeypatch.setattr(worker_module, "CACHE_MAX", weather.capacity)
+    monkeypatch.setattr(life_module, "HOUSEKEEPING_SECONDS", 0.02)
 
     async with AsyncExitStack() as stack:
         other = await stack.enter_async_context(no_durability(url))
@@ -168,21 +167,23 @@ async def test_runs_end_with_what_their_plan_says_whatever_happens(
         workers = []
         for one in clients:
             warm_us, concurrency = weather.chance.choice([0, 1000, None]), weather.chance.choice([2, 5, 50])
-            context = running_worker(one, life, warm_us=warm_us, concurrency=concurrency)
+            context = running_worker(
+                one, life, warm_us=warm_us, concurrency=concurrency, max_runs=weather.capacity
+            )
             workers.append(await stack.enter_async_context(context))
         for worker in workers:
-            through_commit_turns(worker._store)
-        commits = [worker._store.commit_turns for worker in workers]
+            through_commit_turns(worker.life.store)
+        commits = [worker.life.store.commit_turns for worker in workers]
         for worker in workers:
             weather.spoil(worker)
         struck = asyncio.ensure_future(weather.strike(client, workers))
         runs = await asyncio.gather(*(weather.one_run(clients, f"r{position}") for position in range(RUNS)))
 
         for run, plan in runs:
-            assert await run.result(20) == expected(plan), (run, plan)
+            assert await run.result(60) == expected(plan), (run, plan)
         await struck
         for worker, commit in zip(workers, commits, strict=True):
-            worker._store.commit_turns = commit  # type: ignore[method-assign]  # as it was
+            worker.life.store.commit_turns = commit  # type: ignore[method-assign]  # as it was
     for run, _ in runs:
         await replays(client, run.run_id)
 
@@ -192,15 +193,7 @@ async def replays(client: Client, run_id: str) -> None:
     record = await client.store.get_run(run_id)
     rows = await client.store.read_journal(record.pk, record.generation)
     assert [row.turn for row in rows] == list(range(1, len(rows) + 1))
-    identity = RunIdentity(
-        run_id=run_id,
-        workflow=record.workflow,
-        version=record.version,
-        generation=record.generation,
-        epoch=record.epoch,
-        task_queue=record.task_queue,
-    )
-    instance = Instance(identity, life.definition, record.input)
+    instance = Instance(RunIdentity.of(record), life.definition, record.input)
     for activated in split_activations(joined(rows)):
         if isinstance(activated, Activated) and instance.end is None:
             instance.replay(activated)

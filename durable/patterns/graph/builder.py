@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from durable import Workflow
+from durable import Seconds, Workflow
 from durable.patterns.graph.config import GraphConfig
 from durable.patterns.graph.definition import Edge, Reducer, WorkflowGraph
 from durable.patterns.graph.engine import WorkflowEngine
@@ -28,6 +28,7 @@ class WorkflowBuilder:
 
     `version` must be raised when a change breaks open runs. `reducers` say, by key, how a value that is there and a new one
     become one: `reducer(old, new)`; it is not called for the first value. It must depend on these alone: it is called in replays, too.
+    `retention` (seconds, timedelta or "forever") is how long runs are kept once they are closed, as with `@workflow`.
     Without a name the graph is called by its nodes' names.
     """
 
@@ -38,10 +39,12 @@ class WorkflowBuilder:
         *,
         version: int = 1,
         reducers: Mapping[str, Reducer] | None = None,
+        retention: Seconds | Literal["forever"] | None = None,
     ) -> None:
         self._name = name
         self._config = config or GraphConfig()
         self._version = version
+        self._retention = retention
         self._reducers = dict(reducers or {})
         self._nodes: list[tuple[str, AbstractWorkflowNode]] = []
         self._edges: list[Edge] = []
@@ -130,6 +133,7 @@ class WorkflowBuilder:
                 edges=edges,
                 config=self._config,
                 version=self._version,
+                retention=self._retention,
                 entry=self._entry,
                 terminals=self._terminals,
                 reducers=self._reducers,

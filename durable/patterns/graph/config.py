@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from durable import Retry, Seconds
+from durable import Seconds
+from durable.patterns.policies import as_seconds
 
 
 class GraphConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,16 +53,6 @@ class GraphConfig(msgspec.Struct, frozen=True, kw_only=True):
     def branches_max(self) -> int:
         """How many nodes may run at a time; 0: all."""
         return self.max_parallel_branches if self.parallel_branches else 1
-
-
-def as_seconds(name: str, value: Seconds) -> float:
-    """Return a duration in seconds; ValueError if it is none."""
-    try:
-        return Retry(1, initial=value, maximum=0).initial
-    except Exception as error:
-        raise ValueError(
-            f"{name} is a duration in seconds or a timedelta, 0 or more, not {value!r}"
-        ) from error
 
 
 def _check_count(name: str, value: Any, *, least: int) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
-from durable import Workflow
+from durable import Seconds, Workflow
 from durable.patterns.graph.config import GraphConfig
 from durable.patterns.graph.errors import GraphValidationError
 from durable.patterns.graph.nodes import AbstractWorkflowNode, GateNode, Predicate
@@ -46,6 +46,7 @@ class WorkflowGraph:
         entry: str | None,
         terminals: Mapping[str, Predicate | None],
         reducers: Mapping[str, Reducer],
+        retention: Seconds | Literal["forever"] | None = None,
         serve: Callable[[WorkflowGraph], Iterable[Workflow[..., Any]]] | None = None,
     ) -> None:
         self.name = name
@@ -55,10 +56,19 @@ class WorkflowGraph:
         self.edges = tuple(edges)
         self.config = config
         self.version = version
+        self.retention = retention
         self.entry = entry
         self.terminals = MappingProxyType(dict(terminals))
         self.reducers = MappingProxyType(dict(reducers))
         self._order = {node: number for number, node in enumerate(self.nodes)}
+        self._roots: list[str] | None = None
+        self._outgoing = {node: self._edges_of(node) for node in self.nodes}
+        # What leads to a node, loops aside.
+        self.sources: Mapping[str, frozenset[str]] = {
+            node: frozenset(edge.source for edge in self.edges if edge.target == node != edge.source)
+            & frozenset(source for source, edges in self._outgoing.items() if edges)
+            for node in self.nodes
+        }
 
     def __durable_workflows__(self) -> Iterable[Workflow[..., Any]]:
         """A module that holds a graph is served by the engine made of it last, else as if it held one."""
@@ -80,6 +90,9 @@ class WorkflowGraph:
 
     def outgoing(self, node: str) -> list[Edge]:
         """Return the edges that a node can fire; one that always ends the graph fires none."""
+        return self._outgoing[node]
+
+    def _edges_of(self, node: str) -> list[Edge]:
         if node in self.terminals and self.terminals[node] is None:
             return []
         return [edge for edge in self.edges if edge.source == node]
@@ -96,12 +109,19 @@ class WorkflowGraph:
                     f"graph {self.name!r} has no node {entry!r} to begin with; it has: {', '.join(self.nodes)}"
                 )
             return [entry]
+        if self._roots is None:  # a graph never changes, and each of its runs asks, in every replay, too
+            self._roots = self._find_roots()
+        return list(self._roots)
+
+    def _find_roots(self) -> list[str]:
         led_to = {edge.target for edge in self.edges if edge.target != edge.source}
-        starts = [node for node in self.nodes if node not in led_to]
+        roots = [node for node in self.nodes if node not in led_to]
+        reached = self.reachable(roots)
         for node in self.nodes:
-            if node not in self.reachable(starts):
-                starts.append(node)
-        return self.in_order(starts)
+            if node not in reached:
+                roots.append(node)
+                reached |= self.reachable([node])
+        return self.in_order(roots)
 
     def reachable(self, nodes: Iterable[str], *, without: str | None = None) -> set[str]:
         """Return these nodes and all that edges lead to from them, on ways that do not pass through `without`."""
@@ -121,6 +141,9 @@ class WorkflowGraph:
         for name, node in self.nodes.items():
             work = node.work()
             yield name, getattr(work, "fn", work)
+            inner = getattr(node, "graph", None)
+            if isinstance(inner, WorkflowGraph):
+                yield from ((f"{name}/{part}", fn) for part, fn in inner.parts())
             if isinstance(node, GateNode):
                 for target, predicate in node.routes.items():
                     yield f"{name} -> {target}", predicate

@@ -1,4 +1,4 @@
-"""A graph as a picture, with the state of a run in it, if wanted: data, mermaid, or dot. Draws; reads nothing.
+"""A graph as a picture, with the state of a run in it, if wanted: data, mermaid, dot, or SVG. Draws; reads nothing.
 
 What a run did is read off its story: a node's last entry is its state, and an edge was taken if its source ended and, where it had a
 choice, chose its target.
@@ -16,6 +16,7 @@ from durable import Entry, Run
 from durable.patterns.graph.definition import WorkflowGraph
 from durable.patterns.graph.nodes import GateNode
 from durable.patterns.graph.subgraph import SubworkflowNode
+from durable.patterns.graph.svg import drawn
 
 _MERMAID_SHAPES: Final = {
     "gate": ('{"', '"}'),
@@ -78,6 +79,11 @@ class GraphView(msgspec.Struct, kw_only=True):
     def dot(self) -> str:
         """Return it in the language of Graphviz."""
         return "\n".join(_dot(self)) + "\n"
+
+    def svg(self) -> str:
+        """Return it as a picture by itself, for a browser."""
+        title = f"{self.name} · {self.run_id} {self.status}" if self.run_id else self.name
+        return drawn(title, [(node, _label(node)) for node in self.nodes], self.edges, _COLOURS)
 
 
 def view_of(graph: WorkflowGraph, run: Run | None = None) -> GraphView:

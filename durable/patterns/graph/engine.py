@@ -53,6 +53,7 @@ class WorkflowEngine:
             origin=origin_of("graph", graph.parts()),
             version=graph.version,
             timeout=self.config.total_seconds or None,
+            retention=graph.retention,
             result=GraphResult,
         )
 
@@ -125,7 +126,7 @@ class WorkflowEngine:
         return await self._workflow.options(run_id=run_id).enqueue(*self._input(entry, initial_state, None))
 
     def view(self, run: Run | None = None) -> GraphView:
-        """Return the graph to be drawn, with what a run did in it, if given (see `durable.get_run`): `view().mermaid()`, `.dot()`."""
+        """Return the graph to be drawn, with what a run did in it, if given (see `durable.get_run`): `view().mermaid()`, `.dot()`, `.svg()`."""
         return view_of(self.graph, run)
 
     def __durable_workflows__(self) -> list[Workflow[..., Any]]:

@@ -19,11 +19,6 @@ class Frontier:
     def __init__(self, graph: WorkflowGraph) -> None:
         self._graph = graph
         self._pending: dict[str, set[str]] = {}  # node -> sources whose edges have fired since it ran last
-        self._sources: dict[str, set[str]] = {node: set() for node in graph.nodes}
-        for node in graph.nodes:
-            for edge in graph.outgoing(node):
-                if edge.target != node:
-                    self._sources[edge.target].add(node)
         # (join, pending node) -> what can run before the join does
         self._reached: dict[tuple[str, str], set[str]] = {}
 
@@ -41,7 +36,7 @@ class Frontier:
         return wave
 
     def _must_wait(self, node: str) -> bool:
-        missing = self._sources[node] - self._pending[node]
+        missing = self._graph.sources[node] - self._pending[node]
         return bool(missing) and any(
             missing & self._reach(node, other) for other in self._pending if other != node
         )

@@ -9,16 +9,14 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
 from durable import Activity, Retry, Seconds
-from durable.patterns.graph.config import as_seconds
 from durable.patterns.graph.errors import HumanInputRequiredError
+from durable.patterns.policies import RETRIES, RETRY_DELAY, retry_of
 
 State = dict[str, Any]
 Predicate = Callable[[State], Any]
-RETRIES: Final = 3
-RETRY_DELAY: Final = 1.0  # seconds
 
 
 class NodeType(StrEnum):
@@ -87,11 +85,7 @@ class AbstractWorkflowNode(abc.ABC):
 
     def retry(self) -> Retry:
         """Return the policy of its attempts; ValueError if `retries` or `retry_delay` make no sense."""
-        retries = self.retries
-        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-            raise ValueError(f"retries of node {self.name!r} is an integer >= 0, not {retries!r}")
-        delay = as_seconds(f"retry_delay of node {self.name!r}", self.retry_delay)
-        return Retry(max_attempts=retries + 1, initial=delay, maximum=max(100.0, delay))
+        return retry_of(self.retries, self.retry_delay, what=f"retries of node {self.name!r}")
 
 
 class FunctionNode(AbstractWorkflowNode):

@@ -20,8 +20,8 @@ from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
 import durable
-from durable import Activity, PlatformFault
-from durable.patterns.calling import ONCE, adapted, cause_of, settled, takes_context, unit
+from durable import Activity
+from durable.patterns.calling import adapted, failing_as, settled, takes_context, unit
 from durable.patterns.graph.config import GraphConfig
 from durable.patterns.graph.definition import WorkflowGraph
 from durable.patterns.graph.errors import (
@@ -33,11 +33,20 @@ from durable.patterns.graph.errors import (
     StateConflictError,
 )
 from durable.patterns.graph.frontier import Frontier
-from durable.patterns.graph.nodes import AbstractWorkflowNode, GateNode, HumanNode, Predicate, State
+from durable.patterns.graph.nodes import (
+    AbstractWorkflowNode,
+    FunctionNode,
+    GateNode,
+    HumanNode,
+    Predicate,
+    State,
+)
 from durable.patterns.graph.results import GraphResult, NodeResult
 from durable.patterns.graph.subgraph import SubworkflowNode
+from durable.patterns.policies import ONCE, as_seconds
 from durable.patterns.running import current_run_id
 from durable.patterns.saga.noticing import noticed
+from durable.patterns.together import side_by_side
 
 T = TypeVar("T")
 
@@ -68,12 +77,16 @@ class Plan:
         self.units: dict[str, Unit] = {}
         self.routes: dict[str, Unit] = {}
         self.subgraphs: dict[str, Plan] = {}
+        self.people: dict[str, HumanNode] = {}
         for name, node in graph.nodes.items():
             if isinstance(node, SubworkflowNode):
                 self.subgraphs[name] = Plan(node.graph, node.config)
             elif isinstance(node, GateNode):
                 self.routes[name] = self._gate(name, node)
-            elif not (isinstance(node, HumanNode) and node.asks):
+            elif isinstance(node, HumanNode) and node.asks:
+                self.people[name] = node
+                as_seconds(f"timeout of node {name!r}", node.timeout or 0)
+            else:
                 self.units[name] = self._unit(name, node)
             if not isinstance(node, GateNode) and (asked := self._conditions(name)):
                 self.routes[name] = Unit(
@@ -83,9 +96,7 @@ class Plan:
     @property
     def asks(self) -> bool:
         """Whether a person may be asked."""
-        nodes = self.graph.nodes.values()
-        is_asking = any(isinstance(node, HumanNode) and node.asks for node in nodes)
-        return is_asking or any(plan.asks for plan in self.subgraphs.values())
+        return bool(self.people) or any(plan.asks for plan in self.subgraphs.values())
 
     def _unit(self, name: str, node: AbstractWorkflowNode) -> Unit:
         work = node.work()
@@ -100,7 +111,8 @@ class Plan:
         is_limited = call.definition.timeout_us is not None or node.timeout is not None
         advice = "return it, so that it is merged into the state"
         settle = functools.partial(output_of, name)
-        call = call.with_fn(noticed(node, plain, f"node {name!r}", settle, advice=advice), name=name)
+        own = None if type(node) is FunctionNode else node
+        call = call.with_fn(noticed(own, plain, f"node {name!r}", settle, advice=advice), name=name)
         if not is_limited and self.config.node_seconds:
             call = call.options(timeout=self.config.node_seconds)
         # What follows a failed wave meets no code of it that still runs.
@@ -178,26 +190,12 @@ class Traversal:
     async def _side_by_side(self, do: Callable[[str], Coroutine[Any, Any, T]], names: list[str]) -> list[T]:
         """Do it for all; after the first failure cancel the others, await their ends, and raise it."""
         self._group = self._group_for(names)
-        if len(names) == 1:
-            return [await do(names[0])]
-        failed: list[GraphExecutionError] = []
-
-        async def one(name: str) -> T | None:
-            try:
-                return await do(name)
-            except GraphExecutionError as error:
-                failed.append(error)
-                for task in tasks:
-                    if task is not asyncio.current_task():
-                        task.cancel()
-                return None
-
-        tasks: list[asyncio.Task[T | None]] = []
-        async with asyncio.TaskGroup() as group:
-            tasks.extend(group.create_task(one(name)) for name in names)
-        if failed:
-            raise failed[0] from failed[0].__cause__
-        return [task.result() for task in tasks]  # type: ignore[misc]  # None only of those that failed
+        if len(names) < 2:
+            return [await do(name) for name in names]
+        ended = await side_by_side(do, names, failure=GraphExecutionError)
+        if ended.failed:
+            raise ended.failed[0] from ended.failed[0].__cause__
+        return ended.values
 
     def _group_for(self, names: list[str]) -> object | None:
         """Return what activities side by side have in common, if their outcomes are to be recorded together.
@@ -209,23 +207,23 @@ class Traversal:
         return None if self._config.checkpoint_enabled or is_limited or len(names) < 2 else object()
 
     async def _run_node(self, name: str) -> _Ran:
-        node = self._graph.nodes[name]
-        began = durable.now()
+        node, plan = self._graph.nodes[name], self._plan
         targets: list[str] | None = None
         output: State = {}
         attempts = 1
-        with failing_as(name):
-            if isinstance(node, HumanNode) and node.asks:
-                output = await self._ask(name, node)
+        with failing_node(name):
+            if (person := plan.people.get(name)) is not None:
+                began = durable.now()
+                output = await self._ask(name, person)
             else:
                 async with self._slots:
                     began = durable.now()
-                    if isinstance(node, SubworkflowNode):
+                    if (unit := plan.units.get(name)) is not None:
+                        output, attempts = await unit(self._state, self._group)
+                    elif isinstance(node, SubworkflowNode):
                         output = await self._run_subgraph(name, node)
-                    elif isinstance(node, GateNode):
-                        targets, attempts = await self._plan.routes[name](self._state, self._group)
                     else:
-                        output, attempts = await self._plan.units[name](self._state, self._group)
+                        targets, attempts = await plan.routes[name](self._state, self._group)
         if targets is not None and not targets:
             raise NoRouteError(name)
         result = NodeResult(node_name=name, output=output, attempts=attempts, duration_ms=_ms_since(began))
@@ -259,7 +257,7 @@ class Traversal:
                 raise StateConflictError(key, names)
         state = dict(self._state)  # nodes of the wave were given the old one
         for result in results:
-            with failing_as(result.node_name):
+            with failing_node(result.node_name):
                 for key, value in result.output.items():
                     state[key] = self._reduced(state, key, value)
         self._state = state
@@ -273,11 +271,8 @@ class Traversal:
 
     async def _targets(self, wave: list[str], ran: list[_Ran]) -> list[list[str]]:
         """Return, for each node of the wave, the targets whose edges fire."""
-        asked = [
-            name
-            for name, one in zip(wave, ran, strict=True)
-            if one.targets is None and name in self._plan.routes
-        ]
+        routes = self._plan.routes
+        asked = [name for name, one in zip(wave, ran, strict=True) if one.targets is None and name in routes]
         answers = dict(zip(asked, await self._side_by_side(self._route, asked), strict=True))
         return [
             one.targets
@@ -289,23 +284,14 @@ class Traversal:
         ]
 
     async def _route(self, name: str) -> list[str]:
-        with failing_as(name):
+        with failing_node(name):
             targets, _ = await self._plan.routes[name](self._state, self._group)
             return list(targets)
 
 
-class failing_as:  # reads as a statement: `with failing_as(name)`
-    """Turns what a block raises into the failure of a node; faults of the platform and cancellation pass."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, PlatformFault):
-            raise NodeExecutionError(self._name, cause_of(error)) from cause_of(error)
+def failing_node(name: str) -> failing_as:
+    """`with failing_node(name)`: what is raised there is the failure of a node."""
+    return failing_as(functools.partial(NodeExecutionError, name))
 
 
 def check_enabled(graph: WorkflowGraph, config: GraphConfig) -> None:

@@ -10,28 +10,27 @@
     result = await Order("o-7").execute()          # Ok({"reserve": ..., "charge": ...}) or Err(SagaError)
 
 Any process rebuilds the saga from the constructor's arguments, which are the input of its run. If they cannot be stored, or the object
-was changed after it was made, its run is *local*: no worker touches it, only a script that makes the same object again goes on with it.
+was changed after it was made, its run is *local*: no worker touches it, only a script that makes the same object again goes on with it;
+and only `execute`, which keeps the object, takes it.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, ClassVar, Final, Literal
 from weakref import WeakValueDictionary
-
-import msgspec
 
 import durable
 from durable import (
     Activity,
     DefinitionError,
-    DurableError,
     Err,
     Ok,
     PlatformFault,
     Result,
+    RunHandle,
     SagaError,
     SagaScope,
     SagaVersionMismatchError,
@@ -39,15 +38,18 @@ from durable import (
     WorkerLostError,
     Workflow,
     WorkflowCompensationError,
+    WorkflowFailedError,
     WorkflowVersionMismatchError,
     make_workflow,
 )
 from durable.patterns.calling import adapted, cause_of, takes_context, takes_plain_context, takes_uncertain
-from durable.patterns.running import current_run_id, hint_unfinished, perform
+from durable.patterns.policies import as_seconds, retry_of, undoing
+from durable.patterns.running import current_run_id, hint_unfinished, perform, raise_own
 from durable.patterns.saga.mirror import tell_mirror
 from durable.patterns.saga.noticing import noticed
+from durable.patterns.saga.rebuilding import Making, Stored, rebuilt, recording
 from durable.patterns.saga.states import SagaState
-from durable.patterns.saga.steps import answered, retry_policy
+from durable.patterns.saga.steps import answered
 
 Action = Callable[..., Any]
 
@@ -75,6 +77,10 @@ class SagaStep:
         for what, fn in (("action", action), ("compensation", compensation)):
             if not (callable(fn) or (fn is None and what == "compensation")):
                 raise DefinitionError(f"the {what} of step {name!r} is something to call, not {fn!r}")
+        if timeout is not None:
+            as_seconds(
+                f"timeout of step {name!r}", timeout
+            )  # a mistake is said here, not in the middle of a saga
         self.name = name
         self.action = action
         self.compensation = compensation
@@ -82,23 +88,20 @@ class SagaStep:
         self.retry_delay = retry_delay
         self.idempotent = idempotent
         self.timeout = timeout
-        self.retry = retry_policy(max_retries, retry_delay)
-        self.undo_retry = (
-            self.retry if idempotent else retry_policy(max_retries, retry_delay, no_retry=WorkerLostError)
-        )
+        self.retry = retry_of(max_retries, retry_delay, what="max_retries")
+        self.undo_retry = undoing(self.retry)
+        if not idempotent:
+            self.undo_retry = retry_of(max_retries, retry_delay, what="max_retries", no_retry=WorkerLostError)
 
     def __repr__(self) -> str:
         return f"<saga step {self.name}>"
 
 
-class _Inside:
+class _Inside(Making):
     """What a saga object keeps for us."""
 
     def __init__(self) -> None:
-        self.given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
-        self.depth = 0  # of constructors that are running
-        self.is_made = False
-        self.is_changed = False  # since it was made, by others than its own actions
+        super().__init__()
         self.is_running = False
         self.steps: list[SagaStep] = []
         self.state = SagaState.PENDING
@@ -109,10 +112,12 @@ class _Inside:
 class AbstractSaga:
     """A saga made of `SagaStep`s. Subclass it, add steps in `__init__`, and `execute`.
 
-    `VERSION` must be raised when a change breaks open runs.
+    `VERSION` must be raised when a change breaks open runs. `RETENTION` is how long runs are kept once they are closed (seconds, timedelta or
+    "forever"), as with `@workflow(retention=)`.
     """
 
     VERSION: ClassVar[int] = 1
+    RETENTION: ClassVar[Seconds | Literal["forever"] | None] = None
     # The objects that this process executes, by run id: a run uses its own object while there is one.
     _executed: ClassVar[WeakValueDictionary[str, AbstractSaga]] = WeakValueDictionary()
     _made: ClassVar[dict[int, Workflow[..., Any]]] = {}
@@ -121,13 +126,17 @@ class AbstractSaga:
     def __init__(self) -> None:
         pass
 
+    def __class_getitem__(cls, item: object) -> type[AbstractSaga]:
+        """`AbstractSaga[T]`, as programs of others spell it, is this class: results are typed by the steps."""
+        return cls
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._made = {}
         cls._has_hinted = False
         init = cls.__dict__.get("__init__")
         if init is not None:
-            cls.__init__ = _recording(init)  # type: ignore[method-assign]  # the same, but it notes its arguments
+            cls.__init__ = recording(init, _inside_of)  # type: ignore[method-assign]  # the same, but it notes its arguments
 
     def __setattr__(self, name: str, value: object) -> None:
         inside = self._inside
@@ -198,25 +207,35 @@ class AbstractSaga:
         inside.results = results
         return Ok(results)
 
+    async def start(self, *, run_id: str | None = None) -> RunHandle[dict[str, Any]]:
+        """Start a run, drive it in this process, and return its handle at once; ids behave as in `execute`.
+
+        What becomes of it is told by the handle, not by this object: `result()` returns the results by step, or raises
+        `WorkflowFailedError` with the `SagaError` as `__cause__`. Inside a workflow the run is a child of that one. DefinitionError: the
+        saga is local. Raises `SagaVersionMismatchError`, `RunConflictError`.
+        """
+        arguments = self._arguments_of_any_process()
+        run_id = await self._choose_id(run_id, hints=True)
+        return await self._begin(lambda workflow: workflow.options(run_id=run_id).start(arguments))
+
+    async def enqueue(self, *, run_id: str | None = None) -> RunHandle[dict[str, Any]]:
+        """Store a run for a worker that serves the module of this class, and return its handle. See `start` for the rest."""
+        arguments = self._arguments_of_any_process()
+        run_id = await self._choose_id(run_id, hints=False)
+        return await self._begin(lambda workflow: workflow.options(run_id=run_id).enqueue(arguments))
+
     # ─ how it runs ──
 
     async def _perform(self, run_id: str | None) -> dict[str, Any]:
         if current_run_id() is not None:
             results: dict[str, Any] = await perform(self._workflow(), self._run_inline, run_id=run_id)
             return results
-        run_id = await self._choose_id(run_id)
-        workflow, arguments = self._workflow(), self._arguments()
-        if arguments is None:
-            workflow = workflow.local()
+        run_id = await self._choose_id(run_id, hints=True)
+        assert run_id is not None, "chosen, outside of workflows"
         self._executed[run_id] = self
         await self._tell_mirror(run_id, SagaState.RUNNING)
         try:
-            results = await self._run_apart(workflow, arguments, run_id)
-        except WorkflowVersionMismatchError as mismatch:
-            stored = mismatch.stored_version
-            if not self.is_compatible_with(stored):
-                raise SagaVersionMismatchError(run_id, stored, self.VERSION) from mismatch
-            results = await self._run_apart(self._workflow(stored), arguments, run_id)
+            results = self._in_order(await self._run_apart(run_id))
         except SagaError as error:
             await self._tell_mirror(run_id, _state_after(error))
             raise
@@ -228,25 +247,48 @@ class AbstractSaga:
         results = self._inside.results
         await tell_mirror(run_id, state, version=self.VERSION, completed_steps=results, results=results)
 
-    async def _run_apart(
-        self, workflow: Workflow[..., Any], arguments: dict[str, Any] | None, run_id: str
-    ) -> dict[str, Any]:
-        found: dict[str, Any] = await perform(
-            workflow, self._run_inline, arguments, run_id=run_id, own=SagaError
-        )
-        # Records order their keys; people expect the steps' order.
-        known = [step.name for step in self._inside.steps if step.name in found]
-        return {name: found[name] for name in [*known, *(set(found) - set(known))]}
+    async def _run_apart(self, run_id: str) -> dict[str, Any]:
+        arguments = self._stored().arguments
 
-    async def _choose_id(self, run_id: str | None) -> str:
+        def begin(workflow: Workflow[..., Any]) -> Awaitable[RunHandle[Any]]:
+            chosen = workflow.local() if arguments is None else workflow
+            return chosen.options(run_id=run_id).start(arguments)
+
+        try:
+            found: dict[str, Any] = await (await self._begin(begin)).result()
+        except WorkflowFailedError as failed:
+            raise_own(failed, SagaError)
+        return found
+
+    async def _begin(
+        self, begin: Callable[[Workflow[..., Any]], Awaitable[RunHandle[Any]]]
+    ) -> RunHandle[Any]:
+        """Begin a run of today's version; or go on with one of an older version that today's code is compatible with."""
+        try:
+            return await begin(self._workflow())
+        except WorkflowVersionMismatchError as mismatch:
+            stored = mismatch.stored_version
+            if not self.is_compatible_with(stored):
+                raise SagaVersionMismatchError(mismatch.run_id, stored, self.VERSION) from mismatch
+            return await begin(self._workflow(stored))
+
+    def _in_order(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Return results in the order of the steps: records order their keys."""
+        known = [step.name for step in self._inside.steps if step.name in results]
+        return {name: results[name] for name in [*known, *(set(results) - set(known))]}
+
+    async def _choose_id(self, run_id: str | None, *, hints: bool) -> str | None:
+        """Return the id of a run of its own; None: that of a child, which follows from its parent's."""
         if run_id is not None:
             return run_id
         cls = type(self)
         if cls.get_id is AbstractSaga.get_id and self._inside.id is None:
+            if current_run_id() is not None:
+                return None
             derived = durable.derived_run_id(cls.__name__)
             if derived is not None:
                 return derived
-            if not cls._has_hinted:
+            if hints and not cls._has_hinted:
                 cls._has_hinted = True
                 await hint_unfinished("saga", cls.__name__)
         return self.get_id()
@@ -338,6 +380,7 @@ class AbstractSaga:
                 kind="saga",
                 origin=f"{cls.__module__}:{cls.__qualname__}",
                 version=version,
+                retention=cls.RETENTION,
             )
         return made
 
@@ -351,25 +394,21 @@ class AbstractSaga:
             raise PlatformFault(
                 f"saga {run_id!r} holds what cannot be rebuilt here: run the script that started it, with this id, again"
             )
-        args, kwargs = _constructor(cls).decode(msgspec.json.encode(arguments))
-        return cls(*args, **kwargs)
+        saga: AbstractSaga = rebuilt(cls, arguments)
+        return saga
 
-    def _arguments(self) -> dict[str, Any] | None:
-        """Return the constructor's arguments by name, as plain data; None if this object cannot be rebuilt from them."""
-        inside, cls = self._inside, type(self)
-        is_noted = hasattr(
-            cls.__init__, _NOTES
-        )  # not if somebody put it there afterwards, as a dataclass does
-        if cls is AbstractSaga or inside.is_changed or not is_noted or "<locals>" in cls.__qualname__:
-            return None
-        try:
-            codec = _constructor(cls)
-            data = codec.encode(*inside.given)
-            codec.check(data)
-        except DurableError:
-            return None
-        arguments: dict[str, Any] = msgspec.json.decode(data)
-        return arguments
+    def _arguments_of_any_process(self) -> dict[str, Any]:
+        stored = self._stored()
+        if stored.arguments is None:
+            raise DefinitionError(
+                f"saga {type(self).__name__!r} can be made by this script only, since {stored.why_not}: run it by execute()"
+            )
+        return stored.arguments
+
+    def _stored(self) -> Stored:
+        if type(self) is AbstractSaga:
+            return Stored(None, "its steps were added from outside")
+        return self._inside.stored(type(self))
 
 
 async def _with_context(context: Any) -> Any:
@@ -382,43 +421,17 @@ async def _with_nothing() -> Any:
 
 _WITH_CONTEXT: Final = durable.make_activity(_with_context, name="action", cancellation="wait")
 _WITH_NOTHING: Final = durable.make_activity(_with_nothing, name="action", cancellation="wait")
-_NOTES: Final = "__durable_notes_arguments__"
 
 
-def _recording(init: Callable[..., None]) -> Callable[..., None]:
-    """Return a constructor that does what `init` does, and notes what the outermost one was given."""
-
-    @functools.wraps(init)
-    def __init__(self: AbstractSaga, *args: Any, **kwargs: Any) -> None:
-        inside = self._inside
-        if inside.depth == 0:
-            inside.given = args, kwargs
-        inside.depth += 1
-        try:
-            init(self, *args, **kwargs)
-        finally:
-            inside.depth -= 1
-        inside.is_made = inside.depth == 0
-
-    setattr(__init__, _NOTES, True)
-    return __init__
+def _inside_of(saga: AbstractSaga) -> Making:
+    return saga._inside
 
 
-AbstractSaga.__init__ = _recording(AbstractSaga.__init__)  # type: ignore[method-assign]  # as in subclasses
+AbstractSaga.__init__ = recording(AbstractSaga.__init__, _inside_of)  # type: ignore[method-assign]  # as in subclasses
 
 
 def _state_after(error: SagaError) -> SagaState:
     return SagaState.FAILED if isinstance(error, WorkflowCompensationError) else SagaState.COMPENSATED
-
-
-def _constructor(cls: type[AbstractSaga]) -> Any:
-    """Return how calls of a class are stored."""
-
-    async def nothing() -> None: ...
-
-    return make_workflow(
-        nothing, name=cls.__name__, kind="saga", origin=cls.__qualname__, signature=cls
-    ).definition.arguments
 
 
 def _arguments_for(fn: Action, context: dict[str, Any]) -> tuple[Any, ...]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from typing import Any
 
 import msgspec
 
 from durable import activity_info
-from durable.patterns.calling import takes_context, takes_uncertain
+from durable.patterns.calling import is_coroutine_function, takes_context, takes_uncertain
 from durable.patterns.saga.steps import answered
 
 
@@ -67,6 +67,25 @@ class SagaContext(MutableMapping[str, Any]):
             "metadata": self.metadata,
         }
 
+    def branched(self) -> SagaContext:
+        """Return another that begins as this one: for a step that runs side by side with others."""
+        return SagaContext(
+            saga_id=self.saga_id,
+            saga_name=self.saga_name,
+            data=self.data,
+            step_results=dict(self.step_results),
+            metadata=self.metadata,
+        )
+
+    def join(self, branches: Iterable[SagaContext]) -> None:
+        """Take over what branches of this one, as it is, have changed: by key, and of two that wrote one key the later's."""
+        data, metadata = self.data, self.metadata
+        for branch in branches:
+            data = merged(data, self.data, branch.data)
+            metadata = merged(metadata, self.metadata, branch.metadata)
+            self.step_results.update(branch.step_results)
+        self.data, self.metadata = data, metadata
+
     def absorb(self, written: dict[str, Any], step: str | None) -> Any:
         """Take over what a step wrote, as its journal entry tells it, and return its output; `step` None: a compensation."""
         self.data = written.get("data", self.data)
@@ -75,6 +94,20 @@ class SagaContext(MutableMapping[str, Any]):
         if step is not None:
             self.step_results[step] = output
         return output
+
+
+def merged(into: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Return `into` with what has changed between `before` and `after`."""
+    if after is before:
+        return into
+    changed = {
+        key: value
+        for key, value in after.items()
+        # As they would be stored: 1 and True are not the same.
+        if key not in before or msgspec.json.encode(value) != msgspec.json.encode(before[key])
+    }
+    gone = before.keys() - after.keys()
+    return {key: value for key, value in into.items() if key not in gone} | changed
 
 
 def on_context(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,7 +120,7 @@ def on_context(fn: Callable[..., Any]) -> Callable[..., Any]:
     def arguments(context: SagaContext, uncertain: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (context,) if has_context else (), {"uncertain": uncertain} if has_uncertain else {}
 
-    if inspect.iscoroutinefunction(fn):
+    if is_coroutine_function(fn):
 
         async def call_and_wait(context: dict[str, Any], uncertain: bool = False) -> dict[str, Any]:
             made, before = _made(context)

@@ -1,6 +1,7 @@
 """The mirror that an application may keep of its sagas: told what the journal says already, and never asked.
 
-It is told by the process that executes a saga, when it begins and when it has ended. What the mirror raises is logged.
+It is told by the process that executes a saga, or waits for it, when it begins and when it has ended; of an `AbstractSaga` that was
+left to others by `start` or `enqueue`, by whoever executes it under its id later. What the mirror raises is logged.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from durable.patterns.calling import as_context
+from durable.patterns.calling import adapted, as_context, is_coroutine_function
 
 log: Final = logging.getLogger("durable.saga")
 _MISSING: Final = object()
@@ -27,14 +27,22 @@ class LostStateWarning(UserWarning):
 
 
 def noticed(
-    saga: object, fn: Callable[..., Any], what: str, settle: Callable[[Any], Any], *, advice: str = ADVICE
+    saga: object | None,
+    fn: Callable[..., Any],
+    what: str,
+    settle: Callable[[Any], Any],
+    *,
+    advice: str = ADVICE,
 ) -> Callable[..., Any]:
     """Return a function that does what `fn` does, settles its answer, and warns if attributes of `saga`, or variables of the closure, changed.
 
-    It hands a plain dict on as a `StepContext`. `what` says whose action this is, `advice` what to do instead.
+    It hands a plain dict on as a `StepContext`. `what` says whose action this is, `advice` what to do instead. `saga` None: there
+    is no object of the author's.
     """
+    if saga is None and not getattr(fn, "__closure__", None):
+        return adapted(fn, settle)
     compare = functools.partial(_compare, what=what, advice=advice)
-    if inspect.iscoroutinefunction(fn):
+    if is_coroutine_function(fn):
 
         async def call_and_wait(*args: Any, **kwargs: Any) -> Any:
             before = _state(saga, fn)
@@ -60,9 +68,10 @@ def noticed(
     return call
 
 
-def _state(saga: object, fn: Callable[..., Any]) -> dict[str, object]:
+def _state(saga: object | None, fn: Callable[..., Any]) -> dict[str, object]:
     """Return what can be compared: plain data by its content, variables of a closure by their identity."""
-    state = {f"self.{name}": _content(value) for name, value in vars(saga).items() if name != "_saga"}
+    attributes = {} if saga is None else vars(saga)
+    state = {f"self.{name}": _content(value) for name, value in attributes.items() if name != "_saga"}
     code = getattr(fn, "__code__", None)
     for name, cell in zip(
         getattr(code, "co_freevars", ()), getattr(fn, "__closure__", None) or (), strict=False
@@ -76,7 +85,14 @@ def _state(saga: object, fn: Callable[..., Any]) -> dict[str, object]:
     return state
 
 
+_ATOMS: Final = frozenset((str, int, bool, type(None)))  # no float: NaN is not even equal to itself
+
+
 def _content(value: object) -> object:
+    if value.__class__ in _ATOMS:
+        return value
+    if callable(value):  # what it holds is not ours to compare
+        return None
     try:
         return msgspec.json.encode(value)
     except Exception:  # not data: a client, a lock; whatever it holds is not ours to compare

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from durable import DefinitionError, PlatformFault, Workflow, make_activity, make_workflow
-from durable.patterns.calling import ONCE
+from durable import DefinitionError, PlatformFault, Seconds, Workflow, make_activity, make_workflow
+from durable.patterns.policies import ONCE
 from durable.patterns.running import origin_of
 from durable.patterns.saga.context import SagaContext
 from durable.patterns.saga.runtime import SagaRuntime
 from durable.patterns.saga.steps import SagaAnswerError, SagaStepResult
 from durable.patterns.saga.units import Performing, Unit, perform_saga
+from durable.patterns.together import side_by_side
 
 
 class _Omitted:
     """The type of a transition that was not given: None says that the saga ends."""
+
+    def __repr__(self) -> str:
+        return "omitted"
 
 
 _OMITTED: Final = _Omitted()
@@ -30,7 +34,8 @@ class OrchestratedStep:
     follows: a name, None (the saga ends), or `f(ctx, result)` that returns one of these, of the `SagaStepResult`; left out, the next
     of the list that is no step's `on_failure`. `on_failure` is the step to go on with when this one has failed, instead of undoing
     everything. `parallel` are steps (or names of some in the table) that run side by side after the action, if there is one; the
-    output merges theirs. `max_retries` follow the first attempt.
+    output merges theirs. None of them sees what another writes to the context; in the end that is merged by key, in the order of the
+    list. `max_retries` follow the first attempt.
     """
 
     def __init__(
@@ -83,13 +88,23 @@ def _methods(name: str, action: object | None) -> tuple[Callable[..., Any] | Non
 class SagaOrchestrator(SagaRuntime):
     """Starts and follows sagas that are defined as tables of steps; see `define` and, for the rest, `SagaManager`."""
 
-    def define(self, name: str, steps: Sequence[OrchestratedStep], start: str | None = None) -> None:
+    def define(
+        self,
+        name: str,
+        steps: Sequence[OrchestratedStep],
+        start: str | None = None,
+        *,
+        retention: Seconds | Literal["forever"] | None = None,
+    ) -> None:
         """Make a saga known. It begins with `start` (default: the first step).
+
+        `retention` (seconds, timedelta or "forever") is how long its runs are kept once they are closed, as with `@workflow`.
 
         Raises ValueError: two steps of one name, or a transition to a step that is not there.
         """
         table = _Table(name, steps, start)
-        self._add(name, [table.workflow()], [step.name for step in table.all()])
+        self._add(name, [table.workflow(retention, self.config.tidied)], [step.name for step in table.all()])
+        self._groups[name] = table.groups()
 
 
 class _Table:
@@ -140,12 +155,27 @@ class _Table:
     def all(self) -> Iterator[OrchestratedStep]:
         yield from self.steps.values()
 
-    def workflow(self) -> Workflow[..., Any]:
+    def groups(self) -> dict[str, list[str]]:
+        """Return the steps that have no action of their own, with the names of those they are made of."""
+        return {
+            step.name: [one if isinstance(one, str) else one.name for one in step.parallel]
+            for step in self.all()
+            if step.execute is None and step.parallel
+        }
+
+    def workflow(self, retention: Seconds | Literal["forever"] | None, tidied: Seconds) -> Workflow[..., Any]:
         async def run(data: dict[str, Any], config: dict[str, Any] | None = None) -> dict[str, Any]:
             return await perform_saga(self.name, data, config, self._body)
 
         parts = [(step.name, step.execute) for step in self.all()]
-        return make_workflow(run, name=self.name, kind="saga", origin=origin_of("saga", parts))
+        return make_workflow(
+            run,
+            name=self.name,
+            kind="saga",
+            origin=origin_of("saga", parts),
+            retention=retention,
+            tidied=tidied,
+        )
 
     async def _body(self, performing: Performing) -> None:
         name: str | None = self.start
@@ -176,25 +206,19 @@ class _Table:
         return merged
 
     async def _side_by_side(self, performing: Performing, steps: Sequence[OrchestratedStep]) -> list[Any]:
-        """Perform steps together; the first failure in time stops the others, and is raised once they have ended."""
-        failures: list[Exception] = []
+        """Perform steps together; the first failure in time stops the others, and is raised once they have ended.
 
-        async def one(step: OrchestratedStep) -> Any:
-            try:
-                return await self._perform(performing, step)
-            except Exception as error:
-                failures.append(error)
-                for task in tasks:
-                    if task is not asyncio.current_task():
-                        task.cancel()
-                return None
-
-        tasks: list[asyncio.Task[Any]] = []
-        async with asyncio.TaskGroup() as group:
-            tasks.extend(group.create_task(one(step)) for step in steps)
-        if failures:
-            raise failures[0]
-        return [task.result() for task in tasks]
+        Each begins with the context as it is, so that their timing does not matter. What they wrote is there when all have ended,
+        however they did: what is undone then must see it.
+        """
+        branches = [(performing.branched(), step) for step in steps]
+        try:
+            ended = await side_by_side(lambda branch: self._perform(*branch), branches, failure=Exception)
+        finally:
+            performing.context.join(branch.context for branch, _ in branches)
+        if ended.failed:
+            raise ended.failed[0]
+        return ended.values
 
     async def _after(
         self, performing: Performing, step: OrchestratedStep, result: SagaStepResult

@@ -11,9 +11,9 @@ import functools
 import inspect
 import sys
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from types import FrameType
-from typing import Any, Final, Generic, ParamSpec, Self, TypeVar, cast, overload
+from typing import Any, Generic, ParamSpec, Self, TypeVar, cast, overload
 
 from durable import (
     Activity,
@@ -28,12 +28,18 @@ from durable import (
     make_activity,
 )
 from durable.patterns.calling import takes_uncertain
+from durable.patterns.policies import (
+    UNSAID_RETRIES,
+    UNSAID_RETRY_DELAY,
+    ExceptionClasses,
+    UnsaidCount,
+    UnsaidSeconds,
+    retry_of,
+    undoing,
+)
 
-RETRIES: Final = 3
-RETRY_DELAY: Final = 1.0  # seconds
 P = ParamSpec("P")
 R = TypeVar("R")
-ExceptionClasses = Sequence[type[BaseException]] | type[BaseException]
 
 
 class SagaStepError(DurableError):
@@ -217,7 +223,7 @@ def _plain_of(fn: Callable[..., Any]) -> Callable[..., Any]:
 def compensation_of(step: Activity[..., Any], undo: Callable[..., Any]) -> Activity[..., Any]:
     """Return the activity that undoes a step: `step/compensation`, under the step's policy."""
     definition = step.definition
-    retry, timeout_us = definition.retry, definition.timeout_us
+    retry, timeout_us = undoing(definition.retry), definition.timeout_us
     if isinstance(undo, SagaStepActivity):
         retry = undo.definition.retry if undo.has_own_policy else retry
         timeout_us = timeout_us if undo.timeout is None else undo.definition.timeout_us
@@ -253,7 +259,7 @@ class _Decorator:
         self._frame = frame
 
     @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> SagaStepActivity[P, R]: ...
+    def __call__(self, fn: Callable[P, Awaitable[R]], /) -> SagaStepActivity[P, R]: ...
 
     @overload
     def __call__(self, fn: Callable[P, R], /) -> SagaStepActivity[P, R]: ...
@@ -290,7 +296,7 @@ def _pair_up(made: SagaStepActivity[..., Any], frame: FrameType) -> None:
 
 
 @overload
-def saga_step(name: Callable[P, Coroutine[Any, Any, R]], /) -> SagaStepActivity[P, R]: ...
+def saga_step(name: Callable[P, Awaitable[R]], /) -> SagaStepActivity[P, R]: ...
 
 
 @overload
@@ -313,8 +319,8 @@ def saga_step(
     name: Any = None,
     *,
     compensation: bool | Callable[..., Any] | None = None,
-    max_retries: int | None = None,
-    retry_delay: Seconds | None = None,
+    max_retries: int = UNSAID_RETRIES,
+    retry_delay: Seconds = UNSAID_RETRY_DELAY,
     timeout: Seconds | None = None,
     no_retry: ExceptionClasses = (),
 ) -> Any:
@@ -333,26 +339,11 @@ def saga_step(
     decorator = _Decorator(
         name=name if isinstance(name, str) else None,
         compensation=compensation,
-        retry=retry_policy(
-            RETRIES if max_retries is None else max_retries,
-            RETRY_DELAY if retry_delay is None else retry_delay,
-            no_retry=no_retry,
-        ),
+        retry=retry_of(max_retries, retry_delay, what="max_retries", no_retry=no_retry),
         timeout=timeout,
-        has_own_policy=not (max_retries is None and retry_delay is None and no_retry == ()),
+        has_own_policy=not (
+            isinstance(max_retries, UnsaidCount) and isinstance(retry_delay, UnsaidSeconds) and no_retry == ()
+        ),
         frame=sys._getframe(1),
     )
     return decorator if name is None or isinstance(name, str) else decorator(name)
-
-
-def retry_policy(max_retries: int, retry_delay: Seconds, *, no_retry: ExceptionClasses = ()) -> Retry:
-    """Return the policy of `max_retries` after the first attempt; ValueError if they are no such thing."""
-    if max_retries == RETRIES and retry_delay == RETRY_DELAY and no_retry == ():
-        return _USUAL
-    if isinstance(max_retries, bool) or not isinstance(max_retries, int) or max_retries < 0:
-        raise ValueError(f"max_retries is an integer >= 0, not {max_retries!r}")
-    delay = Retry(1, initial=retry_delay, maximum=0).initial
-    return Retry(max_attempts=max_retries + 1, initial=delay, maximum=max(100.0, delay), no_retry=no_retry)
-
-
-_USUAL: Final = Retry(max_attempts=RETRIES + 1, initial=RETRY_DELAY, maximum=100.0)

@@ -47,6 +47,11 @@ class SqlSagaStore(SagaStore):
     def __init__(self, url: str | None = None) -> None:
         self._url = url
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it names a database, rather than the default one."""
+        return self._url is not None
+
     def database(self) -> AbstractContextManager[None]:
         """Make this store's database the default one in a block."""
         return nullcontext() if self._url is None else durable.using(self._url)

@@ -18,9 +18,9 @@ from durable import (
     make_activity,
 )
 from durable.patterns.calling import cause_of, takes_uncertain
+from durable.patterns.policies import retry_of, undoing
 from durable.patterns.saga.config import SagaConfig
 from durable.patterns.saga.context import SagaContext, on_context
-from durable.patterns.saga.steps import retry_policy
 
 
 class UncompensatedError(SagaError):
@@ -65,12 +65,19 @@ class Unit:
 
 
 class Performing:
-    """One saga that runs: its context, its scope, its configuration."""
+    """One saga that runs, or a branch of it: its context, its scope, its configuration. What is undone sees the context of the `whole`."""
 
-    def __init__(self, scope: SagaScope, context: SagaContext, config: SagaConfig) -> None:
+    def __init__(
+        self, scope: SagaScope, context: SagaContext, config: SagaConfig, whole: Performing | None = None
+    ) -> None:
         self.context = context
         self.config = config
         self._scope = scope
+        self._whole = self if whole is None else whole
+
+    def branched(self) -> Performing:
+        """Return what performs a step side by side with others: none of them sees what another writes."""
+        return Performing(self._scope, self.context.branched(), self.config, self._whole)
 
     async def perform(self, unit: Unit) -> Any:
         """Perform a unit and return its output; from then on it will be undone if the saga fails."""
@@ -89,7 +96,7 @@ class Performing:
         if unit.retry is not None:
             return unit.retry
         retries = self.config.max_retries_per_step if unit.retries is None else unit.retries
-        return retry_policy(retries, self.config.retry_delay_seconds)
+        return retry_of(retries, self.config.retry_delay_seconds)
 
     def _recorded(self, unit: Unit, written: dict[str, Any]) -> Callable[[], Any]:
         # Here, too, for a step that was recorded while its caller was cancelled: its compensation sees its output.
@@ -105,10 +112,11 @@ class Performing:
             on_context(unit.undo),
             name=f"{unit.name}/compensation",
             kind="compensation",
-            retry=self._retry(unit) if unit.undo_retry is None else unit.undo_retry,
+            retry=undoing(self._retry(unit)) if unit.undo_retry is None else unit.undo_retry,
             timeout=unit.timeout if unit.undo_timeout is None else unit.undo_timeout,
         )
-        self.context.absorb(await undo(self.context.plain(), uncertain), None)
+        context = self._whole.context
+        context.absorb(await undo(context.plain(), uncertain), None)
 
 
 async def perform_saga(
@@ -122,7 +130,7 @@ async def perform_saga(
     context = SagaContext(saga_id=durable.info().run_id, saga_name=name, data=dict(data))
     scope: SagaScope | None = None
     try:
-        async with durable.saga() as scope, asyncio.timeout(config.default_timeout_seconds):
+        async with durable.saga() as scope, asyncio.timeout(config.limit):
             await body(Performing(scope, context, config))
     except PlatformFault:
         raise

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from durable.journal.events import Terminated, TimedOut
 from durable.journal.turns import encode_turn
+from durable.store.codes import TERMINATED, TIMED_OUT
 from durable.store.postgres.connection import Session
-from durable.store.sqlite.codes import TERMINATED, TIMED_OUT
 
 
 async def terminate(db: Session, run: int, reason: str | None, now_us: int) -> bool:

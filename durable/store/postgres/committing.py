@@ -5,7 +5,8 @@ finds anything to do, `LeaseLostError`. What a worker gets for a run it lost: th
 claim number, "lost", nothing of that item. What a repeated turn gets: the key of the journal refuses it; the statement is
 undone as a whole, then every item is written alone, and the one that is refused is handed back if it still is ours (P8, P17).
 
-Workflow-level retries take several statements; a batch with one of them is a transaction around the same statement.
+Next generations, tasks of activities and errands for children take statements of their own; a batch with some is a transaction
+around the same statement.
 """
 
 from __future__ import annotations
@@ -15,10 +16,15 @@ from typing import Any, Final
 
 import msgspec
 
-from durable.errors import InternalError, LeaseLostError
+from durable.errors import InternalError
+from durable.store.codes import CODES
+from durable.store.postgres.children import do_errands
 from durable.store.postgres.connection import Database, FenceSlots, Session, columns
 from durable.store.postgres.faults import KeyTaken
+from durable.store.postgres.inbox import put_message
+from durable.store.postgres.tasks import schedule_tasks
 from durable.store.records import (
+    AS_NEW,
     AttemptRow,
     Close,
     HandBack,
@@ -30,7 +36,7 @@ from durable.store.records import (
     Verdict,
     Wait,
 )
-from durable.store.sqlite.codes import CODES
+from durable.store.refusals import lease_lost
 
 FIRST_PART: Final = 1
 _VERDICTS: Final[tuple[Verdict, ...]] = ("committed", "stayed", "messages", "lost")
@@ -39,12 +45,6 @@ _MARK_COLUMNS: Final = (
     "limit_ats_us", "heartbeats_us",
 )  # fmt: skip
 _AFTERS: Final = {Stay: 0, Wait: 1, HandBack: 2, Park: 3, Close: 4}
-
-
-def lease_lost(worker: int) -> LeaseLostError:
-    return LeaseLostError(
-        f"worker {worker} was declared dead or has retired: nothing was written; register a new incarnation"
-    )
 
 
 class TurnWriter:
@@ -71,15 +71,18 @@ class TurnWriter:
         """Write items of different runs. Raises KeyTaken, with nothing written, on a journal-key conflict."""
         if all(map(_only_adds_a_turn, commits)):
             return await self._write_staying(worker, commits)
-        retries = [commit for commit in commits if commit.after.__class__ is NextGeneration]
+        moving_on = [commit for commit in commits if commit.after.__class__ is NextGeneration]
         others = [commit for commit in commits if commit.after.__class__ is not NextGeneration]
+        has_tasks = any(commit.tasks or commit.tasks_closed for commit in commits)
         async with self._slots.take() as slot:
-            if not retries:
+            has_errands = any(commit.errands for commit in commits)
+            has_answers = any(commit.answers for commit in commits)
+            if not (moving_on or has_tasks or has_errands or has_answers):
                 parameters = _batch(worker, slot, others, now_us)
                 verdicts = _verdicts(worker, (await self._database.fetch("commit_turns", **parameters))[0])
             else:
                 verdicts = await self._database.run(
-                    lambda db: _write_with_retries(db, worker, slot, others, retries, now_us)
+                    lambda db: _write_in_steps(db, worker, slot, others, moving_on, now_us)
                 )
         return [verdicts[commit.pk] for commit in commits]
 
@@ -126,7 +129,8 @@ def _only_adds_a_turn(commit: TurnCommit) -> bool:
         commit.after.__class__ is Stay
         and commit.turn is not None
         and commit.parts
-        and not (commit.consumed or commit.attempts or commit.attempts_done)
+        and not (commit.consumed or commit.attempts or commit.attempts_done or commit.errands)
+        and not (commit.tasks or commit.tasks_closed)
     )
 
 
@@ -163,6 +167,9 @@ def _batch(worker: int, slot: int, commits: Sequence[TurnCommit], now_us: int | 
         "codes": codes,
         "turns": turns,
         "moving": [pk for pk, after in zip(pks, afters, strict=True) if after],
+        "marking": [
+            commit.pk for commit in commits if commit.turn is None and commit.after.__class__ is Stay
+        ],
         **_named("line", ("pks", "generations", "turns", "parts", "datas"), lines),
         **_named("consumed", ("pks", "ids"), consumed),
         **_named("mark", _MARK_COLUMNS, marks),
@@ -219,33 +226,40 @@ def journal_rows(commit: TurnCommit) -> list[tuple[int, int, int, int, bytes]]:
     ]
 
 
-# ─ workflow-level retries ──
+# ─ next generations, tasks, children ──
 
 
-async def _write_with_retries(
+async def _write_in_steps(
     db: Session,
     worker: int,
     slot: int,
     others: Sequence[TurnCommit],
-    retries: Sequence[TurnCommit],
+    moving_on: Sequence[TurnCommit],
     now_us: int | None,
 ) -> dict[int, Verdict]:
-    """Write a batch in which some runs close a generation and open the next (P7), in one transaction under one fence."""
+    """Write a batch that takes several statements: generations that follow, tasks, children, answers. One transaction under one fence."""
     if not await db.fetch("hold_fence", worker=worker, slot=slot):
         raise lease_lost(worker)
     verdicts: dict[int, Verdict] = {}
     if others:
         verdicts = _verdicts(worker, await db.row("commit_turns", **_batch(worker, slot, others, now_us)))
-    for commit in sorted(retries, key=lambda one: one.pk):
+    for commit in sorted(moving_on, key=lambda one: one.pk):
         verdicts[commit.pk] = await _open_next(db, worker, commit, now_us)
+    written = [one for one in (*others, *moving_on) if verdicts[one.pk] in ("committed", "stayed")]
+    await schedule_tasks(db, written, now_us)
+    for commit in sorted(written, key=lambda one: one.pk):
+        if commit.errands:
+            await do_errands(db, commit, now_us)
+        for answer in commit.answers:
+            await put_message(db, answer, now_us)
     return verdicts
 
 
 async def _open_next(db: Session, worker: int, commit: TurnCommit, now_us: int | None) -> Verdict:
-    """Archive this generation as continued and open the next with a prefix of its journal."""
+    """Archive this generation as continued and open the next: with a prefix of its journal, or as new."""
     after = commit.after
     if not isinstance(after, NextGeneration):
-        raise InternalError("only a workflow-level retry opens the next generation")
+        raise InternalError("this opens no next generation")
     run, generation = commit.pk, commit.generation
     msg_seq = await db.value("hold_run", run=run, worker=worker, claim_no=commit.claim_no)
     if msg_seq is None:
@@ -253,21 +267,28 @@ async def _open_next(db: Session, worker: int, commit: TurnCommit, now_us: int |
         return "messages" if owned else "lost"
     if msg_seq != commit.seen:
         return "messages"
-    await db.fetch("archive_continued", run=run, now_us=now_us)
+    is_new = after.input is not None
+    await db.fetch("archive_continued", run=run, now_us=now_us, reason=AS_NEW if is_new else None)
     await db.fetch(
         "next_generation",
         run=run,
         attempt=after.attempt,
+        new_epoch=after.new_epoch,
         ready_at_us=after.ready_at_us,
         now_us=now_us,
         last_turn=after.copy_turns + bool(after.parts),
+        is_new=is_new,
+        idle_generations=after.idle_generations,
     )
     if commit.turn is not None:
         await db.fetch(
             "insert_turn", run=run, generation=generation, turn=commit.turn, parts=list(commit.parts)
         )
     await db.fetch("write_outcome", run=run, generation=generation, result=None, failure=after.failure)
-    await db.fetch("copy_input", run=run, generation=generation)
+    if is_new:
+        await db.fetch("insert_next_input", run=run, generation=generation + 1, input=after.input)
+    else:
+        await db.fetch("copy_input", run=run, generation=generation)
     await db.fetch("copy_turns", run=run, generation=generation, copy_turns=after.copy_turns)
     await db.fetch(
         "insert_turn", run=run, generation=generation + 1, turn=after.copy_turns + 1, parts=list(after.parts)

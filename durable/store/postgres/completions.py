@@ -1,19 +1,73 @@
-"""Activities completed from outside: the answer and the limit meet in the attempt's row. One function per transaction.
+"""Attempts that somebody outside has a say in: answered, or hurried on. All meet in the attempt's row. One function per transaction.
 
-Both lock the run's row first, so whichever comes second sees what the first one wrote.
+All lock the run's row first, so whichever comes second sees what the first one wrote.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from durable.store.postgres.committing import lease_lost
+from durable.store.codes import is_closed
 from durable.store.postgres.connection import Session
+from durable.store.postgres.inbox import put_message
+from durable.store.postgres.opened import Opened
 from durable.store.postgres.reading import run_not_found
-from durable.store.records import ActivityAnswer, AnswerVerdict, AttemptRow, Expiry, answer_id
-from durable.store.sqlite.codes import is_closed
+from durable.store.records import (
+    RETRY_NOW,
+    ActivityAnswer,
+    AnswerVerdict,
+    AttemptRow,
+    Expiry,
+    FailedAttempt,
+    Outgoing,
+    answer_id,
+    retry_id,
+)
+from durable.store.refusals import lease_lost
 
 SKIPPED_US: Final = 50_000  # before an attempt is looked at again whose run somebody's open transaction holds
+
+
+class Completions(Opened):
+    """The verbs about attempts that somebody outside completes, or hurries on."""
+
+    async def answer_activity(self, answer: ActivityAnswer, now_us: int) -> AnswerVerdict:
+        """Safe to repeat: the second answer of an attempt is a duplicate."""
+        self._require_writable()
+        verdict = await self._patiently(
+            lambda: self._database.run(lambda db: answer_activity(db, answer, self._given(now_us)))
+        )
+        if verdict == "taken" and answer.kind != "heartbeat":
+            self._wakeups.tell(work=True)
+        return verdict
+
+    async def retry_now(self, failed: FailedAttempt, now_us: int) -> bool:
+        """Safe to repeat: what is due already stays so."""
+        self._require_writable()
+        is_moved = await self._patiently(
+            lambda: self._database.run(lambda db: retry_now(db, failed, self._given(now_us)))
+        )
+        if is_moved:
+            self._wakeups.tell(work=True)
+        return is_moved
+
+    async def expire_attempt(
+        self, worker_id: int, *, pk: int, generation: int, claim_no: int, attempt: AttemptRow, now_us: int
+    ) -> Expiry:
+        self._require_writable()
+        async with self._slots.take() as slot:
+            return await self._database.run(
+                lambda db: expire_attempt(
+                    db,
+                    worker_id,
+                    slot,
+                    pk=pk,
+                    claim_no=claim_no,
+                    generation=generation,
+                    attempt=attempt,
+                    now_us=self._given(now_us),
+                )
+            )
 
 
 async def answer_activity(db: Session, answer: ActivityAnswer, now_us: int | None) -> AnswerVerdict:
@@ -22,6 +76,8 @@ async def answer_activity(db: Session, answer: ActivityAnswer, now_us: int | Non
     if row is None:
         raise await run_not_found(db, answer.run_id)
     run, generation, code, _, _ = row
+    if not await db.fetch("has_life", run=run, generation=answer.generation, epoch=answer.epoch):
+        return "closed"
     message_id = answer_id(answer.generation, answer.op, answer.attempt)
     if await db.fetch("find_message_id", run=run, message_id=message_id):
         return "duplicate"
@@ -33,17 +89,40 @@ async def answer_activity(db: Session, answer: ActivityAnswer, now_us: int | Non
         await db.fetch("beat_attempt", **key, details=answer.data, now_us=now_us)
         return "taken"
     await db.fetch("settle_attempt", **key, completion="answered")
+    message = Outgoing(
+        run_id=answer.run_id, kind="activity", name=answer.kind, data=answer.data, message_id=message_id
+    )
+    await put_message(db, message, now_us)
+    return "taken"
+
+
+async def retry_now(db: Session, failed: FailedAttempt, now_us: int | None) -> bool:
+    """Move the instant at which the next attempt is due, of a task or of the run's own worker, which is told."""
+    row = await db.row("lock_address_of_run", run_id=failed.run_id, now_us=now_us)
+    if row is None:
+        raise await run_not_found(db, failed.run_id)
+    run, generation, code, _, _ = row
+    if is_closed(code) or generation != failed.generation:
+        return False
+    key = {"run": run, "generation": generation, "op": failed.op, "attempt": failed.attempt, "now_us": now_us}
+    if await db.fetch("hasten_task", **key):
+        return True
+    if not await db.fetch("hasten_attempt", **key):
+        return False
+    message_id = retry_id(generation, failed.op, failed.attempt)
     await db.fetch(
         "send_message",
-        run_id=answer.run_id,
+        run_id=failed.run_id,
         kind="activity",
-        name=answer.kind,
-        data=answer.data,
+        name=RETRY_NOW,
+        data=b"null",
         message_id=message_id,
         unread_max=None,
         now_us=now_us,
-    )
-    return "taken"
+        channel=None,
+        sender=None,
+    )  # nothing, if that message is there, or was
+    return True
 
 
 async def expire_attempt(

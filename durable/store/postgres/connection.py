@@ -39,6 +39,7 @@ CONNECTIONS_MAX: Final = 8  # of one store, beside the heartbeat's and the liste
 CONNECT_SECONDS: Final = 10.0
 STATEMENT_SECONDS: Final = 30.0  # then the statement is cancelled and the caller told that it is busy
 REPEATS_MAX: Final = 8
+FENCES: Final = 4  # fenced statements of one store under way at once
 # Ours in an open transaction that went silent; a stopped client must not hold fences and rows until TCP notices.
 _IDLE_MS: Final = "10000"
 _SYNCHRONOUS: Final = {"full": None, "process": "off", "off": "off"}
@@ -107,6 +108,9 @@ class Database:
         self._name = name
         self._durability = durability
         self._idle: deque[asyncpg.Connection[Any]] = deque()
+        self._lent: set[asyncpg.Connection[Any]] = set()
+        self._unwanted: set[asyncpg.Connection[Any]] = set()  # lent, to be closed when they come back
+        self.on_left: list[Callable[[], None]] = []  # who else has connections: told when a server is left
         self._room = asyncio.Semaphore(size)
         self._closing: set[asyncio.Task[None]] = set()
         self._is_closed = False
@@ -173,12 +177,13 @@ class Database:
         """A connection for the block. PostgresErrors pass as they are; a lost connection becomes an error of ours."""
         async with self._room:
             connection = await self._take()
+            self._lent.add(connection)
             try:
                 yield Session(connection, self)
             except asyncpg.PostgresError as error:
                 self._give_back(connection)
                 if error.sqlstate == "25006":
-                    self.forget_idle()  # all of them lead to what is no primary any more
+                    self._leave_server()
                 raise
             except LOST as error:
                 self._drop(connection, error)
@@ -189,7 +194,11 @@ class Database:
             except BaseException:
                 self._give_back(connection)
                 raise
-            self._give_back(connection)
+            else:
+                self._give_back(connection)
+            finally:
+                self._lent.discard(connection)
+                self._unwanted.discard(connection)
 
     async def connect(
         self, *, role: str = "", extra: dict[str, str] | None = None
@@ -225,8 +234,9 @@ class Database:
         try:
             with explaining(self.shown):
                 session = Session(connection, self)
-                # In a transaction, so that a pooler keeps us on one server connection meanwhile.
-                await session.execute(_BEGIN[None])
+                # In a transaction, so that a pooler keeps us on one server connection meanwhile; with our own limits, as the
+                # role's may be shorter than a look.
+                await session.execute(_BEGIN["full"])
                 server = await session.row("look_at_server")
                 await session.execute("COMMIT")
             if server["pid"] != connection.get_server_pid():
@@ -249,11 +259,14 @@ class Database:
         self._is_closed = True
         self._idle.clear()
 
-    def forget_idle(self) -> None:
-        """Close what is idle: the next statement connects anew."""
+    def _leave_server(self) -> None:
+        """It takes no writes: perhaps it is no primary any more, and what it says is old. The next statement connects anew."""
+        self._unwanted |= self._lent
         idle, self._idle = self._idle, deque()
         for connection in idle:
             connection.terminate()
+        for leave in self.on_left:
+            leave()
 
     async def _take(self) -> asyncpg.Connection[Any]:
         if self._is_closed:
@@ -267,7 +280,7 @@ class Database:
     def _give_back(self, connection: asyncpg.Connection[Any]) -> None:
         if connection.is_closed():
             return
-        if self._is_closed or connection.is_in_transaction():
+        if self._is_closed or connection in self._unwanted or connection.is_in_transaction():
             connection.terminate()
         else:
             self._idle.append(connection)

@@ -41,7 +41,8 @@ def locate(url: str, shown: str) -> Place:
     """Take a `postgresql://` URL apart. Raises `DefinitionError` for parameters that make no sense."""
     try:
         parts = urlsplit(url)
-        _ = parts.port  # refuses what is no number
+        for host in parts.netloc.rpartition("@")[2].split(","):  # several, for a fail-over
+            _ = urlsplit(f"//{host}").port  # refuses what is no number
     except ValueError as error:
         raise DefinitionError(f"{shown} is no Postgres URL: {error}") from None
     if parts.fragment:

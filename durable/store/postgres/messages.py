@@ -11,33 +11,104 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from durable.errors import InboxFullError, StoreBusyError, WorkflowStateError
+from durable.errors import InboxFullError, StoreBusyError
+from durable.seams import ServerClock
+from durable.store.codes import is_closed
 from durable.store.postgres.closing import terminate, time_out
 from durable.store.postgres.connection import Database, Session
 from durable.store.postgres.faults import KeyTaken
+from durable.store.postgres.opened import Opened
 from durable.store.postgres.reading import run_not_found
-from durable.store.records import SendOutcome
-from durable.store.sqlite.codes import is_closed, shown_status
+from durable.store.records import CRASH, CRASHES_MAX, DueOutcome, Outgoing, SendOutcome
+from durable.store.refusals import run_is_closed
 
 T = TypeVar("T")
 
 LOOKS_MAX: Final = 10  # how often a run may change between our looks at it
 
 
-class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
-    """A message on its way to a run's inbox."""
+class Messages(Opened):
+    """The verbs that wake a run, or end it by force."""
 
-    run_id: str
-    kind: str
-    name: str
-    data: bytes
-    message_id: str | None
-    unread_max: int | None = None
+    async def send_message(self, message: Outgoing, now_us: int) -> SendOutcome:
+        """Safe to repeat with a message id; without one, an error leaves open whether it was sent."""
+        self._require_writable()
+
+        async def send() -> SendOutcome:
+            return await send_message(
+                self._database, message, self._given(now_us), channel=channel, sender=self._wakeups.name
+            )
+
+        with self._wakeups.lend() as channel:
+            outcome = await (send() if message.message_id is None else self._patiently(send))
+        if not outcome.duplicate:
+            self._wakeups.tell(work=channel is None)
+        return outcome
+
+    async def unpark_run(self, run_id: str, now_us: int) -> bool:
+        return await self._change_run(
+            "unpark_run", run_id, now_us=self._given(now_us), crashes_max=(CRASHES_MAX - 1) * CRASH
+        )
+
+    async def wake_run(self, run_id: str, now_us: int) -> bool:
+        return await self._change_run("wake_run", run_id, now_us=self._given(now_us))
+
+    async def terminate_run(self, run_id: str, reason: str | None, now_us: int) -> None:
+        await self._write_repeatedly(lambda db: terminate_run(db, run_id, reason, self._given(now_us)))
+        self._wakeups.tell(work=True, ends=True)
+
+    # ─ time ──
+
+    async def wake_due_runs(self, now_us: int, limit: int = 1000) -> DueOutcome:
+        due, delayed, _, now = await self._look_at_times(now_us)
+        woken = 0
+        if due is not None and due <= now:
+            self._require_writable()
+            woken = await self._database.value("wake_due_runs", now_us=self._given(now_us), count=limit)
+            due, delayed, _, now = await self._look_at_times(now_us)
+        if woken:
+            self._wakeups.tell(work=True)
+        return DueOutcome(
+            woken=woken, next_due_us=min((at for at in (due, delayed) if at is not None), default=None)
+        )
+
+    async def close_overdue_runs(self, now_us: int, limit: int = 1000) -> DueOutcome:
+        _, _, deadline, now = await self._look_at_times(now_us)
+        if deadline is None or deadline > now:
+            return DueOutcome(woken=0, next_due_us=deadline)
+        closed = await self._write_repeatedly(lambda db: close_overdue_runs(db, self._given(now_us), limit))
+        _, _, deadline, _ = await self._look_at_times(now_us)
+        if closed:
+            self._wakeups.tell(work=True, ends=True)
+        return DueOutcome(woken=closed, next_due_us=deadline)
+
+    async def _look_at_times(self, now_us: int) -> tuple[int | None, int | None, int | None, int]:
+        """Return the next timer, delayed start and deadline, and the time. Every look tells our clock what the server's says."""
+        asked_at = self._clock.monotonic()
+        ((due, delayed, deadline, now),) = await self._read("next_due", now_us=self._given(now_us))
+        if isinstance(self._clock, ServerClock):
+            self._clock.learn(now, asked_at, self._clock.monotonic())
+        return due, delayed, deadline, now
+
+    # ─ ways to write ──
+
+    async def _write_repeatedly(self, work: Callable[[Session], Awaitable[T]]) -> T:
+        """For ends by force: a turn that was being written at that moment has the number first; look again."""
+        self._require_writable()
+        return await until_first(self._database, work)
+
+    async def _change_run(self, name: str, run_id: str, **parameters: object) -> bool:
+        changed = await self._write(lambda db: change_run(db, name, run_id, **parameters))
+        if changed:
+            self._wakeups.tell(work=True)
+        return changed
 
 
-async def send_message(database: Database, message: Outgoing, now_us: int | None) -> SendOutcome:
-    """Count the message on the run row and put it into the inbox under that number (P2)."""
-    values = {**msgspec.structs.asdict(message), "now_us": now_us}
+async def send_message(
+    database: Database, message: Outgoing, now_us: int | None, *, channel: str | None, sender: str
+) -> SendOutcome:
+    """Count the message on the run row and put it into the inbox under that number (P2). Others are told through `channel`."""
+    values = {**msgspec.structs.asdict(message), "now_us": now_us, "channel": channel, "sender": sender}
     if message.kind != "signal":
         values["unread_max"] = None  # a cancel or an answer always finds room
     for _ in range(LOOKS_MAX):
@@ -61,9 +132,10 @@ async def _why_not(db: Session, message: Outgoing) -> SendOutcome | None:
     if message.message_id is not None:
         msg = await db.value("find_message_id", run=run, message_id=message.message_id)
         if msg is not None:
+            await db.fetch("wait_for_disk")  # the first one may still be on its way there
             return SendOutcome(msg=msg, duplicate=True)
     if is_closed(code):
-        raise _closed(message.run_id, code, started, "it takes no more messages")
+        raise run_is_closed(message.run_id, code, started, "it takes no more messages")
     if message.kind == "signal" and message.unread_max is not None:
         unread = await db.value("count_unread", run=run, count=message.unread_max)
         if unread >= message.unread_max:
@@ -77,7 +149,7 @@ async def terminate_run(db: Session, run_id: str, reason: str | None, now_us: in
         raise await run_not_found(db, run_id)
     run, _, code, started, now = row
     if not await terminate(db, run, reason, now):
-        raise _closed(run_id, code, started, "there is nothing to terminate")
+        raise run_is_closed(run_id, code, started, "there is nothing to terminate")
 
 
 async def change_run(db: Session, name: str, run_id: str, **parameters: object) -> bool:
@@ -89,30 +161,12 @@ async def change_run(db: Session, name: str, run_id: str, **parameters: object) 
     return False
 
 
-async def pause_run(db: Session, run_id: str, reason: str | None, now_us: int | None) -> bool:
-    """Hold an open run back; False if it was paused already."""
-    if await db.fetch("pause_run", run_id=run_id, reason=reason, now_us=now_us):
-        return True
-    row = await db.row("address_of_run", run_id=run_id)
-    if row is None:
-        raise await run_not_found(db, run_id)
-    _, _, code, started = row
-    if is_closed(code):
-        raise _closed(run_id, code, started, "there is nothing to pause")
-    return False
-
-
 async def close_overdue_runs(db: Session, now_us: int | None, limit: int) -> int:
     """Close runs past their deadline; return how many."""
     overdue = await db.fetch("overdue_runs", now_us=now_us, count=limit)
     if not overdue:
         return 0
     return await time_out(db, [row["id"] for row in overdue], overdue[0]["now_us"])
-
-
-def _closed(run_id: str, code: int, started: int | None, so_what: str) -> WorkflowStateError:
-    status = str(shown_status(code, has_started=started is not None))
-    return WorkflowStateError(run_id, status, f"run {run_id!r} is {status}: {so_what}")
 
 
 async def until_first(database: Database, work: Callable[[Session], Awaitable[T]]) -> T:

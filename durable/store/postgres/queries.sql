@@ -4,6 +4,9 @@
 --
 -- READ COMMITTED throughout: a statement sees what was committed when it began, and rows that it locks as they are now.
 -- So whatever must be seen *after* a lock was waited for stands in a statement of its own.
+--
+-- Where a row is found by its id, its owner is compared with IS NOT DISTINCT FROM, which no index serves: a planner that believes that few
+-- runs are owned would walk the index of owners, and past all that it keeps while somebody holds an old snapshot.
 
 -- ─ schema ──
 
@@ -48,8 +51,8 @@ SELECT value FROM durable.meta WHERE key = :key;
 
 -- name: insert_worker
 WITH new_worker AS (
-    INSERT INTO durable.worker (name, host, pid, task_queue, definitions, is_embedded, started_at_us)
-    VALUES (:name, :host, :pid, :task_queue, :definitions, :is_embedded, durable.instant(:now_us))
+    INSERT INTO durable.worker (name, host, pid, task_queue, definitions, is_embedded, started_at_us, more_queues, activities, lease_us)
+    VALUES (:name, :host, :pid, :task_queue, :definitions, :is_embedded, durable.instant(:now_us), :more_queues, :activities, :lease_us)
     RETURNING id
 ), beating AS (
     INSERT INTO durable.worker_heartbeat (worker, beat_at_us) SELECT id, durable.instant(NULL) FROM new_worker
@@ -70,7 +73,16 @@ UPDATE durable.worker_heartbeat SET beat_at_us = 0 WHERE worker = ANY (:workers:
 SELECT worker.id, worker.name
 FROM durable.worker
 JOIN durable.worker_heartbeat ON worker_heartbeat.worker = worker.id
-WHERE worker.is_alive AND worker_heartbeat.beat_at_us <= durable.instant(NULL) - :lease_us::bigint
+WHERE worker.is_alive AND worker_heartbeat.beat_at_us <= durable.instant(NULL) - greatest(:lease_us::bigint, worker.lease_us)
+ORDER BY worker.id;
+
+-- name: lost_workers
+-- Those that did not beat for their own lease, whoever asks; `unsaid_us` for one that did not say how long that is.
+SELECT worker.id
+FROM durable.worker
+JOIN durable.worker_heartbeat ON worker_heartbeat.worker = worker.id
+WHERE worker.is_alive
+    AND worker_heartbeat.beat_at_us <= durable.instant(NULL) - CASE worker.lease_us WHEN 0 THEN :unsaid_us::bigint ELSE worker.lease_us END
 ORDER BY worker.id;
 
 -- name: lock_worker
@@ -90,7 +102,8 @@ UPDATE durable.worker_heartbeat SET is_alive = false WHERE worker = :worker;
 -- name: stop_silent_heartbeat
 -- A beat that was on its way when the fences were locked wins: the condition is looked at again once its row is free.
 UPDATE durable.worker_heartbeat SET is_alive = false
-WHERE worker = :worker AND is_alive AND beat_at_us <= durable.instant(NULL) - :lease_us::bigint
+WHERE worker = :worker AND is_alive
+    AND beat_at_us <= durable.instant(NULL) - greatest(:lease_us::bigint, (SELECT lease_us FROM durable.worker WHERE id = :worker))
 RETURNING worker;
 
 -- name: stop_worker
@@ -99,11 +112,11 @@ UPDATE durable.worker SET is_alive = false, stopped_at_us = durable.instant(:now
 
 -- name: suspects_of_worker
 -- The run that a worker drove alone when it died (P14).
-SELECT id, run_id FROM durable.run WHERE owner = :worker AND suspicion = 2;
+SELECT id, run_id FROM durable.run WHERE owner = :worker AND suspicion >= 2;
 
 -- name: count_crash
 WITH free AS MATERIALIZED (
-    SELECT id FROM durable.run WHERE id = :run AND owner = :worker AND suspicion = 2 FOR UPDATE SKIP LOCKED
+    SELECT id FROM durable.run WHERE id = :run AND owner IS NOT DISTINCT FROM :worker AND suspicion >= 2 FOR UPDATE SKIP LOCKED
 )
 -- One that has written a turn since it was driven alone got on: something else killed the worker.
 UPDATE durable.run SET
@@ -112,7 +125,8 @@ UPDATE durable.run SET
             SELECT coalesce(max(turn), 0) FROM durable.journal
             WHERE journal.run = run.id AND journal.generation = run.generation
         ) > run.trial_turn THEN 0
-        ELSE crashes + 1
+        WHEN suspicion = 3 THEN crashes + :at_rest::integer
+        ELSE crashes + :crash::integer
     END,
     suspicion = 1
 FROM free WHERE run.id = free.id RETURNING run.crashes;
@@ -159,7 +173,8 @@ SELECT EXISTS (SELECT 1 FROM durable.worker_fence WHERE worker = :worker);
 -- name: list_workers
 SELECT id, name, host, pid, task_queue, is_embedded, is_alive, started_at_us, stopped_at_us, definitions,
     (SELECT count(*) FROM durable.run WHERE run.owner = worker.id) AS runs,
-    (SELECT beat_at_us FROM durable.worker_heartbeat WHERE worker_heartbeat.worker = worker.id) AS beat_at_us
+    (SELECT beat_at_us FROM durable.worker_heartbeat WHERE worker_heartbeat.worker = worker.id) AS beat_at_us,
+    more_queues, activities, (SELECT count(*) FROM durable.activity_task WHERE activity_task.owner = worker.id) AS tasks, lease_us
 FROM durable.worker
 WHERE is_alive OR NOT :alive_only::boolean
 ORDER BY id;
@@ -174,13 +189,13 @@ WITH fence AS MATERIALIZED (
 ), new_run AS (
     INSERT INTO durable.run AS made (
         run_id, epoch, workflow, version, task_queue, status, claim_no, owner, ready_at_us, is_delayed, deadline_us,
-        created_at_us, started_at_us, parent
+        created_at_us, started_at_us, parent, kind, retention_us
     )
     SELECT :run_id::text, (SELECT last_value FROM durable.epoch_floor) + 1, :workflow::text, :version::integer, :task_queue::text,
         CASE WHEN :owner::bigint IS NULL THEN 0 ELSE 1 END, CASE WHEN :owner::bigint IS NULL THEN 0 ELSE 1 END, :owner::bigint,
         durable.instant(:now_us) + :delay_us::bigint, :owner::bigint IS NULL AND :delay_us::bigint > 0,
         durable.instant(:now_us) + :timeout_us::bigint, durable.instant(:now_us), CASE WHEN :owner::bigint IS NULL THEN NULL ELSE durable.instant(:now_us) END,
-        :parent::text
+        :parent::text, :kind::text, :retention_us::bigint
     WHERE (:owner::bigint IS NULL OR EXISTS (SELECT 1 FROM fence))
         AND NOT EXISTS (SELECT 1 FROM durable.request WHERE request_id = :request_id::text)
     ON CONFLICT (run_id) DO NOTHING
@@ -212,9 +227,11 @@ SELECT id FROM durable.run WHERE run_id = ANY (:run_ids::text[]) ORDER BY id FOR
 SELECT request_id, run, generation FROM durable.request WHERE request_id = ANY (:request_ids::text[]);
 
 -- name: runs_by_run_ids
+-- With the input of its start: one that has continued as new has another by now.
 SELECT run.run_id, run.id, run.generation, run.status, run.workflow, run_payload.input
 FROM durable.run
-JOIN durable.run_payload ON run_payload.run = run.id AND run_payload.generation = run.generation
+JOIN durable.run_payload ON run_payload.run = run.id
+    AND run_payload.generation = coalesce(run.first_generation, run.generation)
 WHERE run.run_id = ANY (:run_ids::text[]);
 
 -- name: next_runs
@@ -229,14 +246,15 @@ SELECT last_value FROM durable.epoch_floor;
 -- In the order of their ids, so that two bulk starts with ids in common wait for each other in one direction only.
 INSERT INTO durable.run (
     id, run_id, epoch, workflow, version, task_queue, status, claim_no, owner, ready_at_us, is_delayed, deadline_us,
-    created_at_us, started_at_us, parent
+    created_at_us, started_at_us, parent, kind, retention_us
 )
 SELECT * FROM unnest(
     :ids::bigint[], :run_ids::text[], :epochs::integer[], :workflows::text[], :versions::integer[], :task_queues::text[],
     :statuses::smallint[], :claim_nos::bigint[], :owners::bigint[], :ready_ats_us::bigint[], :are_delayed::boolean[],
-    :deadlines_us::bigint[], :created_ats_us::bigint[], :started_ats_us::bigint[], :parents::text[]
+    :deadlines_us::bigint[], :created_ats_us::bigint[], :started_ats_us::bigint[], :parents::text[], :kinds::text[],
+    :retentions_us::bigint[]
 ) AS new_run (id, run_id, epoch, workflow, version, task_queue, status, claim_no, owner, ready_at_us, is_delayed, deadline_us,
-    created_at_us, started_at_us, parent)
+    created_at_us, started_at_us, parent, kind, retention_us)
 ORDER BY new_run.run_id COLLATE "C";
 
 -- name: insert_run_payload
@@ -262,19 +280,20 @@ UPDATE durable.run SET
     generation = generation + 1, epoch = epoch + 1, workflow = :workflow, version = :version, task_queue = :task_queue,
     status = :status, claim_no = claim_no + 1, attempt = 1, owner = :owner, ready_at_us = :ready_at_us,
     is_delayed = :is_delayed, due_at_us = NULL, deadline_us = :deadline_us, created_at_us = :now_us,
-    started_at_us = :started_at_us, closed_at_us = NULL, reason = NULL, parent = :parent, paused_at_us = NULL,
-    pause_reason = NULL, suspicion = 0, crashes = 0, tried_code = '', last_turn = 0
+    started_at_us = :started_at_us, closed_at_us = NULL, reason = NULL, parent = :parent, kind = :kind, retention_us = :retention_us, paused_at_us = NULL,
+    pause_reason = NULL, suspicion = 0, crashes = 0, tried_code = '', last_turn = 0, first_generation = NULL,
+    idle_generations = 0
 WHERE id = :run
 RETURNING generation, epoch, claim_no, msg_seq;
 
 -- name: lifetime_of_run
--- How long it may take, by its first generation in this epoch; later ones share that one's deadline.
+-- How long it may take. Generations that only continue another share that one's deadline.
 SELECT deadline_us - created_at_us FROM (
-    SELECT generation, deadline_us, created_at_us, epoch FROM durable.generation WHERE run = :run
+    SELECT generation, deadline_us, created_at_us FROM durable.generation WHERE run = :run
     UNION ALL
-    SELECT generation, deadline_us, created_at_us, epoch FROM durable.run WHERE id = :run
+    SELECT generation, deadline_us, created_at_us FROM durable.run WHERE id = :run
 ) AS life
-WHERE epoch = (SELECT epoch FROM durable.run WHERE id = :run)
+WHERE generation > (SELECT coalesce(max(generation), 0) FROM durable.generation WHERE run = :run AND status <> 15)
 ORDER BY generation LIMIT 1;
 
 -- name: reopen_run
@@ -282,7 +301,7 @@ UPDATE durable.run SET
     generation = generation + 1, epoch = epoch + :new_epoch::boolean::integer, attempt = :attempt, status = 0, claim_no = claim_no + 1,
     ready_at_us = :now_us, is_delayed = false, due_at_us = NULL, deadline_us = :deadline_us, created_at_us = :now_us,
     started_at_us = NULL, closed_at_us = NULL, reason = NULL, paused_at_us = NULL, pause_reason = NULL, suspicion = 0,
-    crashes = 0, tried_code = '', last_turn = :last_turn
+    crashes = 0, tried_code = '', last_turn = :last_turn, idle_generations = 0
 WHERE id = :run;
 
 -- ─ claiming ──
@@ -290,6 +309,7 @@ WHERE id = :run;
 -- name: claim_ready_runs
 -- SQLite looks first and claims what it found; here both are one statement, and whoever comes second skips what the first one
 -- has locked. One bounded seek per definition: runs that nobody here serves, however many and old, are never looked at (P13).
+-- `since_us` spares a look the entries of runs that were claimed before, as long as an old snapshot keeps those: see claiming.py.
 -- The fence row is locked only if there is something to claim: an idle claimer writes nothing. First column: is the worker alive.
 WITH may_claim AS MATERIALIZED (
     SELECT NOT EXISTS (SELECT 1 FROM durable.pause WHERE kind = 'task_queue' AND name = :task_queue)
@@ -302,7 +322,7 @@ WITH may_claim AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT run.id, run.ready_at_us FROM durable.run
         WHERE run.status = 0 AND NOT run.is_delayed AND run.task_queue = :task_queue
-            AND run.workflow = wanted.workflow AND run.version = wanted.version
+            AND run.workflow = wanted.workflow AND run.version = wanted.version AND run.ready_at_us >= :since_us::bigint
         ORDER BY run.ready_at_us, run.id
         LIMIT :count
         FOR UPDATE SKIP LOCKED
@@ -311,7 +331,8 @@ WITH may_claim AS MATERIALIZED (
     UNION ALL
     SELECT delayed.id, delayed.ready_at_us FROM (
         SELECT run.id, run.ready_at_us FROM durable.run
-        WHERE run.status = 0 AND run.is_delayed AND run.ready_at_us <= durable.instant(:now_us) AND run.task_queue = :task_queue
+        WHERE run.status = 0 AND run.is_delayed AND run.ready_at_us <= durable.instant(:now_us) AND run.ready_at_us >= :since_us::bigint
+            AND run.task_queue = :task_queue
             AND (run.workflow, run.version) IN (SELECT * FROM unnest(:workflows::text[], :versions::integer[]))
             AND (SELECT yes FROM may_claim)
         ORDER BY run.ready_at_us, run.id
@@ -331,10 +352,34 @@ WITH may_claim AS MATERIALIZED (
     FROM chosen WHERE run.id = chosen.id AND EXISTS (SELECT 1 FROM fence)
     RETURNING run.id, run.ready_at_us, run.generation, run.claim_no, run.msg_seq
 )
-SELECT alive.yes, claimed.id, claimed.generation, claimed.claim_no, claimed.msg_seq
+SELECT alive.yes, claimed.id, claimed.generation, claimed.claim_no, claimed.msg_seq, claimed.ready_at_us,
+    durable.instant(:now_us) AS now_us
 FROM (SELECT EXISTS (SELECT 1 FROM durable.worker_fence WHERE worker = :worker) AND ((SELECT count(*) FROM chosen) = 0 OR EXISTS (SELECT 1 FROM fence)) AS yes) AS alive
 LEFT JOIN claimed ON true
 ORDER BY claimed.ready_at_us, claimed.id;
+
+-- name: earliest_ready_run
+-- What the looks above leave out: the earliest run that is ready, before `before_us`.
+SELECT min(candidate.ready_at_us) FROM (
+    SELECT late.ready_at_us
+    FROM unnest(:workflows::text[], :versions::integer[]) AS wanted (workflow, version)
+    CROSS JOIN LATERAL (
+        SELECT run.ready_at_us FROM durable.run
+        WHERE run.status = 0 AND NOT run.is_delayed AND run.task_queue = :task_queue
+            AND run.workflow = wanted.workflow AND run.version = wanted.version AND run.ready_at_us < :before_us::bigint
+        ORDER BY run.ready_at_us, run.id
+        LIMIT 1
+    ) AS late
+    UNION ALL
+    SELECT delayed.ready_at_us FROM (
+        SELECT run.ready_at_us FROM durable.run
+        WHERE run.status = 0 AND run.is_delayed AND run.ready_at_us <= durable.instant(:now_us) AND run.ready_at_us < :before_us::bigint
+            AND run.task_queue = :task_queue
+            AND (run.workflow, run.version) IN (SELECT * FROM unnest(:workflows::text[], :versions::integer[]))
+        ORDER BY run.ready_at_us, run.id
+        LIMIT 1
+    ) AS delayed
+) AS candidate;
 
 -- name: claim_ready_runs_of_any_queue
 WITH chosen AS MATERIALIZED (
@@ -433,7 +478,8 @@ ORDER BY claimed.id;
 -- transaction. Each of the last three comes as columns. A run whose input is missing is driven like any other, and parks: left
 -- out, it would be owned and never move.
 SELECT run.id, run.run_id, run.generation, run.epoch, run.claim_no, run.workflow, run.version, run.task_queue,
-    run.attempt, coalesce(run_payload.input, ''), run.deadline_us, run.created_at_us, run.msg_seq, run.suspicion, run.last_turn,
+    run.attempt, coalesce(run_payload.input, ''), run.deadline_us, run.created_at_us, run.msg_seq, run.suspicion, run.parent, run.last_turn,
+    run.idle_generations,
     told.turns, told.parts, told.datas,
     unread.ids, unread.msgs, unread.kinds, unread.names, unread.datas, unread.message_ids, unread.sent_ats_us,
     tried.ops, tried.attempts, tried.states, tried.due_ats_us, tried.failures, tried.details,
@@ -459,7 +505,7 @@ CROSS JOIN LATERAL (
         array_agg(limit_at_us ORDER BY op) AS limit_ats_us, array_agg(heartbeat_us ORDER BY op) AS heartbeats_us
     FROM durable.attempt WHERE attempt.run = run.id AND attempt.generation = run.generation
 ) AS tried
-WHERE run.owner = :worker
+WHERE run.owner IS NOT DISTINCT FROM :worker
 ORDER BY chosen.place;
 
 -- name: read_inbox_of_worker
@@ -467,6 +513,13 @@ SELECT inbox.id, inbox.run, inbox.msg, inbox.kind, inbox.name, inbox.data, inbox
 FROM durable.run
 JOIN durable.inbox ON inbox.run = run.id
 WHERE run.owner = :worker
+ORDER BY inbox.run, inbox.msg;
+
+-- name: read_inbox_of_runs
+SELECT inbox.id, inbox.run, inbox.msg, inbox.kind, inbox.name, inbox.data, inbox.message_id, inbox.sent_at_us
+FROM unnest(:runs::bigint[]) AS chosen (id)
+JOIN durable.inbox ON inbox.run = chosen.id
+JOIN durable.run ON run.id = inbox.run AND run.owner IS NOT DISTINCT FROM :worker
 ORDER BY inbox.run, inbox.msg;
 
 -- name: owned_runs
@@ -485,7 +538,7 @@ WITH fence AS MATERIALIZED (
     SELECT item.pk, item.generation, item.turn, item.part, item.data
     FROM unnest(:pks::bigint[], :claim_nos::bigint[], :generations::integer[], :turns::integer[], :parts::integer[], :datas::bytea[])
         AS item (pk, claim_no, generation, turn, part, data)
-    JOIN durable.run ON run.id = item.pk AND run.owner = :worker AND run.claim_no = item.claim_no
+    JOIN durable.run ON run.id = item.pk AND run.owner IS NOT DISTINCT FROM :worker AND run.claim_no = item.claim_no
     WHERE EXISTS (SELECT 1 FROM fence)
     RETURNING run, part
 )
@@ -494,7 +547,8 @@ SELECT EXISTS (SELECT 1 FROM fence) AS alive, array(SELECT run FROM written WHER
 -- name: commit_turns
 -- A whole batch. `after`: 0 stay, 1 wait, 2 hand back, 3 park, 4 close. Verdicts: 0 committed, 1 stayed, 2 messages, 3 lost.
 -- Rows that change hands are locked in the order of their ids (P18); one that is locked by somebody's open transaction is
--- skipped: its wait is refused, its close comes back as if a message had come (P5).
+-- skipped: its wait is refused, its close comes back as if a message had come (P5). An item without a turn does not meet a close
+-- by force in the journal's key: it meets it in the run's row, or the close would not see the attempts that it adds.
 WITH fence AS MATERIALIZED (
     SELECT worker FROM durable.worker_fence WHERE worker = :worker AND slot = :slot::smallint FOR UPDATE
 ), item AS MATERIALIZED (
@@ -508,10 +562,18 @@ WITH fence AS MATERIALIZED (
     WHERE run.id = ANY (:moving::bigint[]) AND EXISTS (SELECT 1 FROM fence)
     ORDER BY run.id
     FOR UPDATE SKIP LOCKED
+), marked AS MATERIALIZED (
+    SELECT run.id, run.owner, run.claim_no FROM durable.run
+    WHERE run.id = ANY (:marking::bigint[]) AND EXISTS (SELECT 1 FROM fence)
+    ORDER BY run.id
+    FOR KEY SHARE SKIP LOCKED
 ), judged AS MATERIALIZED (
     SELECT item.*,
         CASE
             WHEN run.id IS NULL THEN 3
+            WHEN item.after = 0 AND item.turn IS NOT NULL THEN 0
+            WHEN item.after = 0 AND marked.id IS NULL THEN 2
+            WHEN item.after = 0 AND (marked.owner IS DISTINCT FROM :worker OR marked.claim_no <> item.claim_no) THEN 3
             WHEN item.after = 0 THEN 0
             WHEN held.id IS NULL THEN CASE WHEN item.after = 1 THEN 1 ELSE 2 END
             WHEN held.owner IS DISTINCT FROM :worker OR held.claim_no <> item.claim_no THEN 3
@@ -520,8 +582,9 @@ WITH fence AS MATERIALIZED (
             ELSE 0
         END AS verdict
     FROM item
-    LEFT JOIN durable.run ON run.id = item.pk AND run.owner = :worker AND run.claim_no = item.claim_no
+    LEFT JOIN durable.run ON run.id = item.pk AND run.owner IS NOT DISTINCT FROM :worker AND run.claim_no = item.claim_no
     LEFT JOIN held ON held.id = item.pk
+    LEFT JOIN marked ON marked.id = item.pk
 ), moved AS (
     -- The message count is compared on the run row itself, never by looking into the inbox (P2).
     UPDATE durable.run SET
@@ -596,7 +659,7 @@ WITH fence AS MATERIALIZED (
 ), adjourned AS (
     UPDATE durable.run SET suspicion = 1
     FROM unnest(:adjourned_pks::bigint[], :adjourned_claim_nos::bigint[]) AS adjourned (pk, claim_no)
-    WHERE run.id = adjourned.pk AND run.claim_no = adjourned.claim_no AND run.suspicion = 2 AND EXISTS (SELECT 1 FROM fence)
+    WHERE run.id = adjourned.pk AND run.claim_no = adjourned.claim_no AND run.suspicion >= 2 AND EXISTS (SELECT 1 FROM fence)
 ), tried AS (
     UPDATE durable.run SET
         suspicion = 2,
@@ -608,21 +671,25 @@ WITH fence AS MATERIALIZED (
             WHEN strpos(' ' || tried_code || ' ', ' ' || :code::text || ' ') > 0 THEN tried_code
             ELSE ltrim(tried_code || ' ' || :code::text)
         END
-    WHERE id = :run::bigint AND owner = :worker AND claim_no = :claim_no::bigint AND EXISTS (SELECT 1 FROM fence)
+    WHERE id = :run::bigint AND owner IS NOT DISTINCT FROM :worker AND claim_no = :claim_no::bigint AND EXISTS (SELECT 1 FROM fence)
     RETURNING 1
 )
 SELECT EXISTS (SELECT 1 FROM fence) AS alive, EXISTS (SELECT 1 FROM tried) AS is_ours;
 
+-- name: rest_suspect
+-- On SQLite a file beside the database tells; here it is a statement, hence only the end of the code is told (P14).
+UPDATE durable.run SET suspicion = 3 WHERE id = :run AND owner IS NOT DISTINCT FROM :worker AND claim_no = :claim_no AND suspicion = 2 RETURNING id;
+
 -- name: hand_back_run
 UPDATE durable.run SET status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, owner = NULL, ready_at_us = durable.instant(:now_us), is_delayed = false
-WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
+WHERE id = :run AND owner IS NOT DISTINCT FROM :worker AND claim_no = :claim_no;
 
 -- name: hold_run
 -- The run's row, for a close that takes several statements; skipped if somebody's open transaction holds it (P5).
-SELECT msg_seq FROM durable.run WHERE id = :run AND owner = :worker AND claim_no = :claim_no FOR UPDATE SKIP LOCKED;
+SELECT msg_seq FROM durable.run WHERE id = :run AND owner IS NOT DISTINCT FROM :worker AND claim_no = :claim_no FOR UPDATE SKIP LOCKED;
 
 -- name: is_owned
-SELECT EXISTS (SELECT 1 FROM durable.run WHERE id = :run AND owner = :worker AND claim_no = :claim_no);
+SELECT EXISTS (SELECT 1 FROM durable.run WHERE id = :run AND owner IS NOT DISTINCT FROM :worker AND claim_no = :claim_no);
 
 -- name: archive_continued
 INSERT INTO durable.generation (
@@ -630,14 +697,16 @@ INSERT INTO durable.generation (
     closed_at_us, reason
 )
 SELECT id, generation, epoch, workflow, version, task_queue, 15, attempt, deadline_us, created_at_us, started_at_us,
-    durable.instant(:now_us), NULL
+    durable.instant(:now_us), :reason::text
 FROM durable.run WHERE id = :run;
 
 -- name: next_generation
 UPDATE durable.run SET
-    generation = generation + 1, attempt = :attempt, status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END,
+    generation = generation + 1, epoch = epoch + :new_epoch::boolean::integer, attempt = :attempt, status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END,
     owner = NULL, ready_at_us = :ready_at_us, is_delayed = :ready_at_us > durable.instant(:now_us), created_at_us = durable.instant(:now_us), started_at_us = NULL,
-    last_turn = :last_turn
+    last_turn = :last_turn,
+    first_generation = CASE WHEN :is_new::boolean THEN coalesce(first_generation, generation) ELSE first_generation END,
+    idle_generations = :idle_generations
 WHERE id = :run;
 
 -- name: insert_turn
@@ -649,6 +718,9 @@ FROM unnest(:parts::bytea[]) WITH ORDINALITY AS part (data, number);
 -- name: write_outcome
 WITH ended AS (DELETE FROM durable.attempt WHERE attempt.run = :run AND attempt.generation = :generation)
 UPDATE durable.run_payload SET result = :result, failure = :failure WHERE run_payload.run = :run AND run_payload.generation = :generation;
+
+-- name: insert_next_input
+INSERT INTO durable.run_payload (run, generation, input) VALUES (:run, :generation, :input);
 
 -- name: copy_input
 INSERT INTO durable.run_payload (run, generation, input)
@@ -667,6 +739,62 @@ INSERT INTO durable.inbox (run, msg, kind, name, data, message_id, sent_at_us)
 SELECT :run::bigint, back.msg, back.kind, back.name, back.data, back.message_id, durable.instant(:now_us)
 FROM unnest(:msgs::bigint[], :kinds::text[], :names::text[], :datas::bytea[], :message_ids::text[])
     AS back (msg, kind, name, data, message_id);
+
+-- ─ children ──
+
+-- name: address_of_parent
+SELECT run_id, epoch FROM durable.run WHERE id = :parent;
+
+-- name: mark_parent
+UPDATE durable.run SET has_children = true WHERE id = :parent AND NOT has_children;
+
+-- name: link_children
+-- One that is missing from the answer is the child of another run, and that one is open. What was said at its start holds for as
+-- long as it is open.
+INSERT INTO durable.child (run, parent, epoch, op, on_parent_close)
+SELECT one.run, :parent::bigint, :epoch::integer, one.op, one.policy
+FROM unnest(:runs::bigint[], :ops::integer[], :policies::text[]) AS one (run, op, policy)
+ON CONFLICT (run) DO UPDATE SET
+    parent = excluded.parent, epoch = excluded.epoch, op = excluded.op,
+    on_parent_close = CASE
+        WHEN child.parent = excluded.parent AND NOT excluded.run = ANY (:new_runs::bigint[]) THEN child.on_parent_close
+        ELSE excluded.on_parent_close
+    END
+WHERE child.parent = excluded.parent
+    OR NOT EXISTS (SELECT 1 FROM durable.run WHERE run.id = child.parent AND run.status < 10)
+RETURNING child.run;
+
+-- name: last_of_life
+-- Of a generation that was continued (15): the first one after it that was not; at the latest, the run's own row is one.
+SELECT min(generation) FROM (
+    SELECT generation FROM durable.generation WHERE run = :run AND generation > :generation AND status <> 15
+    UNION ALL SELECT generation FROM durable.run WHERE id = :run
+) AS later;
+
+-- name: name_parent
+UPDATE durable.run SET parent = :run_id WHERE id = :run;
+
+-- name: cancel_child
+-- Once is enough: a second request would meet its cleaning up.
+UPDATE durable.child SET on_parent_close = CASE WHEN on_parent_close = 'cancel' THEN 'abandon' ELSE on_parent_close END
+FROM durable.run
+WHERE run.id = child.run AND run.run_id = :run_id AND run.status < 10 AND child.parent = :parent
+RETURNING child.run;
+
+-- name: tell_run
+-- A message of ours in a transaction of ours; that it may have been told before is no matter.
+WITH counted AS (
+    UPDATE durable.run SET
+        msg_seq = msg_seq + 1,
+        ready_at_us = CASE WHEN status = 2 THEN durable.instant(:now_us) ELSE ready_at_us END,
+        due_at_us = CASE WHEN status = 2 THEN NULL ELSE due_at_us END,
+        is_delayed = CASE WHEN status = 2 THEN false ELSE is_delayed END,
+        status = CASE WHEN status <> 2 THEN status WHEN paused_at_us IS NULL THEN 0 ELSE 4 END
+    WHERE id = :run AND status < 10
+    RETURNING id, msg_seq
+)
+INSERT INTO durable.inbox (run, msg, kind, name, data, message_id, sent_at_us)
+SELECT id, msg_seq, :kind::text, :name::text, coalesce(:data::bytea, 'null'), :message_id::text, durable.instant(:now_us) FROM counted;
 
 -- ─ time ──
 
@@ -709,29 +837,14 @@ SELECT id, generation, status, started_at_us, durable.instant(:now_us) AS now_us
 SELECT msg FROM durable.message_id WHERE run = :run AND message_id = :message_id;
 
 -- name: send_message
--- Count and message in one statement. The count is unconditional for an open run, so that it meets every wait and close of the
--- owner on the run row (P2); parked and held stay so. No row: unknown, closed, full, or that message id is known.
-WITH counted AS (
-    UPDATE durable.run SET
-        msg_seq = msg_seq + 1,
-        ready_at_us = CASE WHEN status = 2 THEN durable.instant(:now_us) ELSE ready_at_us END,
-        due_at_us = CASE WHEN status = 2 THEN NULL ELSE due_at_us END,
-        is_delayed = CASE WHEN status = 2 THEN false ELSE is_delayed END,
-        status = CASE WHEN status <> 2 THEN status WHEN paused_at_us IS NULL THEN 0 ELSE 4 END
-    WHERE run_id = :run_id AND status < 10
-        AND (:unread_max::integer IS NULL OR (
-            SELECT count(*) FROM (SELECT 1 FROM durable.inbox WHERE inbox.run = run.id LIMIT :unread_max::integer) AS unread
-        ) < :unread_max::integer)
-        AND NOT EXISTS (SELECT 1 FROM durable.message_id WHERE message_id.run = run.id AND message_id.message_id = :message_id::text)
-    RETURNING id, msg_seq
-), delivered AS (
-    INSERT INTO durable.inbox (run, msg, kind, name, data, message_id, sent_at_us)
-    SELECT id, msg_seq, :kind::text, :name::text, :data::bytea, :message_id::text, durable.instant(:now_us) FROM counted
-), remembered AS (
-    INSERT INTO durable.message_id (run, message_id, msg)
-    SELECT id, :message_id::text, msg_seq FROM counted WHERE :message_id::text IS NOT NULL
-)
-SELECT msg_seq FROM counted;
+-- No number: unknown, closed, full, or that message id is known. With a channel the procedure ends the transaction and tells the workers.
+CALL durable.send_message(
+    NULL, :now_us, :run_id, :kind, :name, :data, :message_id, :unread_max, :channel, :sender
+);
+
+-- name: wait_for_disk
+-- The commit after it is not over before all that was committed before is on the disk, if the session waits for that at all.
+SELECT pg_logical_emit_message(true, 'wait', '');
 
 -- name: count_unread
 SELECT count(*) FROM (SELECT 1 FROM durable.inbox WHERE run = :run LIMIT :count) AS unread;
@@ -761,6 +874,11 @@ WITH closed AS (
 )
 SELECT count(*) FROM closed;
 
+-- name: has_life
+-- A row: the run has, or had, this generation in this epoch. One that was deleted and begun again under its id has other epochs.
+SELECT 1 FROM durable.run WHERE id = :run AND generation = :generation AND epoch = :epoch
+UNION ALL SELECT 1 FROM durable.generation WHERE run = :run AND generation = :generation AND epoch = :epoch;
+
 -- name: started_attempt
 SELECT completion, due_at_us FROM durable.attempt
 WHERE run = :run AND generation = :generation AND op = :op AND attempt = :attempt AND state = 'started'
@@ -778,12 +896,241 @@ UPDATE durable.attempt SET
     END
 WHERE run = :run AND generation = :generation AND op = :op;
 
+-- name: hasten_attempt
+UPDATE durable.attempt SET due_at_us = least(due_at_us, durable.instant(:now_us))
+WHERE run = :run AND generation = :generation AND op = :op AND attempt = :attempt AND state = 'backoff'
+RETURNING op;
+
+-- name: hasten_task
+UPDATE durable.activity_task SET
+    ready_at_us = durable.instant(:now_us),
+    care_at_us = coalesce(
+        least(durable.instant(:now_us) + schedule_to_start_us, scheduled_at_us + schedule_to_close_us), 9223372036854775807
+    )
+WHERE run = :run AND generation = :generation AND op = :op AND attempt = :attempt
+    AND state = 'ready' AND closing = '' AND ready_at_us > durable.instant(:now_us)
+RETURNING op;
+
+-- ─ activity tasks ──
+
+-- name: schedule_tasks
+-- With its row of attempts, or not at all: a task that is written a second time is there, or was, and has its row.
+WITH waiting AS (
+    INSERT INTO durable.attempt (run, generation, op, attempt, state, completion)
+    SELECT run, generation, op, 0, 'started', 'remote'
+    FROM unnest(:runs::bigint[], :generations::integer[], :ops::integer[]) AS new (run, generation, op)
+    ON CONFLICT (run, generation, op) DO NOTHING
+    RETURNING run, generation, op
+)
+INSERT INTO durable.activity_task (
+    run, generation, op, task_queue, activity, name, key, args, policy, start_to_close_us, schedule_to_start_us,
+    schedule_to_close_us, heartbeat_us, scheduled_at_us, ready_at_us, care_at_us
+)
+SELECT new.*, durable.instant(:now_us), durable.instant(:now_us),
+    coalesce(
+        least(durable.instant(:now_us) + new.schedule_to_start_us, durable.instant(:now_us) + new.schedule_to_close_us), 9223372036854775807
+    )
+FROM unnest(
+    :runs::bigint[], :generations::integer[], :ops::integer[], :task_queues::text[], :activities::text[], :names::text[],
+    :keys::text[], :args::bytea[], :policies::text[], :start_to_closes_us::bigint[], :schedule_to_starts_us::bigint[],
+    :schedule_to_closes_us::bigint[], :heartbeats_us::bigint[]
+) AS new (
+    run, generation, op, task_queue, activity, name, key, args, policy, start_to_close_us, schedule_to_start_us,
+    schedule_to_close_us, heartbeat_us
+)
+JOIN waiting USING (run, generation, op);
+
+-- name: close_tasks
+-- One that nobody performs is to be looked at at once.
+UPDATE durable.activity_task AS task SET
+    closing = closed.how, close_reason = closed.reason, care_at_us = CASE WHEN task.owner IS NULL THEN 0 ELSE task.care_at_us END
+FROM unnest(:runs::bigint[], :generations::integer[], :ops::integer[], :hows::text[], :reasons::text[])
+    AS closed (run, generation, op, how, reason)
+WHERE task.run = closed.run AND task.generation = closed.generation AND task.op = closed.op;
+
+-- name: claim_tasks
+-- SQLite looks first and claims what it found; here both are one statement, and whoever comes second skips what the first one has
+-- locked. One bounded seek per queue and activity: tasks that nobody here serves are never looked at (P13). One whose time to begin has
+-- passed is not begun, even if nobody has been there to say so. Tasks that are found and that nobody waits for are deleted. The attempt is charged here, before it begins (P22). First column: is the worker alive.
+WITH wanted AS MATERIALIZED (
+    SELECT queue.name AS task_queue, activity.name AS activity
+    FROM unnest(:task_queues::text[]) AS queue (name)
+    CROSS JOIN unnest(:activities::text[]) AS activity (name)
+    WHERE NOT EXISTS (SELECT 1 FROM durable.pause WHERE pause.kind = 'task_queue' AND pause.name = queue.name)
+        AND NOT EXISTS (
+            SELECT 1 FROM durable.pause JOIN durable.worker ON worker.name = pause.name WHERE pause.kind = 'worker' AND worker.id = :worker
+        )
+), found AS MATERIALIZED (
+    SELECT candidate.*
+    FROM wanted
+    CROSS JOIN LATERAL (
+        SELECT task.id, task.ready_at_us, task.is_lost,
+            EXISTS (
+                SELECT 1 FROM durable.run
+                JOIN durable.attempt ON attempt.run = run.id AND attempt.generation = run.generation AND attempt.op = task.op
+                    AND attempt.completion = 'remote'
+                WHERE run.id = task.run AND run.generation = task.generation AND run.status < 10
+            ) AS is_awaited
+        FROM durable.activity_task AS task
+        WHERE task.state = 'ready' AND task.task_queue = wanted.task_queue AND task.activity = wanted.activity
+            AND task.ready_at_us <= durable.instant(:now_us) AND task.care_at_us > durable.instant(:now_us)
+            AND task.closing = '' AND (:lost_count::integer > 0 OR NOT task.is_lost)
+            AND NOT EXISTS (SELECT 1 FROM durable.run WHERE run.id = task.run AND run.paused_at_us IS NOT NULL)
+        ORDER BY task.ready_at_us, task.id
+        LIMIT :count
+        FOR UPDATE OF task SKIP LOCKED
+    ) AS candidate
+), chosen AS MATERIALIZED (
+    SELECT id FROM (
+        SELECT id, ready_at_us, is_lost, row_number() OVER (PARTITION BY is_lost ORDER BY ready_at_us, id) AS place
+        FROM found WHERE is_awaited
+    ) AS placed
+    WHERE NOT is_lost OR place <= :lost_count::integer
+    ORDER BY ready_at_us, id LIMIT :count
+), fence AS MATERIALIZED (
+    SELECT worker FROM durable.worker_fence
+    WHERE worker = :worker AND slot = :slot::smallint AND EXISTS (SELECT 1 FROM chosen)
+    FOR UPDATE
+), orphaned AS (
+    DELETE FROM durable.activity_task USING found WHERE activity_task.id = found.id AND NOT found.is_awaited
+), claimed AS (
+    UPDATE durable.activity_task SET
+        state = 'started', owner = :worker, claim_no = claim_no + 1, attempt = attempt + 1, started_at_us = durable.instant(:now_us),
+        care_at_us = coalesce(
+            least(
+                durable.instant(:now_us) + start_to_close_us, durable.instant(:now_us) + heartbeat_us,
+                scheduled_at_us + schedule_to_close_us
+            ) + :grace_us::bigint,
+            9223372036854775807
+        )
+    FROM chosen WHERE activity_task.id = chosen.id AND EXISTS (SELECT 1 FROM fence)
+    RETURNING activity_task.*
+)
+SELECT alive.yes, task.id, task.claim_no, task.run, task.generation, task.op, run.run_id, run.epoch, run.workflow, task.task_queue, task.activity,
+    task.name, task.key, task.args, task.policy, task.start_to_close_us, task.schedule_to_start_us, task.schedule_to_close_us,
+    task.heartbeat_us, task.scheduled_at_us, task.state, task.ready_at_us, task.attempt, task.owner,
+    (SELECT worker.name FROM durable.worker WHERE worker.id = task.owner) AS owner_name, task.started_at_us, task.care_at_us,
+    task.is_lost, task.failure, task.details, task.closing, task.close_reason, durable.instant(:now_us) AS now_us
+FROM (SELECT EXISTS (SELECT 1 FROM durable.worker_fence WHERE worker = :worker) AND ((SELECT count(*) FROM chosen) = 0 OR EXISTS (SELECT 1 FROM fence)) AS yes) AS alive
+LEFT JOIN (claimed AS task JOIN durable.run ON run.id = task.run) ON true
+ORDER BY task.ready_at_us, task.id;
+
+-- name: read_held_tasks
+SELECT task.id, task.claim_no, task.run, task.generation,
+    coalesce((SELECT addressed.run_id FROM durable.run AS addressed WHERE addressed.id = task.run), '') AS run_id,
+    CASE WHEN task.closing <> '' THEN task.closing WHEN attempt.op IS NULL THEN 'try' ELSE '' END AS closing,
+    task.close_reason
+FROM durable.activity_task AS task
+LEFT JOIN durable.run ON run.id = task.run AND run.generation = task.generation AND run.status < 10
+LEFT JOIN durable.attempt ON attempt.run = run.id AND attempt.generation = run.generation AND attempt.op = task.op
+    AND attempt.completion = 'remote'
+WHERE task.owner = :worker;
+
+-- name: beat_tasks
+UPDATE durable.activity_task AS task SET
+    details = coalesce(beat.details, task.details),
+    care_at_us = coalesce(
+        least(
+            started_at_us + start_to_close_us, durable.instant(:now_us) + heartbeat_us, scheduled_at_us + schedule_to_close_us
+        ) + :grace_us::bigint,
+        9223372036854775807
+    )
+FROM unnest(:tasks::bigint[], :claim_nos::bigint[], :details::bytea[]) AS beat (id, claim_no, details)
+WHERE task.id = beat.id AND task.claim_no = beat.claim_no AND task.owner IS NOT DISTINCT FROM :worker;
+
+-- name: hold_tasks
+-- Those of the tasks that may be ended: with a worker, what it performs under those claims; without, what is still astray.
+SELECT task.id FROM durable.activity_task AS task
+JOIN unnest(:tasks::bigint[], :claim_nos::bigint[]) AS ending (id, claim_no) ON ending.id = task.id AND ending.claim_no = task.claim_no
+WHERE (:worker::bigint IS NOT NULL AND task.owner IS NOT DISTINCT FROM :worker::bigint)
+    OR (:worker::bigint IS NULL AND task.care_at_us <= durable.instant(:now_us))
+ORDER BY task.id
+FOR UPDATE OF task;
+
+-- name: hold_runs_of_tasks
+-- The rows of the runs that are to get an outcome; one that somebody's open transaction holds is left for later (P5).
+SELECT id, generation, status FROM durable.run WHERE id = ANY (:runs::bigint[]) ORDER BY id FOR UPDATE SKIP LOCKED;
+
+-- name: put_tasks_back
+UPDATE durable.activity_task AS task SET
+    state = 'ready', owner = NULL, started_at_us = NULL, attempt = task.attempt - back.uncharged::integer,
+    ready_at_us = durable.instant(:now_us) + back.delay_us,
+    failure = coalesce(back.failure, task.failure), details = coalesce(back.details, task.details),
+    is_lost = CASE WHEN task.state = 'lost' THEN true WHEN back.uncharged THEN task.is_lost ELSE false END,
+    care_at_us = CASE WHEN task.closing <> '' THEN 0 ELSE coalesce(
+        least(
+            durable.instant(:now_us) + back.delay_us + task.schedule_to_start_us, task.scheduled_at_us + task.schedule_to_close_us
+        ),
+        9223372036854775807
+    ) END
+FROM unnest(:tasks::bigint[], :are_uncharged::boolean[], :delays_us::bigint[], :failures::bytea[], :details::bytea[])
+    AS back (id, uncharged, delay_us, failure, details)
+WHERE task.id = back.id;
+
+-- name: finish_tasks
+-- Tasks and rows of runs are held: the outcomes of those that somebody still waits for become messages, counted per run (P2).
+WITH item AS MATERIALIZED (
+    SELECT * FROM unnest(
+        :tasks::bigint[], :runs::bigint[], :generations::integer[], :ops::integer[], :names::text[], :datas::bytea[],
+        :message_ids::text[]
+    ) WITH ORDINALITY AS item (id, run, generation, op, name, data, message_id, place)
+), gone AS (
+    DELETE FROM durable.activity_task USING item WHERE activity_task.id = item.id
+), settled AS (
+    UPDATE durable.attempt SET completion = 'answered'
+    FROM item JOIN durable.run ON run.id = item.run AND run.generation = item.generation AND run.status < 10
+    WHERE attempt.run = item.run AND attempt.generation = item.generation AND attempt.op = item.op
+        AND attempt.completion = 'remote' AND item.name <> 'dropped'
+    RETURNING item.*
+), counted AS (
+    UPDATE durable.run SET
+        msg_seq = run.msg_seq + sent.messages,
+        ready_at_us = CASE WHEN run.status = 2 THEN durable.instant(:now_us) ELSE run.ready_at_us END,
+        due_at_us = CASE WHEN run.status = 2 THEN NULL ELSE run.due_at_us END,
+        is_delayed = CASE WHEN run.status = 2 THEN false ELSE run.is_delayed END,
+        status = CASE WHEN run.status <> 2 THEN run.status WHEN run.paused_at_us IS NULL THEN 0 ELSE 4 END
+    FROM (SELECT settled.run, count(*) AS messages FROM settled GROUP BY settled.run) AS sent
+    WHERE run.id = sent.run
+    RETURNING run.id, run.msg_seq - sent.messages AS before
+), numbered AS (
+    SELECT settled.run, counted.before + row_number() OVER (PARTITION BY settled.run ORDER BY settled.place) AS msg, settled.name,
+        settled.data, settled.message_id
+    FROM settled JOIN counted ON counted.id = settled.run
+), delivered AS (
+    INSERT INTO durable.inbox (run, msg, kind, name, data, message_id, sent_at_us)
+    SELECT run, msg, 'activity', name, data, message_id, durable.instant(:now_us) FROM numbered
+), remembered AS (
+    INSERT INTO durable.message_id (run, message_id, msg) SELECT run, message_id, msg FROM numbered
+)
+SELECT count(*) FROM settled;
+
+-- name: lose_tasks_of_worker
+-- Their attempts are charged: whoever cares for strays lets each fail, or begin again by its policy (P22).
+UPDATE durable.activity_task SET state = 'lost', owner = NULL, care_at_us = 0 WHERE owner = :worker RETURNING id;
+
+-- name: find_stray_tasks
+SELECT task.id, task.claim_no, task.run, task.generation, task.op, run.run_id, run.epoch, run.workflow, task.task_queue, task.activity,
+    task.name, task.key, task.args, task.policy, task.start_to_close_us, task.schedule_to_start_us, task.schedule_to_close_us,
+    task.heartbeat_us, task.scheduled_at_us, task.state, task.ready_at_us, task.attempt, task.owner,
+    (SELECT worker.name FROM durable.worker WHERE worker.id = task.owner) AS owner_name, task.started_at_us, task.care_at_us,
+    task.is_lost, task.failure, task.details, task.closing, task.close_reason, durable.instant(:now_us) AS now_us
+FROM durable.activity_task AS task
+JOIN durable.run ON run.id = task.run
+WHERE task.care_at_us <= durable.instant(:now_us) ORDER BY task.care_at_us, task.id LIMIT :count;
+
+-- name: next_task_care
+SELECT min(care_at_us) FROM durable.activity_task WHERE care_at_us < 9223372036854775807;
+
+-- name: read_tasks
+-- like: find_stray_tasks, with WHERE task.run = :run AND task.generation = :generation ORDER BY task.op for WHERE task.care_at_us <= durable.instant(:now_us) ORDER BY task.care_at_us, task.id LIMIT :count
+
 -- name: unpark_run
 -- One that has ended workers goes on as a suspect, with one crash to go: it had its chances.
 WITH unparked AS (
     UPDATE durable.run SET
         status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, ready_at_us = durable.instant(:now_us), is_delayed = false,
-        reason = NULL, suspicion = least(crashes, 1), crashes = least(crashes, :crashes_max::integer - 1)
+        reason = NULL, suspicion = least(crashes, 1), crashes = least(crashes, :crashes_max::integer),
+        idle_generations = 0
     WHERE run_id = :run_id AND status = 3
     RETURNING id, generation
 ), forgotten AS (
@@ -833,10 +1180,10 @@ SELECT
 -- ─ reading ──
 
 -- name: get_run
-SELECT * FROM durable.run_seen WHERE run_id = :run_id;
+SELECT *, (SELECT retention_us FROM durable.run WHERE run.id = run_seen.id) FROM durable.run_seen WHERE run_id = :run_id;
 
 -- name: get_run_by_pk
-SELECT * FROM durable.run_seen WHERE id = :run;
+SELECT *, (SELECT retention_us FROM durable.run WHERE run.id = run_seen.id) FROM durable.run_seen WHERE id = :run;
 
 -- name: get_generation
 SELECT
@@ -844,14 +1191,14 @@ SELECT
     generation.task_queue, generation.status, generation.attempt, generation.created_at_us, generation.started_at_us,
     generation.closed_at_us, generation.deadline_us, NULL::bigint, generation.created_at_us, NULL::bigint, NULL::text,
     NULL::boolean, generation.reason, run_payload.input, run_payload.result, run_payload.failure, 0,
-    NULL::bigint, NULL::text
+    NULL::bigint, NULL::text, run.kind, run.parent, run.retention_us
 FROM durable.run
 JOIN durable.generation ON generation.run = run.id AND generation.generation = :generation
 LEFT JOIN durable.run_payload ON run_payload.run = run.id AND run_payload.generation = generation.generation
 WHERE run.run_id = :run_id;
 
 -- name: read_ended
-SELECT run_seen.*
+SELECT run_seen.*, (SELECT retention_us FROM durable.run WHERE run.id = run_seen.id)
 FROM unnest(:runs::bigint[], :generations::integer[]) AS wanted (run, generation)
 JOIN durable.run_seen ON run_seen.id = wanted.run AND run_seen.generation = wanted.generation
 WHERE run_seen.status >= 10 OR run_seen.status = 3;
@@ -862,7 +1209,7 @@ SELECT
     generation.task_queue, generation.status, generation.attempt, generation.created_at_us, generation.started_at_us,
     generation.closed_at_us, generation.deadline_us, NULL::bigint, generation.created_at_us, NULL::bigint, NULL::text,
     NULL::boolean, generation.reason, run_payload.input, run_payload.result, run_payload.failure, 0,
-    NULL::bigint, NULL::text
+    NULL::bigint, NULL::text, run.kind, run.parent, run.retention_us
 FROM unnest(:runs::bigint[], :generations::integer[]) AS wanted (run, generation)
 JOIN durable.generation ON generation.run = wanted.run AND generation.generation = wanted.generation
 JOIN durable.run ON run.id = generation.run
@@ -882,8 +1229,9 @@ LIMIT :count;
 
 -- name: list_runs
 -- -1 stands for "ready (or held) and never started", which people call pending.
-SELECT * FROM durable.run_seen
-WHERE (:statuses::integer[] IS NULL OR CASE WHEN status IN (0, 4) AND started_at_us IS NULL THEN -1 ELSE status END = ANY (:statuses::integer[]))
+SELECT *, (SELECT retention_us FROM durable.run WHERE run.id = run_seen.id) FROM durable.run_seen
+WHERE TRUE
+    AND (:statuses::integer[] IS NULL OR CASE WHEN status IN (0, 4) AND started_at_us IS NULL THEN -1 ELSE status END = ANY (:statuses::integer[]))
     AND (:workflow::text IS NULL OR workflow LIKE :workflow::text)
     AND (:task_queue::text IS NULL OR task_queue = :task_queue::text)
     AND (:run_id::text IS NULL OR run_id LIKE :run_id::text)
@@ -892,6 +1240,10 @@ WHERE (:statuses::integer[] IS NULL OR CASE WHEN status IN (0, 4) AND started_at
     AND (:before_us::bigint IS NULL OR (created_at_us, id) < (:before_us::bigint, :before_run::bigint))
 ORDER BY created_at_us DESC, id DESC
 LIMIT :count;
+
+-- name: list_troubled_runs
+-- By the index of those, whose condition it names: a few among all the runs that did well.
+-- like: list_runs, with (status = 3 OR status > 10) for TRUE
 
 -- name: read_journal
 SELECT turn, part, data FROM durable.journal WHERE run = :run AND generation = :generation ORDER BY turn, part;
@@ -906,25 +1258,31 @@ LIMIT :count;
 SELECT op, attempt, state, due_at_us, failure, details, completion, limit_at_us, heartbeat_us
 FROM durable.attempt WHERE run = :run AND generation = :generation ORDER BY op;
 
--- name: count_backlog
--- One arm per partial index: ready, delayed, owned, resting. What is paused waits for somebody.
-SELECT
-    count(*) FILTER (WHERE status = 0),
-    count(*) FILTER (WHERE status = 1),
-    count(*) FILTER (WHERE status = 2 AND due_at_us IS NOT NULL AND paused_at_us IS NULL),
-    count(*) FILTER (WHERE (status = 2 AND (due_at_us IS NULL OR paused_at_us IS NOT NULL)) OR status = 3)
-FROM (
-    SELECT status, due_at_us, paused_at_us, task_queue, workflow, version FROM durable.run WHERE run.status = 0 AND NOT run.is_delayed
-    UNION ALL
-    SELECT status, due_at_us, paused_at_us, task_queue, workflow, version FROM durable.run WHERE run.status = 0 AND run.is_delayed
-    UNION ALL
-    SELECT status, due_at_us, paused_at_us, task_queue, workflow, version FROM durable.run WHERE run.owner IS NOT NULL
-    UNION ALL
-    SELECT status, due_at_us, paused_at_us, task_queue, workflow, version FROM durable.run WHERE run.status IN (2, 3)
-) AS open_run
-WHERE (:task_queue::text IS NULL OR task_queue = :task_queue::text)
-    AND (workflow, version) IN (SELECT * FROM unnest(:workflows::text[], :versions::integer[]))
-    AND (status <> 0 OR NOT EXISTS (SELECT 1 FROM durable.pause WHERE pause.kind = 'task_queue' AND pause.name = open_run.task_queue));
+-- name: has_backlog
+-- One bounded look for each partial index, queue and definition, however many runs rest.
+SELECT EXISTS (
+    SELECT 1 FROM unnest(:task_queues::text[]) AS queue (name)
+    CROSS JOIN unnest(:workflows::text[], :versions::integer[]) AS wanted (workflow, version)
+    WHERE EXISTS (
+        SELECT 1 FROM durable.run
+        WHERE run.status = 0 AND NOT run.is_delayed AND run.task_queue = queue.name
+            AND run.workflow = wanted.workflow AND run.version = wanted.version
+            AND NOT EXISTS (SELECT 1 FROM durable.pause WHERE pause.kind = 'task_queue' AND pause.name = queue.name)
+    ) OR EXISTS (
+        SELECT 1 FROM durable.run
+        WHERE run.status IN (2, 3) AND run.status = 2 AND run.due_at_us IS NOT NULL AND run.paused_at_us IS NULL
+            AND run.task_queue = queue.name AND run.workflow = wanted.workflow AND run.version = wanted.version
+    )
+) OR EXISTS (
+    SELECT 1 FROM durable.run
+    WHERE run.status = 0 AND run.is_delayed AND run.task_queue = ANY (:task_queues::text[])
+        AND (run.workflow, run.version) IN (SELECT * FROM unnest(:workflows::text[], :versions::integer[]))
+        AND NOT EXISTS (SELECT 1 FROM durable.pause WHERE pause.kind = 'task_queue' AND pause.name = run.task_queue)
+) OR EXISTS (
+    SELECT 1 FROM durable.run
+    WHERE run.owner IS NOT NULL AND run.task_queue = ANY (:task_queues::text[])
+        AND (run.workflow, run.version) IN (SELECT * FROM unnest(:workflows::text[], :versions::integer[]))
+);
 
 -- ─ care ──
 
@@ -937,6 +1295,18 @@ SELECT
 FROM durable.run WHERE status < 10
 GROUP BY task_queue, workflow, version, state
 ORDER BY task_queue, workflow, version, state;
+
+-- name: open_tasks
+SELECT task.task_queue, task.activity,
+    CASE WHEN task.state = 'started' THEN 'started' WHEN run.paused_at_us IS NOT NULL THEN 'paused'
+        WHEN task.ready_at_us > durable.instant(:now_us) THEN 'delayed' ELSE 'ready' END AS shown,
+    count(*) AS tasks, min(task.ready_at_us) AS since_us
+FROM durable.activity_task AS task
+JOIN durable.run ON run.id = task.run AND run.generation = task.generation AND run.status < 10
+JOIN durable.attempt ON attempt.run = run.id AND attempt.generation = run.generation AND attempt.op = task.op
+    AND attempt.completion = 'remote'
+GROUP BY task.task_queue, task.activity, shown
+ORDER BY task.task_queue, task.activity, shown;
 
 -- name: read_sizes
 -- Of this schema alone: the database may hold much that is not ours.
@@ -956,15 +1326,27 @@ SELECT DISTINCT workflow FROM (SELECT workflow FROM durable.run ORDER BY id DESC
 -- name: count_closed_runs
 SELECT count(*) FROM durable.run
 WHERE created_at_us < :before_us AND status >= 10 AND closed_at_us < :before_us
-    AND (:statuses::integer[] IS NULL OR status = ANY (:statuses::integer[]));
+    AND (:statuses::integer[] IS NULL OR status = ANY (:statuses::integer[]))
+    AND (:workflow::text IS NULL OR workflow = :workflow::text)
+    AND (:expiry_us::bigint IS NULL OR retention_us IS NULL OR (retention_us > 0 AND closed_at_us + retention_us < :expiry_us::bigint));
 
 -- name: find_closed_runs
 -- A run that was closed before an instant was created before it: the index on creation bounds the search.
 SELECT created_at_us, id FROM durable.run
 WHERE created_at_us < :before_us AND status >= 10 AND closed_at_us < :before_us
     AND (:statuses::integer[] IS NULL OR status = ANY (:statuses::integer[]))
+    AND (:workflow::text IS NULL OR workflow = :workflow::text)
+    AND (:expiry_us::bigint IS NULL OR retention_us IS NULL OR (retention_us > 0 AND closed_at_us + retention_us < :expiry_us::bigint))
     AND (created_at_us, id) > (:after_us::bigint, :after_run::bigint)
 ORDER BY created_at_us, id
+LIMIT :count;
+
+-- name: find_expired_runs
+-- Those whose workflow says itself how long they are kept: by an index that holds no others.
+SELECT closed_at_us + retention_us AS at_us, id FROM durable.run
+WHERE retention_us > 0 AND status >= 10 AND closed_at_us + retention_us < :expiry_us::bigint
+    AND (closed_at_us + retention_us, id) > (:after_us::bigint, :after_run::bigint)
+ORDER BY closed_at_us + retention_us, id
 LIMIT :count;
 
 -- name: begin_retention
@@ -984,6 +1366,10 @@ SELECT run.id, run.epoch,
 FROM durable.run
 WHERE run.id = ANY (:runs::bigint[]) AND run.status >= 10 AND run.closed_at_us < :before_us
     AND (:statuses::integer[] IS NULL OR run.status = ANY (:statuses::integer[]))
+    AND (:workflow::text IS NULL OR run.workflow = :workflow::text)
+    AND (:expiry_us::bigint IS NULL OR (run.retention_us IS NULL AND NOT :has_own::boolean) OR (
+        run.retention_us > 0 AND run.closed_at_us + run.retention_us < :expiry_us::bigint
+    ))
 ORDER BY run.id
 FOR UPDATE SKIP LOCKED;
 
@@ -1002,6 +1388,8 @@ SELECT durable.prune_journal(:runs::bigint[]);
 -- name: prune_belongings
 WITH attempts AS (
     DELETE FROM durable.attempt WHERE run = ANY (:runs::bigint[])
+), tasks AS (
+    DELETE FROM durable.activity_task WHERE run = ANY (:runs::bigint[])
 ), messages AS (
     DELETE FROM durable.inbox WHERE run = ANY (:runs::bigint[])
 ), message_ids AS (
@@ -1012,6 +1400,14 @@ WITH attempts AS (
     DELETE FROM durable.run_payload WHERE run = ANY (:runs::bigint[])
 ), generations AS (
     DELETE FROM durable.generation WHERE run = ANY (:runs::bigint[])
+), children AS (
+    DELETE FROM durable.child WHERE run = ANY (:runs::bigint[]) OR parent = ANY (:runs::bigint[])
+), pattern_rows AS (
+    -- Keys are `run_id/number`: what follows the run's id and a slash is digits alone, else the row is another run's.
+    DELETE FROM durable.pattern_row USING durable.run
+    WHERE run.id = ANY (:runs::bigint[]) AND pattern_row.name = :rows_table::text
+        AND pattern_row.key >= run.run_id || '/' AND pattern_row.key < run.run_id || '0'
+        AND substr(pattern_row.key, length(run.run_id) + 2) ~ '^[0-9]+$'
 ), gone AS (
     DELETE FROM durable.run WHERE id = ANY (:runs::bigint[]) RETURNING 1
 )
@@ -1039,4 +1435,5 @@ SELECT data FROM durable.pattern_row WHERE name = :name AND key = :key AND numbe
 -- ─ being told ──
 
 -- name: notify
-SELECT pg_notify(:channel, :sender);
+-- Its commit need not wait for the disk: a hint may be lost.
+SELECT set_config('synchronous_commit', 'off', true), pg_notify(:channel, :sender);

@@ -2,17 +2,80 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any
 
 from durable.errors import RunNotFoundError
+from durable.store import refusals
+from durable.store.codes import are_troubled, filter_codes
 from durable.store.postgres.connection import Session
-from durable.store.records import Claim, JournalRow, RunFilter, RunRecord
-from durable.store.sqlite.codes import filter_codes
-from durable.store.sqlite.reading import attempt_row, message, run_record
+from durable.store.postgres.opened import Opened
+from durable.store.records import AttemptRow, Claim, JournalRow, RunFilter, RunRecord
+from durable.store.refusals import RECENT_RUNS, generation_not_found
+from durable.store.rows import NAMED_RUNS, attempt_row, message, run_record
 
-_RECENT: Final = 500  # ids compared with a mistyped one
+
+class Reading(Opened):
+    """The verbs that only look."""
+
+    async def get_run(self, run_id: str, generation: int | None = None) -> RunRecord:
+        self._require_usable()
+        now_us = self._clock.now_us()
+        return await self._patiently(
+            lambda: self._database.run(lambda db: get_run(db, run_id, generation, now_us))
+        )
+
+    async def read_ended(self, runs: Sequence[tuple[int, int]]) -> list[RunRecord]:
+        wanted = {"runs": [pk for pk, _ in runs], "generations": [generation for _, generation in runs]}
+        found = await self._look("read_ended", **wanted)
+        if any(generation > 0 for _, generation in runs) and len(found) < len(runs):
+            found += await self._look("read_ended_earlier", **wanted)
+        return self._records(found)
+
+    async def find_gone(self, pks: Sequence[int]) -> list[int]:
+        return [row[0] for row in await self._look("find_gone", runs=list(pks))]
+
+    async def find_run_ids(self, text: str, limit: int = 5) -> list[str]:
+        pattern = as_literal_like(text)
+        found = await self._look("find_run_ids", prefix=f"{pattern}%", suffix=f"%{pattern}", count=limit)
+        return [row["run_id"] for row in found]
+
+    async def list_runs(self, filter: RunFilter) -> list[RunRecord]:
+        is_troubled = bool(filter.status) and are_troubled(filter_codes(filter.status))
+        name = "list_troubled_runs" if is_troubled else "list_runs"
+        return self._records(await self._look(name, **filter_parameters(filter)))
+
+    async def read_journal(self, pk: int, generation: int) -> list[JournalRow]:
+        return [JournalRow(*row) for row in await self._look("read_journal", run=pk, generation=generation)]
+
+    async def read_journal_page(
+        self, pk: int, generation: int, *, after: tuple[int, int], limit: int
+    ) -> list[JournalRow]:
+        turn, part = after
+        found = await self._look(
+            "read_journal_page", run=pk, generation=generation, turn=turn, part=part, count=limit
+        )
+        return [JournalRow(*row) for row in found]
+
+    async def read_attempts(self, pk: int, generation: int) -> list[AttemptRow]:
+        found = await self._look("read_attempts", run=pk, generation=generation)
+        return [attempt_row(row) for row in found]
+
+    async def has_backlog(self, task_queues: Sequence[str], definitions: Sequence[tuple[str, int]]) -> bool:
+        found = await self._look(
+            "has_backlog",
+            task_queues=list(task_queues),
+            workflows=[workflow for workflow, _ in definitions],
+            versions=[version for _, version in definitions],
+        )
+        return bool(found[0][0])
+
+    async def recent_workflows(self) -> list[str]:
+        return [row[0] for row in await self._look("recent_workflows", count=NAMED_RUNS)]
+
+    def _records(self, found: Sequence[Any]) -> list[RunRecord]:
+        now_us = self._clock.now_us()
+        return [run_record(row, now_us) for row in found]
 
 
 async def get_run(db: Session, run_id: str, generation: int | None, now_us: int) -> RunRecord:
@@ -25,8 +88,7 @@ async def get_run(db: Session, run_id: str, generation: int | None, now_us: int)
         return record
     row = await db.row("get_generation", run_id=run_id, generation=generation)
     if row is None:
-        near = [f"{run_id}@{known}" for known in (1, record.generation)]
-        raise RunNotFoundError(f"{run_id}@{generation}", suggestions=list(dict.fromkeys(near)))
+        raise generation_not_found(run_id, generation, latest=record.generation)
     return run_record(row, now_us)
 
 
@@ -35,8 +97,8 @@ async def get_run_by_pk(db: Session, run: int, now_us: int) -> RunRecord:
 
 
 async def run_not_found(db: Session, run_id: str) -> RunNotFoundError:
-    recent = [row[0] for row in await db.fetch("recent_run_ids", count=_RECENT)]
-    return RunNotFoundError(run_id, suggestions=difflib.get_close_matches(run_id, recent, n=3))
+    recent = [row[0] for row in await db.fetch("recent_run_ids", count=RECENT_RUNS)]
+    return refusals.run_not_found(run_id, recent)
 
 
 async def read_claims(db: Session, worker: int, pks: Sequence[int]) -> list[Claim]:
@@ -51,7 +113,7 @@ async def read_claims(db: Session, worker: int, pks: Sequence[int]) -> list[Clai
 def _claim(row: Sequence[Any]) -> Claim:
     (
         pk, run_id, generation, epoch, claim_no, workflow, version, task_queue, attempt, input, deadline, created,
-        msg_seq, suspicion, last_turn, *told,
+        msg_seq, suspicion, parent, last_turn, idle_generations, *told,
     ) = row  # fmt: skip
     turns, unread, tried = told[:3], told[3:10], told[10:]
     return Claim(
@@ -72,6 +134,8 @@ def _claim(row: Sequence[Any]) -> Claim:
         inbox=[message((line[0], pk, *line[1:])) for line in _lines(unread)],
         attempts=[attempt_row(line) for line in _lines(tried)],
         is_suspect=suspicion > 0,
+        idle_generations=idle_generations,
+        parent=parent,
         last_turn=last_turn,
     )
 

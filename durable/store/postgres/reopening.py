@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from durable.errors import WorkflowStateError
+from durable.store.codes import is_closed
 from durable.store.postgres.committing import redeliver
 from durable.store.postgres.connection import Session
+from durable.store.postgres.opened import Opened
 from durable.store.postgres.reading import run_not_found
 from durable.store.records import Reopen
-from durable.store.sqlite.codes import is_closed, shown_status
+from durable.store.refusals import started_again
+
+
+class Reopening(Opened):
+    """The verb that opens a closed run again."""
+
+    async def reopen_run(self, reopen: Reopen, now_us: int) -> None:
+        await self._write(lambda db: reopen_run(db, reopen, self._given(now_us)))
+        self._wakeups.tell(work=True)
 
 
 async def reopen_run(db: Session, reopen: Reopen, now_us: int | None) -> None:
@@ -17,10 +26,7 @@ async def reopen_run(db: Session, reopen: Reopen, now_us: int | None) -> None:
         raise await run_not_found(db, reopen.run_id)
     run, generation, code, started, now = row
     if generation != reopen.generation or run != reopen.pk or not is_closed(code):
-        status = str(shown_status(code, has_started=started is not None))
-        raise WorkflowStateError(
-            reopen.run_id, status, f"run {reopen.run_id!r} was started again meanwhile and is {status}"
-        )
+        raise started_again(reopen, code, started)
     lifetime_us = await db.value("lifetime_of_run", run=run)
     await db.fetch("archive_generation", run=run)
     await db.fetch(

@@ -22,7 +22,8 @@ _META: Final = """INSERT INTO durable.meta (key, value) VALUES
     ('database_id', md5(random()::text || clock_timestamp()::text)),
     ('hash_seed', floor(random() * 4294967296)::bigint::text),
     ('created_at_us', (extract(epoch FROM clock_timestamp()) * 1000000)::bigint::text);"""
-_LOCK_WAIT: Final = "SET LOCAL lock_timeout = 60000"
+# However little time the role has for a statement: a migration takes what it takes.
+_PATIENCE: Final = "SET LOCAL lock_timeout = 60000; SET LOCAL statement_timeout = 0"
 
 
 async def probe(db: Session, shown: str) -> int:
@@ -64,7 +65,7 @@ async def require_current(database: Database) -> None:
 
 
 async def _apply(db: Session, shown: str) -> None:
-    await db.execute(_LOCK_WAIT)
+    await db.execute(_PATIENCE)
     await db.fetch("lock_migrations")
     version = await probe(db, shown)  # again, now that nobody else can
     if version == 0:

@@ -8,51 +8,58 @@ was faster with one of their keys, all of it is undone and decided again. A requ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Sequence
+from typing import Any, Final
 
 import msgspec
 
-from durable.errors import InternalError, RunConflictError, StoreBusyError
-from durable.journal.lifecycle import RunStatus
+from durable.errors import InternalError, StoreBusyError
+from durable.store.codes import OWNED, READY
 from durable.store.postgres.closing import terminate
-from durable.store.postgres.committing import lease_lost
-from durable.store.postgres.connection import Database, FenceSlots, Session, columns
+from durable.store.postgres.connection import Session, columns
 from durable.store.postgres.faults import KeyTaken
+from durable.store.postgres.opened import Opened
 from durable.store.postgres.reading import get_run, get_run_by_pk, read_claims
-from durable.store.records import Claim, RunRecord, StartOutcome, StartRequest
-from durable.store.sqlite.codes import COMPLETED, OWNED, READY, is_closed
+from durable.store.records import RunRecord, SameInput, StartOutcome, StartRequest, same_bytes
+from durable.store.refusals import lease_lost
+from durable.store.starts import (
+    FIRST_CLAIM,
+    REPLACED,
+    Known,
+    New,
+    begun,
+    decide,
+    may_begin_anew,
+    repeated,
+    started,
+)
 
 LOOKS_MAX: Final = 10  # how often a start is decided anew because others were faster
-_FIRST_CLAIM: Final = 1
-
-SameInput = Callable[[StartRequest, bytes], bool]
 
 
-def same_bytes(request: StartRequest, stored: bytes) -> bool:
-    """Whether a stored input is the request's, byte for byte."""
-    return stored == request.input
-
-
-class Starter:
-    """Starts runs for one store."""
-
-    def __init__(self, database: Database, slots: FenceSlots) -> None:
-        self._database = database
-        self._slots = slots
+class Starting(Opened):
+    """The verb that starts runs."""
 
     async def start_runs(
-        self,
-        requests: Sequence[StartRequest],
-        asked_at_us: int,
-        now_us: int | None,
-        *,
-        same_input: SameInput,
+        self, requests: Sequence[StartRequest], now_us: int, *, same_input: SameInput | None = None
     ) -> list[StartOutcome]:
-        """Start all of `requests` or, raising, none; see the contract.
+        """Safe to repeat: request ids tell what was done (P4)."""
+        self._require_writable()
+        outcomes = await self._patiently(lambda: self._start_all(requests, now_us, same_input or same_bytes))
+        if any(outcome.how == "started" for outcome in outcomes):
+            self._wakeups.tell(
+                work=any(outcome.how == "started" and outcome.claim is None for outcome in outcomes)
+            )
+        return outcomes
+
+    async def _start_all(
+        self, requests: Sequence[StartRequest], asked_at_us: int, same_input: SameInput
+    ) -> list[StartOutcome]:
+        """Start all of `requests` or, raising, none.
 
         Their delays and deadlines count from `asked_at_us`, by the caller's clock; here they begin when the server takes them in.
         """
+        now_us = self._given(asked_at_us)
         if not requests:
             return []
         if (
@@ -91,13 +98,15 @@ class Starter:
                     delay_us=max(0, (request.ready_at_us or asked_at_us) - asked_at_us),
                     timeout_us=None if request.deadline_us is None else request.deadline_us - asked_at_us,
                     parent=request.parent,
+                    kind=request.kind,
+                    retention_us=request.retention_us,
                     now_us=now_us,
                 )
         except KeyTaken:
             return None
         if row is None:
             return None
-        new = _New(
+        new = New(
             pk=row["id"],
             epoch=row["epoch"],
             ready_at_us=row["ready_at_us"],
@@ -105,28 +114,7 @@ class Starter:
             deadline_us=row["deadline_us"],
             created_at_us=row["created_at_us"],
         )
-        return _started(request, new, row["owner_name"])
-
-
-class _New(msgspec.Struct, frozen=True):
-    """What the database said of a run that was inserted."""
-
-    pk: int
-    epoch: int
-    ready_at_us: int
-    is_delayed: bool
-    deadline_us: int | None
-    created_at_us: int
-
-
-class _Known(msgspec.Struct):
-    """What a request is compared with: the latest generation of its run id."""
-
-    pk: int
-    generation: int
-    code: int
-    workflow: str
-    input: bytes
+        return started(request, new, row["owner_name"])
 
 
 async def _decide_all(
@@ -141,12 +129,19 @@ async def _decide_all(
     names = {
         owner: await _hold_fence(db, owner, slot) for owner in sorted({r.owner for r in requests if r.owner})
     }
-    decided = [request.run_id for request in requests if _may_begin_anew(request)]
+    decided = [request.run_id for request in requests if may_begin_anew(request)]
     if decided:
         await db.fetch("lock_runs_by_run_ids", run_ids=decided)
     now = int(await db.value("read_instant", now_us=now_us))
     begun = [_begun(one, now - asked_at_us) for one in requests]
     return await _Starts(db, begun, now, names, same_input).decide_all()
+
+
+async def decide_all(
+    db: Session, requests: Sequence[StartRequest], asked_at_us: int, now_us: int | None
+) -> list[StartOutcome]:
+    """Start runs that nobody owns within a transaction of somebody else's. A known id is known by its workflow alone."""
+    return await _decide_all(db, 0, requests, asked_at_us, now_us, same_input=lambda *_: True)
 
 
 def _begun(request: StartRequest, shift_us: int) -> StartRequest:
@@ -163,10 +158,6 @@ async def _hold_fence(db: Session, worker: int, slot: int) -> str:
     if name is None:
         raise lease_lost(worker)
     return str(name)
-
-
-def _may_begin_anew(request: StartRequest) -> bool:
-    return request.if_open == "terminate" or request.if_closed in ("new", "new_if_failed")
 
 
 class _Starts:
@@ -186,7 +177,7 @@ class _Starts:
         self._owner_names = owner_names
         self._same_input = same_input
         self._by_request: dict[str, tuple[int, int]] = {}
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, Known] = {}
         self._keys: list[tuple[int, int]] = []  # (pk, first epoch) for new runs
         self._epochs: list[int] = []  # of the runs inserted
         self._runs: list[tuple[Any, ...]] = []
@@ -207,7 +198,7 @@ class _Starts:
             self._by_request[row["request_id"]] = row["run"], row["generation"]
         for row in await db.fetch("runs_by_run_ids", run_ids=list({one.run_id for one in requests})):
             run_id, pk, generation, code, workflow, input = row
-            self._known[run_id] = _Known(pk, generation, code, workflow, input)
+            self._known[run_id] = Known(pk, generation, code, workflow, input)
         free = len({one.run_id for one in requests} - self._known.keys())
         if free:
             table = f'"{self._db.schema}".run'
@@ -217,38 +208,22 @@ class _Starts:
             self._keys.reverse()
 
     async def _decide(self, request: StartRequest) -> StartOutcome:
-        if (repeated := self._by_request.get(request.request_id)) is not None:
-            return await self._repeat(request, *repeated)
+        if (before := self._by_request.get(request.request_id)) is not None:
+            return await self._repeat(request, *before)
         known = self._known.get(request.run_id)
         if known is None:
             return self._insert(request)
-        if not is_closed(known.code):
-            match request.if_open:
-                case "attach":
-                    self._require_same(request, known)
-                    self._remember(request, known.pk, known.generation)
-                    return StartOutcome(how="attached", run=await self._read(known.pk))
-                case "fail":
-                    raise RunConflictError(
-                        f"run {request.run_id!r} is open; choose another id, or attach to it",
-                        run_id=request.run_id,
-                    )
-                case "terminate":
-                    await self._flush()
-                    await terminate(self._db, known.pk, "replaced by a new start", self._now_us)
-                    return await self._restart(request, known)
-        match request.if_closed:
-            case "fail":
-                raise RunConflictError(
-                    f"run {request.run_id!r} has been used and is closed; choose another id",
-                    run_id=request.run_id,
-                )
-            case "new":
+        match decide(request, known, self._same_input):
+            case "attach":
+                self._remember(request, known.pk, known.generation)
+                return StartOutcome(how="attached", run=await self._read(known.pk))
+            case "replace":
+                await self._flush()
+                await terminate(self._db, known.pk, REPLACED, self._now_us)
                 return await self._restart(request, known)
-            case "new_if_failed" if known.code != COMPLETED:
+            case "restart":
                 return await self._restart(request, known)
-            case _:
-                self._require_same(request, known)
+            case "return":
                 return StartOutcome(how="returned", run=await self._read(known.pk))
 
     async def _repeat(self, request: StartRequest, run: int, generation: int) -> StartOutcome:
@@ -259,21 +234,7 @@ class _Starts:
         claims = []
         if request.owner is not None and record.owner == request.owner:
             claims = await read_claims(self._db, request.owner, [run])
-        how: Literal["returned", "attached"] = "returned" if record.status.is_closed else "attached"
-        return StartOutcome(how=how, run=record, claim=claims[0] if claims else None)
-
-    def _require_same(self, request: StartRequest, known: _Known) -> None:
-        if known.workflow != request.workflow:
-            raise RunConflictError(
-                f"run {request.run_id!r} belongs to workflow {known.workflow!r}, not {request.workflow!r}; "
-                "choose another id",
-                run_id=request.run_id,
-            )
-        if not self._same_input(request, known.input):
-            raise RunConflictError(
-                f"run {request.run_id!r} was started with other input; choose another id, or start it with the same",
-                run_id=request.run_id,
-            )
+        return repeated(record, claims)
 
     def _insert(self, request: StartRequest) -> StartOutcome:
         pk, epoch = self._keys.pop()
@@ -282,21 +243,29 @@ class _Starts:
         is_delayed = ready_at_us > now_us and owner is None
         code = READY if owner is None else OWNED
         started_at_us = None if owner is None else now_us
-        claim_no = 0 if owner is None else _FIRST_CLAIM
+        claim_no = 0 if owner is None else FIRST_CLAIM
         self._runs.append(
             (
                 pk, request.run_id, epoch, request.workflow, request.version, request.task_queue, code, claim_no,
                 owner, ready_at_us, is_delayed, request.deadline_us, now_us, started_at_us, request.parent,
+                request.kind, request.retention_us,
             )
         )  # fmt: skip
         self._epochs.append(epoch)
         self._payloads.append((pk, 1, request.input))
         self._remember(request, pk, 1)
-        self._known[request.run_id] = _Known(pk, 1, code, request.workflow, request.input)
-        new = _New(pk, epoch, ready_at_us, is_delayed, request.deadline_us, now_us)
-        return _started(request, new, None if owner is None else self._owner_names[owner])
+        self._known[request.run_id] = Known(pk, 1, code, request.workflow, request.input)
+        new = New(
+            pk=pk,
+            epoch=epoch,
+            ready_at_us=ready_at_us,
+            is_delayed=is_delayed,
+            deadline_us=request.deadline_us,
+            created_at_us=now_us,
+        )
+        return started(request, new, None if owner is None else self._owner_names[owner])
 
-    async def _restart(self, request: StartRequest, known: _Known) -> StartOutcome:
+    async def _restart(self, request: StartRequest, known: Known) -> StartOutcome:
         """Open the next generation, in the next epoch, of a closed run."""
         await self._flush()
         db, now_us, owner = self._db, self._now_us, request.owner
@@ -318,13 +287,13 @@ class _Starts:
             now_us=now_us,
             started_at_us=None if owner is None else now_us,
             parent=request.parent,
+            kind=request.kind,
+            retention_us=request.retention_us,
         )
         self._payloads.append((known.pk, generation, request.input))
         self._remember(request, known.pk, generation)
-        self._known[request.run_id] = _Known(known.pk, generation, code, request.workflow, request.input)
-        run = await self._read(known.pk)
-        claim = None if owner is None else _claim(run, claim_no=claim_no, msg_seq=msg_seq)
-        return StartOutcome(how="started", run=run, claim=claim)
+        self._known[request.run_id] = Known(known.pk, generation, code, request.workflow, request.input)
+        return begun(await self._read(known.pk), owner, claim_no=claim_no, msg_seq=msg_seq)
 
     def _remember(self, request: StartRequest, run: int, generation: int) -> None:
         self._by_request[request.request_id] = (run, generation)
@@ -337,7 +306,7 @@ class _Starts:
     async def _flush(self) -> None:
         if self._runs:
             await self._db.fetch(
-                "insert_run", **dict(zip(_RUN_COLUMNS, columns(self._runs, 15), strict=True))
+                "insert_run", **dict(zip(_RUN_COLUMNS, columns(self._runs, len(_RUN_COLUMNS)), strict=True))
             )
             self._runs = []
         if self._payloads:
@@ -366,55 +335,6 @@ _RUN_COLUMNS: Final = (
     "created_ats_us",
     "started_ats_us",
     "parents",
+    "kinds",
+    "retentions_us",
 )
-
-
-def _started(request: StartRequest, new: _New, owner_name: str | None) -> StartOutcome:
-    """Return the outcome for a new run, without reading it back."""
-    owner = request.owner
-    run = RunRecord(
-        pk=new.pk,
-        run_id=request.run_id,
-        generation=1,
-        epoch=new.epoch,
-        workflow=request.workflow,
-        version=request.version,
-        task_queue=request.task_queue,
-        status=RunStatus.PENDING if owner is None else RunStatus.RUNNING,
-        attempt=1,
-        created_at_us=new.created_at_us,
-        started_at_us=None if owner is None else new.created_at_us,
-        closed_at_us=None,
-        deadline_us=new.deadline_us,
-        due_at_us=new.ready_at_us if new.is_delayed else None,
-        owner=owner,
-        owner_name=owner_name,
-        owner_is_alive=owner is not None,
-        reason=None,
-        input=request.input,
-        result=None,
-        failure=None,
-    )
-    claim = None if owner is None else _claim(run, claim_no=_FIRST_CLAIM, msg_seq=0)
-    return StartOutcome(how="started", run=run, claim=claim)
-
-
-def _claim(run: RunRecord, *, claim_no: int, msg_seq: int) -> Claim:
-    return Claim(
-        pk=run.pk,
-        run_id=run.run_id,
-        generation=run.generation,
-        epoch=run.epoch,
-        claim_no=claim_no,
-        workflow=run.workflow,
-        version=run.version,
-        task_queue=run.task_queue,
-        attempt=run.attempt,
-        input=run.input,
-        deadline_us=run.deadline_us,
-        created_at_us=run.created_at_us,
-        msg_seq=msg_seq,
-        journal=[],
-        inbox=[],
-        attempts=[],
-    )

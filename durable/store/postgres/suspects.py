@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from durable.errors import PoisonError
 from durable.store.postgres.connection import Session
-from durable.store.records import CRASHES_MAX, Trial
+from durable.store.records import CRASH, CRASH_AT_REST, CRASHES_MAX, Trial
+from durable.store.refusals import poison_reason
 
 
 async def release_runs(
@@ -27,17 +27,10 @@ async def release_runs(
 
 async def _blame(db: Session, worker: int, run: int, run_id: str, now_us: int | None) -> bool:
     """Count a crash of a run that was driven alone; park it and return True if that was one too many."""
-    crashes = await db.value("count_crash", run=run, worker=worker)
-    if crashes is None or crashes < CRASHES_MAX:
+    counted = await db.value("count_crash", run=run, worker=worker, crash=CRASH, at_rest=CRASH_AT_REST)
+    if counted is None or counted < CRASHES_MAX * CRASH:
         return False
-    fault = PoisonError(
-        f"run {run_id!r} ended its worker {crashes} times while nothing else was driven there: its workflow kills the "
-        "process (os._exit, a crash in C code, memory, a call that never returns). Repair the workflow, then resume the run",
-        run_id=run_id,
-        crashes=crashes,
-    )
-    # A reason alone: it holds no value, and there is no stack, so nothing that a codec would have to seal.
-    await db.fetch("park_poison", run=run, reason=f"PoisonError: {fault}", now_us=now_us)
+    await db.fetch("park_poison", run=run, reason=poison_reason(run_id, counted // CRASH), now_us=now_us)
     return True
 
 

@@ -11,8 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
+
+import asyncpg
 
 from durable.errors import StoreError
 from durable.seams import SystemRandom, pause, spawn
@@ -33,14 +36,17 @@ class Wakeups:
         self._loop = loop
         self._subscribers: dict[object, Callable[[], None]] = {}
         self._waiters: set[object] = set()  # those of them that wait for ends
-        self._me = SystemRandom().run_suffix()  # so that we do not listen to ourselves
+        self.name = SystemRandom().run_suffix()  # so that we do not listen to ourselves
         self._listening: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None
         self._pending: set[str] = set()  # channels
         self._tells_here = False
         self._is_flushing = False
+        self._is_lent = False
         self._is_closed = False
+        self._connection: asyncpg.Connection[Any] | None = None
         self.pid: int | None = None  # the server's process that listens for us
+        database.on_left.append(self._leave)
 
     def subscribe(self, on_change: Callable[[], None], *, for_ends: bool) -> Callable[[], None]:
         key = object()
@@ -69,6 +75,18 @@ class Wakeups:
         if not self._is_flushing and not self._is_closed:
             self._is_flushing = True
             self._loop.call_soon(self._flush, context=contextvars.Context())
+
+    @contextmanager
+    def lend(self) -> Iterator[str | None]:
+        """For the block, whose transaction tells other workers itself: the channel; None if somebody tells already, or nobody can listen."""
+        if self._is_lent or self._database.is_pooled or not (self._telling is None or self._telling.done()):
+            yield None
+            return
+        self._is_lent = True
+        try:
+            yield self._database.place.channel
+        finally:
+            self._is_lent = False
 
     async def close(self) -> None:
         """Tell what is still to be told, stop listening."""
@@ -99,16 +117,20 @@ class Wakeups:
             self._telling = self._spawn(self._tell_others(), "durable hints")
 
     def _call_subscribers(self, *, waiters_only: bool = False) -> None:
-        for key, on_change in list(self._subscribers.items()):
-            if not waiters_only or key in self._waiters:
-                self._loop.call_soon(on_change, context=contextvars.Context())
+        for key in self._waiters if waiters_only else self._subscribers:
+            self._loop.call_soon(self._call, key, context=contextvars.Context())
+
+    def _call(self, key: object) -> None:
+        on_change = self._subscribers.get(key)
+        if on_change is not None:  # else it has unsubscribed meanwhile, and hears nothing more
+            on_change()
 
     async def _tell_others(self) -> None:
         while self._pending:
             channels, self._pending = self._pending, set()
             for channel in channels:
                 try:
-                    await self._database.fetch("notify", channel=channel, sender=self._me)
+                    await self._database.fetch("notify", channel=channel, sender=self.name)
                 except StoreError as error:
                     log.debug("a hint less: %s", error)
             if self._database.place.ends_channel in channels:
@@ -128,7 +150,7 @@ class Wakeups:
                 await pause(POLL_SECONDS)
 
     async def _listen_until_lost(self) -> None:
-        connection = await self._database.connect(role="listener")
+        self._connection = connection = await self._database.connect(role="listener")
         lost = asyncio.Event()
         connection.add_termination_listener(lambda _: lost.set())
         try:
@@ -138,11 +160,16 @@ class Wakeups:
             self._call_subscribers()  # for what was told while nobody listened
             await lost.wait()
         finally:
-            self.pid = None
+            self.pid = self._connection = None
             await close_quietly(connection)
 
+    def _leave(self) -> None:
+        """The server takes no writes, so it has nothing to tell: listen where the others are."""
+        if self._connection is not None:
+            self._connection.terminate()
+
     def _on_notification(self, _connection: object, _pid: int, channel: str, sender: object) -> None:
-        if sender != self._me:
+        if sender != self.name:
             self._call_subscribers(waiters_only=channel == self._database.place.ends_channel)
 
     def _spawn(self, work: Any, name: str) -> asyncio.Task[None]:

@@ -6,7 +6,7 @@ import sqlite3
 
 from durable.journal.events import Terminated, TimedOut
 from durable.journal.turns import encode_turn
-from durable.store.sqlite.codes import TERMINATED, TIMED_OUT
+from durable.store.codes import TERMINATED, TIMED_OUT
 from durable.store.sqlite.committing import FIRST_PART
 from durable.store.statements import Statements
 

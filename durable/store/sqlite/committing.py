@@ -12,11 +12,24 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Final, assert_never
 
-from durable.errors import InternalError, LeaseLostError
+from durable.errors import InternalError
 from durable.payloads.codec import size_note
-from durable.store.records import Close, HandBack, NextGeneration, Park, Stay, TurnCommit, Verdict, Wait
-from durable.store.sqlite.codes import CODES
+from durable.store.codes import CODES
+from durable.store.records import (
+    AS_NEW,
+    Close,
+    HandBack,
+    NextGeneration,
+    Park,
+    Stay,
+    TurnCommit,
+    Verdict,
+    Wait,
+)
+from durable.store.refusals import lease_lost
+from durable.store.sqlite.inbox import put_message
 from durable.store.sqlite.large import LARGE_BYTES, placed
+from durable.store.sqlite.scheduling import schedule_tasks
 from durable.store.statements import Statements
 
 FIRST_PART: Final = 1
@@ -28,12 +41,6 @@ def require_alive(db: sqlite3.Connection, sql: Statements, worker: int) -> None:
     """Raise `LeaseLostError` unless the incarnation is alive."""
     if db.execute(sql["worker_is_alive"], (worker,)).fetchone() is None:
         raise lease_lost(worker)
-
-
-def lease_lost(worker: int) -> LeaseLostError:
-    return LeaseLostError(
-        f"worker {worker} was declared dead or has retired: nothing was written; register a new incarnation"
-    )
 
 
 class TurnWriter:
@@ -110,7 +117,13 @@ class TurnWriter:
                         )
                     )
                     part += 1
-            if commit.consumed or commit.attempts or commit.attempts_done:
+            if (
+                commit.consumed
+                or commit.attempts
+                or commit.attempts_done
+                or commit.tasks
+                or commit.tasks_closed
+            ):
                 marked.append(position)
         if rows and db.executemany(self._insert_if_owned, rows).rowcount != len(rows):
             for position in staying:
@@ -128,7 +141,9 @@ class TurnWriter:
         if proven:
             db.executemany(self._insert, proven)
         if marked:
-            self._write_marks(db, [commits[position] for position in marked if verdicts[position] != "lost"])
+            self._write_marks(
+                db, [commits[position] for position in marked if verdicts[position] != "lost"], now_us
+            )
         return verdicts
 
     def _place_if_owned(
@@ -152,13 +167,23 @@ class TurnWriter:
             for part, data in enumerate(parts, FIRST_PART)
         ]
 
-    def _write_marks(self, db: sqlite3.Connection, commits: Sequence[TurnCommit]) -> None:
-        """Consume messages and write attempts of items whose fence is proven. A closed generation's are gone already."""
+    def _write_marks(self, db: sqlite3.Connection, commits: Sequence[TurnCommit], now_us: int) -> None:
+        """Consume messages, write attempts and tasks of items whose fence is proven. A closed generation's attempts are gone already."""
         sql = self._sql
+        for commit in commits:
+            if commit.tasks or commit.tasks_closed:
+                self._write_tasks(db, commit, now_us)
         staying = [commit for commit in commits if commit.after.__class__ is not NextGeneration]
         db.executemany(
             sql["consume_message"], [(msg, commit.pk) for commit in staying for msg in commit.consumed]
         )
+        for commit in staying:
+            for answer in commit.answers:
+                known = {"run": commit.pk, "message_id": answer.message_id}
+                if (
+                    db.execute(sql["find_message_id"], known).fetchone() is None
+                ):  # else somebody outside was first
+                    put_message(db, sql, commit.pk, answer, now_us)
         open_ones = [commit for commit in staying if commit.after.__class__ is not Close]
         db.executemany(
             sql["upsert_attempt"],
@@ -188,6 +213,18 @@ class TurnWriter:
         db.executemany(
             sql["delete_attempt"],
             [(commit.pk, commit.generation, op) for commit in open_ones for op in commit.attempts_done],
+        )
+
+    def _write_tasks(self, db: sqlite3.Connection, commit: TurnCommit, now_us: int) -> None:
+        ends = commit.after.__class__ in (Close, NextGeneration)
+        schedule_tasks(
+            db,
+            self._sql,
+            commit.pk,
+            commit.generation,
+            tasks=() if ends else commit.tasks,
+            closed=commit.tasks_closed,
+            now_us=now_us,
         )
 
     def _change_hands(self, db: sqlite3.Connection, worker: int, commit: TurnCommit, now_us: int) -> Verdict:
@@ -296,11 +333,13 @@ class TurnWriter:
     def _open_next(
         self, db: sqlite3.Connection, worker: int, commit: TurnCommit, after: NextGeneration, now_us: int
     ) -> Verdict:
-        """Archive this generation as continued and open the next with a prefix of its journal (P7)."""
+        """Archive this generation as continued and open the next: with a prefix of its journal (P7), or as new."""
         sql = self._sql
         run, generation = commit.pk, commit.generation
         fence = {"run": run, "worker": worker, "claim_no": commit.claim_no, "seen": commit.seen}
-        if not db.execute(sql["archive_continued"], {**fence, "now_us": now_us}).rowcount:
+        is_new = after.input is not None
+        archived = {**fence, "now_us": now_us, "reason": AS_NEW if is_new else None}
+        if not db.execute(sql["archive_continued"], archived).rowcount:
             return self._refused(db, worker, commit)
         delayed = int(after.ready_at_us > now_us)
         db.execute(
@@ -308,16 +347,23 @@ class TurnWriter:
             {
                 **fence,
                 "attempt": after.attempt,
+                "new_epoch": after.new_epoch,
                 "ready_at_us": after.ready_at_us,
                 "is_delayed": delayed,
                 "now_us": now_us,
                 "last_turn": after.copy_turns + bool(after.parts),
+                "is_new": int(is_new),
+                "idle_generations": after.idle_generations,
             },
         ).fetchall()
         if commit.turn is not None:
             db.executemany(self._insert, self._journal_rows(db, commit))
         self._write_outcome(db, commit, None, after.failure)
-        db.execute(sql["copy_input"], {"run": run, "generation": generation})
+        if is_new:
+            row = (run, generation + 1, *placed(db, sql, run, after.input))
+            db.execute(sql["insert_run_payload"], row)
+        else:
+            db.execute(sql["copy_input"], {"run": run, "generation": generation})
         db.execute(sql["copy_turns"], {"run": run, "generation": generation, "copy_turns": after.copy_turns})
         turn = after.copy_turns + 1
         db.executemany(self._insert, self._rows_of_parts(db, run, generation + 1, turn, after.parts))

@@ -33,6 +33,7 @@ _SYNCHRONOUS: Final = {
 _PRAGMAS: Final = (
     "PRAGMA fullfsync = 1",  # macOS: fsync alone leaves the data in the drive's cache; elsewhere no effect
     "PRAGMA foreign_keys = OFF",
+    "PRAGMA recursive_triggers = ON",  # a run's end may end its children, and theirs
     "PRAGMA temp_store = MEMORY",
     "PRAGMA journal_size_limit = 67108864",
 )
@@ -49,17 +50,25 @@ WAL_LOOK_SECONDS: Final = 0.1
 WAL_BYTES_MAX: Final = 64 << 20
 
 
-def database_uri(database: Path, mode: Mode) -> str:
-    """Return the URI that opens `database` through SQLite in `mode`."""
+def database_uri(database: Path, mode: Mode, *, rights_of: Path | None = None) -> str:
+    """Return the URI that opens `database` through SQLite in `mode`; if that makes it, with the rights of `rights_of`."""
     query = "mode=ro&immutable=1" if mode == "immutable" else f"mode={mode}"
+    if rights_of is not None:
+        query += f"&modeof={quote(str(rights_of))}"
     return f"file:{quote(str(database))}?{query}"
 
 
-def connect(database: Path, *, mode: Mode, durability: str) -> sqlite3.Connection:
-    """Open one connection in autocommit mode, with the settings all of ours have; raises errors of ours."""
+def connect(
+    database: Path, *, mode: Mode, durability: str, rights_of: Path | None = None
+) -> sqlite3.Connection:
+    """Open one connection in autocommit mode, with the settings all of ours have; raises errors of ours.
+
+    A database that does not exist is made with the rights of the file `rights_of`: by SQLite itself, since nobody else may
+    open it (P31). Its log gets them from it.
+    """
     with explaining(database):
         connection = sqlite3.connect(
-            database_uri(database, mode),
+            database_uri(database, mode, rights_of=rights_of),
             uri=True,
             timeout=OPEN_SECONDS,  # others may be opening, recovering or closing it at this moment
             isolation_level=None,
@@ -114,7 +123,8 @@ class Writer:
         self._in_thread: set[asyncio.Future[object]] = set()
         self._contended_until = 0.0
         self._looked_at = 0.0
-        self._commit_mean = 0.0
+        # The mean of the last twenty or so, less what their rows are thought to have taken.
+        self.commit_seconds = 0.0
         self._wal_checked_at = 0.0
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -126,6 +136,10 @@ class Writer:
         done = self.try_run(work)
         if done is not None:
             return done[0]
+        return await self.run_in_thread(work)
+
+    async def run_in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """`run` for what takes so long that the loop must not stand still for it."""
         return await asyncio.shield(self._submit(lambda: self._run_waiting(work)))
 
     def try_run(self, work: Callable[[sqlite3.Connection], T]) -> tuple[T] | None:
@@ -134,7 +148,7 @@ class Writer:
         Raises what `work` raises (rolled back), and `StoreError` for the database's own troubles.
         """
         now = self._monotonic()
-        if self._in_thread or now < self._contended_until or self._commit_mean > SLOW_COMMIT_SECONDS:
+        if self._in_thread or now < self._contended_until or self.commit_seconds > SLOW_COMMIT_SECONDS:
             return None
         look = now - self._looked_at >= LOOK_SECONDS
         if look:
@@ -177,7 +191,7 @@ class Writer:
             self._roll_back()
             raise
         waited = self._monotonic() - before + changes * ROW_SECONDS
-        self._commit_mean += 0.05 * (waited - self._commit_mean)
+        self.commit_seconds += 0.05 * (waited - self.commit_seconds)
         return result
 
     def _roll_back(self) -> None:

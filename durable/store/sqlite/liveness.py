@@ -2,7 +2,7 @@
 
 Each worker holds a POSIX lock on a file of its own in the side directory. Whoever can take that lock knows that the process
 is gone and takes over at once. A process that is stopped, not gone, keeps its lock; it is dead once its beat counter has
-not moved for one lease of the *observer's* monotonic time, in pieces during which the observer itself could write: a disk
+not moved for one lease (the longer of the two's) of the *observer's* monotonic time, in pieces during which the observer itself could write: a disk
 that nobody can write to, or a freeze of the whole machine, kills nobody.
 
 POSIX locks do not exclude within one process, and closing any descriptor of the file drops them. So workers of one process
@@ -45,6 +45,12 @@ class LiveWorker(msgspec.Struct, frozen=True):
     beat: int
     beat_at_us: int
     wake_addr: str | None
+    lease_us: int  # its own; 0: it did not say
+
+
+# What stands in a worker's file while the code of a suspect runs, driven alone (P14).
+_CODE_RUNS: Final = b"c"
+_AT_REST: Final = b"r"
 
 
 class Grip(msgspec.Struct, frozen=True):
@@ -70,10 +76,18 @@ class Liveness:
         self._device, self._inode = found.st_dev, found.st_ino
 
     def hold(self, worker: int, loop: asyncio.AbstractEventLoop) -> None:
-        """Take the liveness lock of a new incarnation; before its row can be seen by anybody."""
+        """Take the liveness lock of a new incarnation; before its row can be seen by anybody.
+
+        `StoreError` if another registration of this process holds it: one whose transaction is being rolled back, and whose
+        number is given out again. One whose loop was closed in the middle of that will never give it up, and is over.
+        """
         key = self._key(worker)
-        if key in _held:
-            return
+        if (held := _held.get(key)) is not None:
+            if not held.loop.is_closed():
+                raise StoreError(
+                    f"worker {worker} is being registered by somebody else in this process; try again"
+                )
+            self.drop(worker, remove=False)
         path = self._path(worker)
         descriptor = open_lock_file(path)
         try:
@@ -89,6 +103,30 @@ class Liveness:
         """Give the lock up; `remove` only once the database no longer calls the worker alive."""
         if (held := _held.get(self._key(worker))) is not None:
             Grip(self._key(worker), self._path(worker), held.descriptor).let_go(remove=remove)
+
+    def note_code(self, worker: int, *, is_running: bool) -> None:
+        """Note in the file of a worker of ours whether a suspect's code runs. It stays there when the process dies."""
+        held = _held.get(self._key(worker))
+        if held is not None:
+            try:
+                os.pwrite(held.descriptor, _CODE_RUNS if is_running else _AT_REST, 0)
+            except OSError as error:
+                raise StoreError(f"{self._path(worker)} cannot be written ({error.strerror})") from error
+
+    def is_at_rest(self, worker: int, grip: Grip | None) -> bool:
+        """Whether no suspect's code ran when the worker died, as far as its file can tell. `grip`: our hold of it, if we have one."""
+        if grip is not None:
+            return os.pread(grip.descriptor, 1, 0) != _CODE_RUNS
+        if self._key(worker) in _held:
+            return False  # of this process, and hung: what else could be to blame?
+        try:
+            descriptor = os.open(self._path(worker), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return os.pread(descriptor, 1, 0) != _CODE_RUNS
+        finally:
+            os.close(descriptor)
 
     def grip(self, worker: int) -> Grip | None:
         """Take the lock of a worker that may be dead; None: it is held, or cannot tell."""

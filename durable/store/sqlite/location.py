@@ -56,8 +56,9 @@ def check_place(database: Path, *, create: bool) -> None:
         if not database.parent.is_dir():
             raise StoreError(f"there is no directory {database.parent}; make it first")
         exists = database.exists()
-    except PermissionError as error:
-        raise StoreError(f"{database} cannot be reached: permission denied") from error
+    except (OSError, ValueError) as error:  # not permitted; too long a name, a NUL in it
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise StoreError(f"{str(database)[:200]} cannot be reached: {(why or str(error)).lower()}") from error
     if not exists and not create:
         raise StoreError(f"no database at {database}; a workflow's first run or `durable worker` makes one")
     kind = file_system(database.parent)
@@ -84,6 +85,15 @@ def file_system(directory: Path, mounts: Path = Path("/proc/mounts")) -> str | N
         if inside and len(point) >= len(best):  # the later of two mounts at one point hides the earlier
             best, kind = point, fields[2]
     return kind
+
+
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Return which file a name leads to now; None: to none. Opens nothing."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 @cache

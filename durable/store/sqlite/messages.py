@@ -4,25 +4,63 @@ from __future__ import annotations
 
 import sqlite3
 
-import msgspec
-
-from durable.errors import InboxFullError, WorkflowStateError
-from durable.store.records import CRASHES_MAX, DueOutcome, SendOutcome
+from durable.errors import InboxFullError
+from durable.store.codes import is_closed
+from durable.store.records import CRASH, CRASHES_MAX, DueOutcome, Outgoing, SendOutcome
+from durable.store.refusals import run_is_closed
 from durable.store.sqlite.closing import terminate, time_out
-from durable.store.sqlite.codes import is_closed, shown_status
+from durable.store.sqlite.inbox import put_message
+from durable.store.sqlite.opened import Opened
 from durable.store.sqlite.reading import run_not_found
 from durable.store.statements import Statements
 
 
-class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
-    """A message on its way to a run's inbox."""
+class Messages(Opened):
+    """The verbs that wake a run, or end it by force."""
 
-    run_id: str
-    kind: str
-    name: str
-    data: bytes
-    message_id: str | None
-    unread_max: int | None = None
+    async def send_message(self, message: Outgoing, now_us: int) -> SendOutcome:
+        outcome = await self._write_grouped(lambda db: send_message(db, self._sql, message, now_us))
+        if not outcome.duplicate:
+            self._wakeups.tell(others=True)
+        return outcome
+
+    async def unpark_run(self, run_id: str, now_us: int) -> bool:
+        unparked = await self._write(lambda db: unpark_run(db, self._sql, run_id, now_us))
+        if unparked:
+            self._wakeups.tell(others=True)
+        return unparked
+
+    async def wake_run(self, run_id: str, now_us: int) -> bool:
+        woken = await self._write(lambda db: wake_run(db, self._sql, run_id, now_us))
+        if woken:
+            self._wakeups.tell(others=True)
+        return woken
+
+    async def terminate_run(self, run_id: str, reason: str | None, now_us: int) -> None:
+        await self._write(lambda db: terminate_run(db, self._sql, run_id, reason, now_us))
+        self._wakeups.tell(others=True)
+
+    # ─ time ──
+
+    async def wake_due_runs(self, now_us: int, limit: int = 1000) -> DueOutcome:
+        with self._reading() as reader:
+            due, delayed = reader.execute(self._sql["next_due"], {"now_us": now_us}).fetchone()
+        if due is None or due > now_us:
+            return DueOutcome(woken=0, next_due_us=min(filter(None, (due, delayed)), default=None))
+        outcome = await self._write(lambda db: wake_due_runs(db, self._sql, now_us, limit))
+        if outcome.woken:
+            self._wakeups.tell(others=True)
+        return outcome
+
+    async def close_overdue_runs(self, now_us: int, limit: int = 1000) -> DueOutcome:
+        with self._reading() as reader:
+            deadline = next_deadline(reader, self._sql)
+        if deadline is None or deadline > now_us:
+            return DueOutcome(woken=0, next_due_us=deadline)
+        outcome = await self._write(lambda db: close_overdue_runs(db, self._sql, now_us, limit))
+        if outcome.woken:
+            self._wakeups.tell(others=True)
+        return outcome
 
 
 def send_message(db: sqlite3.Connection, sql: Statements, message: Outgoing, now_us: int) -> SendOutcome:
@@ -33,7 +71,7 @@ def send_message(db: sqlite3.Connection, sql: Statements, message: Outgoing, now
         if (row := db.execute(sql["find_message_id"], key).fetchone()) is not None:
             return SendOutcome(msg=row[0], duplicate=True)
     if is_closed(code):
-        raise closed(message.run_id, code, started, "it takes no more messages")
+        raise run_is_closed(message.run_id, code, started, "it takes no more messages")
     if message.kind == "signal" and message.unread_max is not None:
         bounded = {"run": run, "count": message.unread_max}
         if db.execute(sql["count_unread"], bounded).fetchone()[0] >= message.unread_max:
@@ -41,29 +79,17 @@ def send_message(db: sqlite3.Connection, sql: Statements, message: Outgoing, now
     return SendOutcome(msg=put_message(db, sql, run, message, now_us), duplicate=False)
 
 
-def put_message(db: sqlite3.Connection, sql: Statements, run: int, message: Outgoing, now_us: int) -> int:
-    """Count and store a message for an open run; return its number."""
-    ((msg,),) = db.execute(sql["count_message"], {"run": run, "now_us": now_us}).fetchall()
-    db.execute(
-        sql["insert_message"],
-        (run, msg, message.kind, message.name, message.data, message.message_id, now_us),
-    )
-    if message.message_id is not None:
-        db.execute(sql["remember_message_id"], {"run": run, "message_id": message.message_id, "msg": msg})
-    return int(msg)
-
-
 def terminate_run(
     db: sqlite3.Connection, sql: Statements, run_id: str, reason: str | None, now_us: int
 ) -> None:
     run, generation, code, started = address(db, sql, run_id)
     if not terminate(db, sql, run, generation, reason, now_us):
-        raise closed(run_id, code, started, "there is nothing to terminate")
+        raise run_is_closed(run_id, code, started, "there is nothing to terminate")
 
 
 def unpark_run(db: sqlite3.Connection, sql: Statements, run_id: str, now_us: int) -> bool:
     run, generation, _, _ = address(db, sql, run_id)
-    chosen = {"run_id": run_id, "now_us": now_us, "crashes_max": CRASHES_MAX}
+    chosen = {"run_id": run_id, "now_us": now_us, "crashes_max": (CRASHES_MAX - 1) * CRASH}
     if not db.execute(sql["unpark_run"], chosen).rowcount:
         return False
     db.execute(sql["forget_fault"], {"run": run, "generation": generation})
@@ -105,9 +131,3 @@ def address(db: sqlite3.Connection, sql: Statements, run_id: str) -> tuple[int, 
         raise run_not_found(db, sql, run_id)
     run, generation, code, started = row
     return run, generation, code, started
-
-
-def closed(run_id: str, code: int, started: int | None, so_what: str) -> WorkflowStateError:
-    """Return the error for what a closed run cannot do any more."""
-    status = str(shown_status(code, has_started=started is not None))
-    return WorkflowStateError(run_id, status, f"run {run_id!r} is {status}: {so_what}")

@@ -17,7 +17,7 @@ from durable.store.sqlite.faults import explaining
 from durable.store.sqlite.liveness import Liveness, LiveWorker, is_foreign
 from durable.store.sqlite.location import check_place, make_side_directory
 from durable.store.sqlite.schema import PACKAGE, check_library, migrate, probe
-from durable.store.sqlite.write_lock import WriteLock
+from durable.store.sqlite.write_lock import WriteLock, open_lock_file
 from durable.store.statements import Statements, load_statements
 
 OPEN_WAIT_SECONDS: Final = 30.0
@@ -50,7 +50,8 @@ def prepare(database: Path, *, durability: str, clock: Clock, create: bool) -> P
     if (why := _why_unwritable(database)) is not None:
         return _prepare_for_reading(database, why)
     sql = load_statements(PACKAGE)
-    connection = connect(database, mode="rwc" if create else "rw", durability=durability)
+    rights_of = _own_file(database) if create and not database.exists() else None
+    connection = connect(database, mode="rwc" if create else "rw", durability=durability, rights_of=rights_of)
     lock = None
     try:
         with explaining(database):  # others may be opening, recovering or closing it at this moment
@@ -76,6 +77,13 @@ def prepare(database: Path, *, durability: str, clock: Clock, create: bool) -> P
     return Prepared(
         database=database, reader=reader, reader_mode="rw", side=side, connection=connection, lock=lock
     )
+
+
+def _own_file(database: Path) -> Path:
+    """Return a file that is this user's alone: so is a database that is made like it. Payloads are nobody else's business."""
+    path = make_side_directory(database) / "write.lock"
+    os.close(open_lock_file(path))
+    return path
 
 
 def _why_unwritable(database: Path) -> str | None:

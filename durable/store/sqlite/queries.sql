@@ -1,6 +1,6 @@
 -- Every statement of the SQLite store. Named parameters; the few with `?` take a row per turn, start or message, where a
 -- dict for each would cost as much as a third of the insert itself. Statuses: 0 ready, 1 owned, 2 waiting, 3 parked, 4 held (it
--- would be ready, but is paused), 10 and above closed (durable/store/sqlite/codes.py).
+-- would be ready, but is paused), 10 and above closed (durable/store/codes.py).
 
 -- ─ schema ──
 
@@ -29,8 +29,11 @@ SELECT value FROM meta WHERE key = :key;
 -- ─ workers ──
 
 -- name: insert_worker
-INSERT INTO worker (name, host, pid, boot_id, task_queue, definitions, is_embedded, wake_addr, started_at_us)
-VALUES (:name, :host, :pid, :boot_id, :task_queue, :definitions, :is_embedded, :wake_addr, :now_us);
+INSERT INTO worker (
+    name, host, pid, boot_id, task_queue, definitions, is_embedded, wake_addr, started_at_us, more_queues, activities, lease_us
+) VALUES (
+    :name, :host, :pid, :boot_id, :task_queue, :definitions, :is_embedded, :wake_addr, :now_us, :more_queues, :activities, :lease_us
+);
 
 -- name: insert_heartbeat
 INSERT INTO worker_heartbeat (worker, beat_at_us) VALUES (:worker, :now_us);
@@ -52,7 +55,8 @@ UPDATE worker_heartbeat SET proof = proof + 1 WHERE worker = :worker RETURNING b
 SELECT beat FROM worker_heartbeat WHERE worker = :worker;
 
 -- name: live_workers
-SELECT worker.id, worker.name, worker.boot_id, worker_heartbeat.beat, worker_heartbeat.beat_at_us, worker.wake_addr
+SELECT worker.id, worker.name, worker.boot_id, worker_heartbeat.beat, worker_heartbeat.beat_at_us, worker.wake_addr,
+    worker.lease_us
 FROM worker
 JOIN worker_heartbeat ON worker_heartbeat.worker = worker.id
 WHERE worker.is_alive = 1
@@ -80,7 +84,7 @@ SELECT id, run_id FROM run WHERE owner = :worker AND suspicion = 2;
 UPDATE run SET
     crashes = CASE
         WHEN (SELECT coalesce(max(turn), 0) FROM journal WHERE run = :run AND generation = run.generation) > trial_turn THEN 0
-        ELSE crashes + 1
+        ELSE crashes + :weight
     END,
     suspicion = 1
 WHERE id = :run
@@ -92,7 +96,8 @@ UPDATE run SET status = 3, owner = NULL, reason = :reason, ready_at_us = :now_us
 -- name: list_workers
 SELECT id, name, host, pid, task_queue, is_embedded, is_alive, started_at_us, stopped_at_us, definitions,
     (SELECT count(*) FROM run WHERE run.owner = worker.id),
-    (SELECT beat_at_us FROM worker_heartbeat WHERE worker_heartbeat.worker = worker.id)
+    (SELECT beat_at_us FROM worker_heartbeat WHERE worker_heartbeat.worker = worker.id),
+    more_queues, activities, (SELECT count(*) FROM activity_task WHERE activity_task.owner = worker.id), lease_us
 FROM worker
 WHERE is_alive = 1 OR :alive_only = 0
 ORDER BY id;
@@ -110,10 +115,12 @@ FROM json_each(:request_ids) AS wanted
 JOIN request ON request.request_id = wanted.value;
 
 -- name: runs_by_run_ids
+-- With the input of its start: one that has continued as new has another by now.
 SELECT run.run_id, run.id, run.generation, run.status, run.workflow, whole_payload.input
 FROM json_each(:run_ids) AS wanted
 JOIN run ON run.run_id = wanted.value
-JOIN whole_payload ON whole_payload.run = run.id AND whole_payload.generation = run.generation;
+JOIN whole_payload ON whole_payload.run = run.id
+    AND whole_payload.generation = coalesce(run.first_generation, run.generation);
 
 -- name: last_run
 -- The highest key and the highest epoch ever deleted by retention count, too: neither comes back (P6).
@@ -127,8 +134,8 @@ SELECT
 -- name: insert_run
 INSERT INTO run (
     id, run_id, epoch, workflow, version, task_queue, status, claim_no, owner, ready_at_us, is_delayed, deadline_us,
-    created_at_us, started_at_us, parent
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+    created_at_us, started_at_us, parent, kind, retention_us
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: insert_run_payload
 INSERT INTO run_payload (run, generation, input, input_payload) VALUES (?, ?, ?, ?);
@@ -156,19 +163,21 @@ UPDATE run SET
     generation = generation + 1, epoch = epoch + 1, workflow = :workflow, version = :version, task_queue = :task_queue,
     status = :status, claim_no = claim_no + 1, attempt = 1, owner = :owner, ready_at_us = :ready_at_us,
     is_delayed = :is_delayed, due_at_us = NULL, deadline_us = :deadline_us, created_at_us = :now_us,
-    started_at_us = :started_at_us, closed_at_us = NULL, reason = NULL, parent = :parent, last_turn = 0,
-    paused_at_us = NULL, pause_reason = NULL, suspicion = 0, crashes = 0, tried_code = ''
+    started_at_us = :started_at_us, closed_at_us = NULL, reason = NULL, parent = :parent, kind = :kind, last_turn = 0,
+    retention_us = :retention_us,
+    paused_at_us = NULL, pause_reason = NULL, suspicion = 0, crashes = 0, tried_code = '',
+    first_generation = NULL, idle_generations = 0
 WHERE id = :run
 RETURNING generation, epoch, claim_no, msg_seq;
 
 -- name: lifetime_of_run
--- How long it may take, by its first generation in this epoch; later ones share that one's deadline.
+-- How long it may take. Generations that only continue another share that one's deadline.
 SELECT deadline_us - created_at_us FROM (
-    SELECT generation, deadline_us, created_at_us, epoch FROM generation WHERE run = :run
+    SELECT generation, deadline_us, created_at_us FROM generation WHERE run = :run
     UNION ALL
-    SELECT generation, deadline_us, created_at_us, epoch FROM run WHERE id = :run
+    SELECT generation, deadline_us, created_at_us FROM run WHERE id = :run
 )
-WHERE epoch = (SELECT epoch FROM run WHERE id = :run)
+WHERE generation > (SELECT coalesce(max(generation), 0) FROM generation WHERE run = :run AND status <> 15)
 ORDER BY generation LIMIT 1;
 
 -- name: reopen_run
@@ -176,7 +185,7 @@ UPDATE run SET
     generation = generation + 1, epoch = epoch + :new_epoch, attempt = :attempt, status = 0, claim_no = claim_no + 1,
     ready_at_us = :now_us, is_delayed = 0, due_at_us = NULL, deadline_us = :deadline_us, created_at_us = :now_us,
     started_at_us = NULL, closed_at_us = NULL, reason = NULL, paused_at_us = NULL, pause_reason = NULL, suspicion = 0,
-    crashes = 0, tried_code = '', last_turn = :last_turn
+    crashes = 0, tried_code = '', last_turn = :last_turn, idle_generations = 0
 WHERE id = :run;
 
 -- ─ claiming ──
@@ -195,6 +204,8 @@ CROSS JOIN run ON run.id IN (
     LIMIT :count
 )
 WHERE NOT EXISTS (SELECT 1 FROM pause WHERE kind = 'task_queue' AND name = :task_queue)
+    -- Known first, once: where nothing is ready no definition is looked for.
+    AND EXISTS (SELECT 1 FROM run AS some WHERE some.status = 0 AND some.is_delayed = 0 AND some.task_queue = :task_queue)
 UNION ALL
 SELECT run.id, run.ready_at_us
 FROM run
@@ -240,10 +251,11 @@ WHERE id IN (SELECT value FROM json_each(:runs)) AND status = 0 AND (is_delayed 
 RETURNING id;
 
 -- name: find_parked_runs
+-- The status is named as the partial index names it, too: without that it is not used, and every run is read.
 SELECT run.id, json_extract(wanted.value, '$[2]')
 FROM json_each(:codes) AS wanted
 CROSS JOIN run ON run.workflow = json_extract(wanted.value, '$[0]') AND run.version = json_extract(wanted.value, '$[1]')
-    AND run.task_queue = :task_queue AND run.status = 3 AND run.paused_at_us IS NULL
+    AND run.task_queue = :task_queue AND run.status IN (2, 3) AND run.status = 3 AND run.paused_at_us IS NULL
 WHERE instr(' ' || run.tried_code || ' ', ' ' || json_extract(wanted.value, '$[2]') || ' ') = 0
     AND NOT EXISTS (SELECT 1 FROM pause WHERE kind = 'task_queue' AND name = :task_queue)
 ORDER BY run.id
@@ -259,7 +271,7 @@ WHERE id = :run AND status = 3 AND paused_at_us IS NULL AND instr(' ' || tried_c
 -- A run whose input is missing is driven like any other, and parks: left out, it would be owned and never move.
 SELECT run.id, run.run_id, run.generation, run.epoch, run.claim_no, run.workflow, run.version, run.task_queue,
     run.attempt, coalesce(whole_payload.input, x''), run.deadline_us, run.created_at_us, run.msg_seq, run.suspicion,
-    run.last_turn
+    run.parent, run.last_turn, run.idle_generations
 FROM json_each(:runs) AS chosen
 CROSS JOIN run ON run.id = chosen.value
 LEFT JOIN whole_payload ON whole_payload.run = run.id AND whole_payload.generation = run.generation
@@ -380,9 +392,11 @@ WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
 
 -- name: next_generation
 UPDATE run SET
-    generation = generation + 1, attempt = :attempt, status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END,
+    generation = generation + 1, epoch = epoch + :new_epoch, attempt = :attempt, status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END,
     owner = NULL, ready_at_us = :ready_at_us, is_delayed = :is_delayed, created_at_us = :now_us, started_at_us = NULL,
-    last_turn = :last_turn
+    last_turn = :last_turn,
+    first_generation = CASE WHEN :is_new THEN coalesce(first_generation, generation) ELSE first_generation END,
+    idle_generations = :idle_generations
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no AND msg_seq = :seen
 RETURNING epoch, workflow, version, task_queue, deadline_us;
 
@@ -392,7 +406,7 @@ INSERT INTO generation (
     closed_at_us, reason
 )
 SELECT id, generation, epoch, workflow, version, task_queue, 15, attempt, deadline_us, created_at_us, started_at_us,
-    :now_us, NULL
+    :now_us, :reason
 FROM run
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no AND msg_seq = :seen;
 
@@ -408,6 +422,45 @@ ORDER BY turn, part;
 
 -- name: insert_message
 INSERT INTO inbox (run, msg, kind, name, data, message_id, sent_at_us) VALUES (?, ?, ?, ?, ?, ?, ?);
+
+-- ─ children ──
+
+-- name: is_open
+SELECT 1 FROM run WHERE id = :run AND status < 10;
+
+-- name: address_of_parent
+SELECT run_id, epoch FROM run WHERE id = :parent;
+
+-- name: mark_parent
+UPDATE run SET has_children = 1 WHERE id = :parent AND has_children = 0;
+
+-- name: link_child
+-- No row: it is the child of another run, and that one is open. What was said at its start holds for as long as it is open.
+INSERT INTO child (run, parent, epoch, op, on_parent_close) VALUES (:run, :parent, :epoch, :op, :on_parent_close)
+ON CONFLICT (run) DO UPDATE SET
+    parent = excluded.parent, epoch = excluded.epoch, op = excluded.op,
+    on_parent_close = CASE
+        WHEN NOT :is_new AND child.parent = excluded.parent THEN child.on_parent_close ELSE excluded.on_parent_close
+    END
+WHERE child.parent = excluded.parent OR NOT EXISTS (SELECT 1 FROM run WHERE run.id = child.parent AND run.status < 10)
+RETURNING run;
+
+-- name: last_of_life
+-- Of a generation that was continued (15): the first one after it that was not; at the latest, the run's own row is one.
+SELECT min(generation) FROM (
+    SELECT generation FROM generation WHERE run = :run AND generation > :generation AND status <> 15
+    UNION ALL SELECT generation FROM run WHERE id = :run
+) AS later;
+
+-- name: name_parent
+UPDATE run SET parent = :run_id WHERE id = :run;
+
+-- name: open_child
+SELECT run.id FROM run JOIN child ON child.run = run.id WHERE run.run_id = :run_id AND run.status < 10 AND child.parent = :parent;
+
+-- name: child_was_cancelled
+-- Once is enough: a second request would meet its cleaning up.
+UPDATE child SET on_parent_close = 'abandon' WHERE run = :run AND on_parent_close = 'cancel';
 
 -- ─ time ──
 
@@ -470,6 +523,11 @@ SELECT coalesce(max(turn), 0) FROM journal WHERE run = :run AND generation = :ge
 -- name: empty_inbox
 DELETE FROM inbox WHERE run = :run;
 
+-- name: has_life
+-- A row: the run has, or had, this generation in this epoch. One that was deleted and begun again under its id has other epochs.
+SELECT 1 FROM run WHERE id = :run AND generation = :generation AND epoch = :epoch
+UNION ALL SELECT 1 FROM generation WHERE run = :run AND generation = :generation AND epoch = :epoch;
+
 -- name: started_attempt
 SELECT completion, due_at_us FROM attempt
 WHERE run = :run AND generation = :generation AND op = :op AND attempt = :attempt AND state = 'started';
@@ -486,11 +544,158 @@ UPDATE attempt SET
     END
 WHERE run = :run AND generation = :generation AND op = :op;
 
+-- name: hasten_attempt
+UPDATE attempt SET due_at_us = min(coalesce(due_at_us, :now_us), :now_us)
+WHERE run = :run AND generation = :generation AND op = :op AND attempt = :attempt AND state = 'backoff';
+
+-- name: hasten_task
+UPDATE activity_task SET
+    ready_at_us = :now_us,
+    care_at_us = min(
+        coalesce(:now_us + schedule_to_start_us, 9223372036854775807),
+        coalesce(scheduled_at_us + schedule_to_close_us, 9223372036854775807)
+    )
+WHERE run = :run AND generation = :generation AND op = :op AND attempt = :attempt
+    AND state = 'ready' AND closing = '' AND ready_at_us > :now_us;
+
+-- ─ activity tasks ──
+
+-- name: insert_remote_attempt
+-- With the task, or not at all: a task that is written a second time is there, or was, and has its row.
+INSERT INTO attempt (run, generation, op, attempt, state, completion) VALUES (?, ?, ?, 0, 'started', 'remote')
+ON CONFLICT (run, generation, op) DO NOTHING;
+
+-- name: insert_task
+INSERT INTO activity_task (
+    run, generation, op, task_queue, activity, name, key, args, policy, start_to_close_us, schedule_to_start_us,
+    schedule_to_close_us, heartbeat_us, scheduled_at_us, ready_at_us, care_at_us
+) VALUES (
+    :run, :generation, :op, :task_queue, :activity, :name, :key, :args, :policy, :start_to_close_us, :schedule_to_start_us,
+    :schedule_to_close_us, :heartbeat_us, :now_us, :now_us,
+    min(
+        coalesce(:now_us + :schedule_to_start_us, 9223372036854775807),
+        coalesce(:now_us + :schedule_to_close_us, 9223372036854775807)
+    )
+);
+
+-- name: close_task
+-- One that nobody performs is to be looked at at once.
+UPDATE activity_task SET
+    closing = :how, close_reason = :reason, care_at_us = CASE WHEN owner IS NULL THEN 0 ELSE care_at_us END
+WHERE run = :run AND generation = :generation AND op = :op;
+
+-- name: find_ready_tasks
+-- One bounded seek per queue and activity: tasks that nobody here serves are never looked at (P13). One whose time to begin has
+-- passed is not begun, even if nobody has been there to say so.
+SELECT activity_task.id, activity_task.is_lost, activity_task.ready_at_us
+FROM json_each(:task_queues) AS queue
+CROSS JOIN json_each(:activities) AS wanted
+CROSS JOIN activity_task ON activity_task.id IN (
+    SELECT candidate.id FROM activity_task AS candidate
+    WHERE candidate.state = 'ready' AND candidate.task_queue = queue.value AND candidate.activity = wanted.value
+        AND candidate.ready_at_us <= :now_us AND candidate.care_at_us > :now_us AND candidate.closing = '' AND (:lost_count > 0 OR candidate.is_lost = 0)
+        AND NOT EXISTS (SELECT 1 FROM run WHERE run.id = candidate.run AND run.paused_at_us IS NOT NULL)
+    ORDER BY candidate.ready_at_us, candidate.id
+    LIMIT :count
+)
+WHERE NOT EXISTS (SELECT 1 FROM pause WHERE kind = 'task_queue' AND name = queue.value)
+ORDER BY activity_task.ready_at_us, activity_task.id
+LIMIT :count;
+
+-- name: task_is_awaited
+-- Whether the run still waits for its outcome: it is open, in that generation, and has its row of attempts.
+SELECT 1 FROM activity_task
+JOIN run ON run.id = activity_task.run AND run.generation = activity_task.generation AND run.status < 10
+JOIN attempt ON attempt.run = run.id AND attempt.generation = run.generation AND attempt.op = activity_task.op
+    AND attempt.completion = 'remote'
+WHERE activity_task.id = :task;
+
+-- name: claim_task
+-- The attempt is charged here, before it begins (P22).
+UPDATE activity_task SET
+    state = 'started', owner = :worker, claim_no = claim_no + 1, attempt = attempt + 1, started_at_us = :now_us,
+    care_at_us = min(
+        coalesce(:now_us + start_to_close_us + :grace_us, 9223372036854775807),
+        coalesce(:now_us + heartbeat_us + :grace_us, 9223372036854775807),
+        coalesce(scheduled_at_us + schedule_to_close_us + :grace_us, 9223372036854775807)
+    )
+WHERE id = :task AND state = 'ready' AND closing = '' AND ready_at_us <= :now_us AND care_at_us > :now_us;
+
+-- name: read_task
+SELECT
+    activity_task.id, activity_task.claim_no, activity_task.run, activity_task.generation, activity_task.op, run.run_id,
+    run.epoch, run.workflow, activity_task.task_queue, activity_task.activity, activity_task.name, activity_task.key,
+    activity_task.args, activity_task.policy, activity_task.start_to_close_us, activity_task.schedule_to_start_us,
+    activity_task.schedule_to_close_us, activity_task.heartbeat_us, activity_task.scheduled_at_us, activity_task.state,
+    activity_task.ready_at_us, activity_task.attempt, activity_task.owner, worker.name, activity_task.started_at_us,
+    activity_task.care_at_us, activity_task.is_lost, activity_task.failure, activity_task.details, activity_task.closing,
+    activity_task.close_reason, :now_us
+FROM activity_task
+JOIN run ON run.id = activity_task.run
+LEFT JOIN worker ON worker.id = activity_task.owner
+WHERE activity_task.id = :task;
+
+-- name: find_tasks_of_run
+SELECT id FROM activity_task WHERE run = :run AND generation = :generation ORDER BY op;
+
+-- name: read_held_tasks
+SELECT
+    activity_task.id, activity_task.claim_no, activity_task.run, activity_task.generation,
+    coalesce((SELECT addressed.run_id FROM run AS addressed WHERE addressed.id = activity_task.run), ''),
+    CASE WHEN activity_task.closing <> '' THEN activity_task.closing WHEN attempt.op IS NULL THEN 'try' ELSE '' END,
+    activity_task.close_reason
+FROM activity_task
+LEFT JOIN run ON run.id = activity_task.run AND run.generation = activity_task.generation AND run.status < 10
+LEFT JOIN attempt ON attempt.run = run.id AND attempt.generation = run.generation AND attempt.op = activity_task.op
+    AND attempt.completion = 'remote'
+WHERE activity_task.owner = :worker;
+
+-- name: beat_task
+UPDATE activity_task SET
+    details = coalesce(:details, details),
+    care_at_us = min(
+        coalesce(started_at_us + start_to_close_us + :grace_us, 9223372036854775807),
+        coalesce(:now_us + heartbeat_us + :grace_us, 9223372036854775807),
+        coalesce(scheduled_at_us + schedule_to_close_us + :grace_us, 9223372036854775807)
+    )
+WHERE id = :task AND owner = :worker AND claim_no = :claim_no;
+
+-- name: task_is_held
+SELECT 1 FROM activity_task WHERE id = :task AND owner = :worker AND claim_no = :claim_no;
+
+-- name: task_is_stray
+SELECT 1 FROM activity_task WHERE id = :task AND claim_no = :claim_no AND care_at_us <= :now_us;
+
+-- name: delete_task
+DELETE FROM activity_task WHERE id = :task;
+
+-- name: put_task_back
+UPDATE activity_task SET
+    state = 'ready', owner = NULL, started_at_us = NULL, attempt = attempt - :uncharged, ready_at_us = :ready_at_us,
+    failure = coalesce(:failure, failure), details = coalesce(:details, details),
+    is_lost = CASE WHEN state = 'lost' THEN 1 WHEN :uncharged THEN is_lost ELSE 0 END,
+    care_at_us = CASE WHEN closing <> '' THEN 0 ELSE min(
+        coalesce(:ready_at_us + schedule_to_start_us, 9223372036854775807),
+        coalesce(scheduled_at_us + schedule_to_close_us, 9223372036854775807)
+    ) END
+WHERE id = :task;
+
+-- name: lose_tasks_of_worker
+-- Their attempts are charged: whoever cares for strays lets each fail, or begin again by its policy (P22).
+UPDATE activity_task SET state = 'lost', owner = NULL, care_at_us = 0 WHERE owner = :worker;
+
+-- name: find_stray_tasks
+SELECT id FROM activity_task WHERE care_at_us <= :now_us ORDER BY care_at_us, id LIMIT :count;
+
+-- name: next_task_care
+SELECT min(care_at_us) FROM activity_task WHERE care_at_us < 9223372036854775807;
+
 -- name: unpark_run
 -- One that has ended workers goes on as a suspect, with one crash to go: it had its chances.
 UPDATE run SET
     status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, ready_at_us = :now_us, is_delayed = 0, reason = NULL,
-    suspicion = min(crashes, 1), crashes = min(crashes, :crashes_max - 1)
+    suspicion = min(crashes, 1), crashes = min(crashes, :crashes_max),
+    idle_generations = 0
 WHERE run_id = :run_id AND status = 3;
 
 -- name: forget_fault
@@ -532,24 +737,24 @@ SELECT id FROM run INDEXED BY run_paused WHERE paused_at_us IS NOT NULL AND owne
 -- ─ reading ──
 
 -- name: get_run
-SELECT * FROM run_whole WHERE run_id = :run_id;
+SELECT *, (SELECT retention_us FROM run WHERE run.id = run_whole.id) FROM run_whole WHERE run_id = :run_id;
 
 -- name: get_run_by_pk
-SELECT * FROM run_whole WHERE id = :run;
+SELECT *, (SELECT retention_us FROM run WHERE run.id = run_whole.id) FROM run_whole WHERE id = :run;
 
 -- name: get_generation
 SELECT
     run.id, run.run_id, generation.generation, generation.epoch, generation.workflow, generation.version,
     generation.task_queue, generation.status, generation.attempt, generation.created_at_us, generation.started_at_us,
     generation.closed_at_us, generation.deadline_us, NULL, generation.created_at_us, NULL, NULL, NULL, generation.reason,
-    whole_payload.input, whole_payload.result, whole_payload.failure, 0, NULL, NULL
+    whole_payload.input, whole_payload.result, whole_payload.failure, 0, NULL, NULL, run.kind, run.parent, run.retention_us
 FROM run
 JOIN generation ON generation.run = run.id AND generation.generation = :generation
 LEFT JOIN whole_payload ON whole_payload.run = run.id AND whole_payload.generation = generation.generation
 WHERE run.run_id = :run_id;
 
 -- name: read_ended
-SELECT run_whole.*
+SELECT run_whole.*, (SELECT retention_us FROM run WHERE run.id = run_whole.id)
 FROM json_each(:runs) AS wanted
 CROSS JOIN run_whole ON run_whole.id = json_extract(wanted.value, '$[0]')
 WHERE run_whole.generation = json_extract(wanted.value, '$[1]') AND (run_whole.status >= 10 OR run_whole.status = 3);
@@ -559,7 +764,7 @@ SELECT
     run.id, run.run_id, generation.generation, generation.epoch, generation.workflow, generation.version,
     generation.task_queue, generation.status, generation.attempt, generation.created_at_us, generation.started_at_us,
     generation.closed_at_us, generation.deadline_us, NULL, generation.created_at_us, NULL, NULL, NULL, generation.reason,
-    whole_payload.input, whole_payload.result, whole_payload.failure, 0, NULL, NULL
+    whole_payload.input, whole_payload.result, whole_payload.failure, 0, NULL, NULL, run.kind, run.parent, run.retention_us
 FROM json_each(:runs) AS wanted
 CROSS JOIN generation ON generation.run = json_extract(wanted.value, '$[0]')
     AND generation.generation = json_extract(wanted.value, '$[1]')
@@ -580,8 +785,9 @@ LIMIT :count;
 
 -- name: list_runs
 -- -1 stands for "ready (or held) and never started", which people call pending.
-SELECT * FROM run_whole
-WHERE (:statuses IS NULL OR CASE WHEN status IN (0, 4) AND started_at_us IS NULL THEN -1 ELSE status END
+SELECT *, (SELECT retention_us FROM run WHERE run.id = seen.id) FROM run_whole AS seen
+WHERE TRUE
+    AND (:statuses IS NULL OR CASE WHEN status IN (0, 4) AND started_at_us IS NULL THEN -1 ELSE status END
         IN (SELECT value FROM json_each(:statuses)))
     AND (:workflow IS NULL OR workflow GLOB :workflow)
     AND (:task_queue IS NULL OR task_queue = :task_queue)
@@ -594,20 +800,14 @@ ORDER BY created_at_us DESC, id DESC
 LIMIT :count;
 
 -- name: list_runs_without_large_payloads
--- As `list_runs`.
--- -1 stands for "ready (or held) and never started", which people call pending.
-SELECT * FROM run_seen
-WHERE (:statuses IS NULL OR CASE WHEN status IN (0, 4) AND started_at_us IS NULL THEN -1 ELSE status END
-        IN (SELECT value FROM json_each(:statuses)))
-    AND (:workflow IS NULL OR workflow GLOB :workflow)
-    AND (:task_queue IS NULL OR task_queue = :task_queue)
-    AND (:run_id IS NULL OR run_id GLOB :run_id)
-    AND (:since_us IS NULL OR created_at_us >= :since_us)
-    AND (:until_us IS NULL OR created_at_us < :until_us)
-    AND (:before_us IS NULL OR created_at_us <= :before_us)
-    AND (:before_us IS NULL OR created_at_us < :before_us OR id < :before_run)
-ORDER BY created_at_us DESC, id DESC
-LIMIT :count;
+-- like: list_runs, with run_seen for run_whole
+
+-- name: list_troubled_runs
+-- By the index of those, whose condition it names: a few among all the runs that did well.
+-- like: list_runs, with (status = 3 OR status > 10) for TRUE
+
+-- name: list_troubled_runs_without_large_payloads
+-- like: list_troubled_runs, with run_seen for run_whole
 
 -- name: read_journal
 SELECT turn, part, coalesce((SELECT payload.data FROM payload WHERE payload.id = journal.payload), data)
@@ -625,31 +825,33 @@ SELECT op, attempt, state, due_at_us, failure, details, completion, limit_at_us,
 FROM attempt
 WHERE run = :run AND generation = :generation ORDER BY op;
 
--- name: count_backlog
--- One arm per partial index: ready, owned, resting. What is paused waits for somebody.
-WITH wanted (workflow, version) AS MATERIALIZED (
-    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:definitions)
-),
-open_run (status, due_at_us, paused_at_us) AS (
-    SELECT run.status, run.due_at_us, run.paused_at_us FROM run
-    WHERE run.status = 0 AND (:task_queue IS NULL OR run.task_queue = :task_queue)
+-- name: has_backlog
+-- One bounded look for each partial index, queue and definition, however many runs rest.
+SELECT EXISTS (
+    SELECT 1 FROM json_each(:task_queues) AS queue CROSS JOIN json_each(:definitions) AS wanted
+    WHERE EXISTS (
+        SELECT 1 FROM run
+        WHERE run.status = 0 AND run.is_delayed = 0 AND run.task_queue = queue.value
+            AND run.workflow = json_extract(wanted.value, '$[0]') AND run.version = json_extract(wanted.value, '$[1]')
+            AND NOT EXISTS (SELECT 1 FROM pause WHERE kind = 'task_queue' AND name = queue.value)
+    ) OR EXISTS (
+        SELECT 1 FROM run
+        WHERE run.status IN (2, 3) AND run.status = 2 AND run.due_at_us IS NOT NULL AND run.paused_at_us IS NULL
+            AND run.task_queue = queue.value
+            AND run.workflow = json_extract(wanted.value, '$[0]') AND run.version = json_extract(wanted.value, '$[1]')
+    )
+) OR EXISTS (
+    SELECT 1 FROM run
+    WHERE run.status = 0 AND run.is_delayed = 1 AND run.task_queue IN (SELECT value FROM json_each(:task_queues))
+        AND (run.workflow, run.version) IN
+            (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:definitions))
         AND NOT EXISTS (SELECT 1 FROM pause WHERE kind = 'task_queue' AND name = run.task_queue)
-        AND (run.workflow, run.version) IN (SELECT workflow, version FROM wanted)
-    UNION ALL
-    SELECT run.status, run.due_at_us, run.paused_at_us FROM run
-    WHERE run.owner IS NOT NULL AND (:task_queue IS NULL OR run.task_queue = :task_queue)
-        AND (run.workflow, run.version) IN (SELECT workflow, version FROM wanted)
-    UNION ALL
-    SELECT run.status, run.due_at_us, run.paused_at_us FROM run
-    WHERE run.status IN (2, 3) AND (:task_queue IS NULL OR run.task_queue = :task_queue)
-        AND (run.workflow, run.version) IN (SELECT workflow, version FROM wanted)
-)
-SELECT
-    count(*) FILTER (WHERE status = 0),
-    count(*) FILTER (WHERE status = 1),
-    count(*) FILTER (WHERE status = 2 AND due_at_us IS NOT NULL AND paused_at_us IS NULL),
-    count(*) FILTER (WHERE (status = 2 AND (due_at_us IS NULL OR paused_at_us IS NOT NULL)) OR status = 3)
-FROM open_run;
+) OR EXISTS (
+    SELECT 1 FROM run
+    WHERE run.owner IS NOT NULL AND run.task_queue IN (SELECT value FROM json_each(:task_queues))
+        AND (run.workflow, run.version) IN
+            (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:definitions))
+);
 
 -- ─ care ──
 
@@ -663,21 +865,46 @@ FROM run WHERE status < 10
 GROUP BY task_queue, workflow, version, state
 ORDER BY task_queue, workflow, version, state;
 
+-- name: open_tasks
+SELECT
+    activity_task.task_queue, activity_task.activity,
+    CASE WHEN activity_task.state = 'started' THEN 'started' WHEN run.paused_at_us IS NOT NULL THEN 'paused'
+        WHEN activity_task.ready_at_us > :now_us THEN 'delayed' ELSE 'ready' END AS shown,
+    count(*), min(activity_task.ready_at_us)
+FROM activity_task
+JOIN run ON run.id = activity_task.run AND run.generation = activity_task.generation AND run.status < 10
+JOIN attempt ON attempt.run = run.id AND attempt.generation = run.generation AND attempt.op = activity_task.op
+    AND attempt.completion = 'remote'
+GROUP BY activity_task.task_queue, activity_task.activity, shown
+ORDER BY activity_task.task_queue, activity_task.activity, shown;
+
 -- name: recent_workflows
 SELECT DISTINCT workflow FROM (SELECT workflow FROM run ORDER BY id DESC LIMIT :count) ORDER BY workflow;
 
 -- name: count_closed_runs
 SELECT count(*) FROM run
 WHERE created_at_us < :before_us AND status >= 10 AND closed_at_us < :before_us
-    AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses)));
+    AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses)))
+    AND (:workflow IS NULL OR workflow = :workflow)
+    AND (:expiry_us IS NULL OR retention_us IS NULL OR (retention_us > 0 AND closed_at_us + retention_us < :expiry_us));
 
 -- name: find_closed_runs
 -- A run that was closed before an instant was created before it: the index on creation bounds the search.
 SELECT created_at_us, id FROM run
 WHERE created_at_us < :before_us AND status >= 10 AND closed_at_us < :before_us
     AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses)))
+    AND (:workflow IS NULL OR workflow = :workflow)
+    AND (:expiry_us IS NULL OR retention_us IS NULL OR (retention_us > 0 AND closed_at_us + retention_us < :expiry_us))
     AND created_at_us >= :after_us AND (created_at_us > :after_us OR id > :after_run)
 ORDER BY created_at_us, id
+LIMIT :count;
+
+-- name: find_expired_runs
+-- Those whose workflow says itself how long they are kept: by an index that holds no others.
+SELECT closed_at_us + retention_us AS at_us, id FROM run
+WHERE retention_us > 0 AND status >= 10 AND closed_at_us + retention_us < :expiry_us
+    AND (closed_at_us + retention_us, id) > (:after_us, :after_run)
+ORDER BY closed_at_us + retention_us, id
 LIMIT :count;
 
 -- name: begin_retention
@@ -694,13 +921,18 @@ DELETE FROM retention WHERE id = :retention;
 INSERT INTO retention_run (run, retention)
 SELECT id, :retention FROM run
 WHERE id = :run AND status >= 10 AND closed_at_us < :before_us
-    AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses)));
+    AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses)))
+    AND (:workflow IS NULL OR workflow = :workflow)
+    AND (:expiry_us IS NULL OR (retention_us IS NULL AND NOT :has_own) OR (retention_us > 0 AND closed_at_us + retention_us < :expiry_us));
 
 -- name: prune_journal
 DELETE FROM journal WHERE run = :run;
 
 -- name: prune_attempts
 DELETE FROM attempt WHERE run = :run;
+
+-- name: prune_tasks
+DELETE FROM activity_task WHERE run = :run;
 
 -- name: prune_inbox
 DELETE FROM inbox WHERE run = :run;
@@ -719,6 +951,16 @@ DELETE FROM payload WHERE run = :run;
 
 -- name: prune_generations
 DELETE FROM generation WHERE run = :run;
+
+-- name: prune_rows_of_run
+-- Keys are `run_id/number`: what follows the run's id and a slash is digits alone, else the row is another run's.
+DELETE FROM durable_bulk_items
+WHERE key >= (SELECT run_id FROM run WHERE id = :run) || '/' AND key < (SELECT run_id FROM run WHERE id = :run) || '0'
+    AND substr(key, (SELECT length(run_id) FROM run WHERE id = :run) + 2) NOT GLOB '*[^0-9]*';
+
+-- name: prune_children
+-- As a child and as a parent.
+DELETE FROM child WHERE run = :run OR parent = :run;
 
 -- name: prune_run
 DELETE FROM run WHERE id = :run RETURNING epoch;

@@ -2,73 +2,91 @@
 
 from __future__ import annotations
 
-import difflib
 import sqlite3
 from collections.abc import Sequence
-from typing import Any, Final
-
-import msgspec
 
 from durable.errors import RunNotFoundError
+from durable.store import refusals
+from durable.store.codes import are_troubled, filter_codes
 from durable.store.records import (
     AttemptRow,
-    Backlog,
     Claim,
     JournalRow,
     Message,
     RunFilter,
     RunRecord,
-    WorkerRecord,
 )
-from durable.store.sqlite.codes import HELD, READY, filter_codes, is_known, shown_status
+from durable.store.refusals import RECENT_RUNS, generation_not_found
+from durable.store.rows import NAMED_RUNS, attempt_row, json_text, message, run_record
+from durable.store.sqlite.opened import Opened
 from durable.store.statements import Statements
 
-_RECENT: Final = 500  # ids compared with a mistyped one
 
-to_json: Final = msgspec.json.Encoder().encode
+class Reading(Opened):
+    """The verbs that only look."""
 
+    async def get_run(self, run_id: str, generation: int | None = None) -> RunRecord:
+        with self._reading() as reader:
+            return get_run(reader, self._sql, run_id, generation, self._clock.now_us())
 
-def json_text(value: object) -> str:
-    """Return `value` as the JSON text that `json_each` takes."""
-    return to_json(value).decode()
+    async def read_ended(self, runs: Sequence[tuple[int, int]]) -> list[RunRecord]:
+        wanted = {"runs": json_text(runs)}
+        with self._snapshot() as reader:
+            rows = reader.execute(self._sql["read_ended"], wanted).fetchall()
+            rows += reader.execute(self._sql["read_ended_earlier"], wanted).fetchall()
+        now_us = self._clock.now_us()
+        return [run_record(row, now_us) for row in rows]
 
+    async def find_gone(self, pks: Sequence[int]) -> list[int]:
+        with self._reading() as reader:
+            return [row[0] for row in reader.execute(self._sql["find_gone"], {"runs": json_text(list(pks))})]
 
-def run_record(row: Sequence[Any], now_us: int) -> RunRecord:
-    """Return the record of a row of the view `run_seen`."""
-    (
-        pk, run_id, generation, epoch, workflow, version, task_queue, code, attempt, created, started, closed, deadline,
-        due, ready_at, owner, owner_name, owner_is_alive, reason, input, result, failure, unread, paused_at, pause_reason,
-    ) = row  # fmt: skip
-    if code in (READY, HELD) and ready_at > now_us:
-        due = ready_at
-    if not is_known(code):
-        reason = f"its row is damaged: there is no status {code}"
-    return RunRecord(
-        pk=pk,
-        run_id=run_id,
-        generation=generation,
-        epoch=epoch,
-        workflow=workflow,
-        version=version,
-        task_queue=task_queue,
-        status=shown_status(code, has_started=started is not None),
-        attempt=attempt,
-        created_at_us=created,
-        started_at_us=started,
-        closed_at_us=closed,
-        deadline_us=deadline,
-        due_at_us=due,
-        owner=owner,
-        owner_name=owner_name,
-        owner_is_alive=bool(owner_is_alive),
-        reason=reason,
-        input=b"" if input is None else input,  # its row is missing: as good as damaged
-        result=result,
-        failure=failure,
-        unread=unread,
-        paused_at_us=paused_at,
-        pause_reason=pause_reason,
-    )
+    async def find_run_ids(self, text: str, limit: int = 5) -> list[str]:
+        pattern = as_literal_glob(text)
+        rows = await self._scan(
+            "find_run_ids", {"prefix": f"{pattern}*", "suffix": f"*{pattern}", "count": limit}
+        )
+        return [row[0] for row in rows]
+
+    async def list_runs(self, filter: RunFilter) -> list[RunRecord]:
+        is_troubled = bool(filter.status) and are_troubled(filter_codes(filter.status))
+        if filter.with_large_payloads:
+            name = "list_troubled_runs" if is_troubled else "list_runs"
+        else:
+            name = (
+                "list_troubled_runs_without_large_payloads"
+                if is_troubled
+                else "list_runs_without_large_payloads"
+            )
+        rows = await self._scan(name, filter_parameters(filter))
+        now_us = self._clock.now_us()
+        return [run_record(row, now_us) for row in rows]
+
+    async def read_journal(self, pk: int, generation: int) -> list[JournalRow]:
+        with self._reading() as reader:
+            rows = reader.execute(self._sql["read_journal"], {"run": pk, "generation": generation})
+            return [JournalRow(*row) for row in rows]
+
+    async def read_journal_page(
+        self, pk: int, generation: int, *, after: tuple[int, int], limit: int
+    ) -> list[JournalRow]:
+        turn, part = after
+        chosen = {"run": pk, "generation": generation, "turn": turn, "part": part, "count": limit}
+        with self._reading() as reader:
+            return [JournalRow(*row) for row in reader.execute(self._sql["read_journal_page"], chosen)]
+
+    async def read_attempts(self, pk: int, generation: int) -> list[AttemptRow]:
+        with self._reading() as reader:
+            rows = reader.execute(self._sql["read_attempts"], {"run": pk, "generation": generation})
+            return [attempt_row(row) for row in rows]
+
+    async def has_backlog(self, task_queues: Sequence[str], definitions: Sequence[tuple[str, int]]) -> bool:
+        chosen = {"task_queues": json_text(task_queues), "definitions": json_text(definitions)}
+        with self._reading() as reader:
+            return bool(reader.execute(self._sql["has_backlog"], chosen).fetchone()[0])
+
+    async def recent_workflows(self) -> list[str]:
+        return [row[0] for row in await self._scan("recent_workflows", {"count": NAMED_RUNS})]
 
 
 def get_run(
@@ -83,8 +101,7 @@ def get_run(
         return record
     row = db.execute(sql["get_generation"], {"run_id": run_id, "generation": generation}).fetchone()
     if row is None:
-        near = [f"{run_id}@{known}" for known in (1, record.generation)]
-        raise RunNotFoundError(f"{run_id}@{generation}", suggestions=list(dict.fromkeys(near)))
+        raise generation_not_found(run_id, generation, latest=record.generation)
     return run_record(row, now_us)
 
 
@@ -93,22 +110,8 @@ def get_run_by_pk(db: sqlite3.Connection, sql: Statements, run: int, now_us: int
 
 
 def run_not_found(db: sqlite3.Connection, sql: Statements, run_id: str) -> RunNotFoundError:
-    recent = [row[0] for row in db.execute(sql["recent_run_ids"], {"count": _RECENT})]
-    return RunNotFoundError(run_id, suggestions=difflib.get_close_matches(run_id, recent, n=3))
-
-
-def message(row: Sequence[Any]) -> Message:
-    inbox_id, run_pk, msg, kind, name, data, message_id, sent_at_us = row
-    return Message(
-        inbox_id=inbox_id,
-        run_pk=run_pk,
-        msg=msg,
-        kind=kind,
-        name=name,
-        data=data,
-        message_id=message_id,
-        sent_at_us=sent_at_us,
-    )
+    recent = [row[0] for row in db.execute(sql["recent_run_ids"], {"count": RECENT_RUNS})]
+    return refusals.run_not_found(run_id, recent)
 
 
 def read_claims(db: sqlite3.Connection, sql: Statements, worker: int, pks: Sequence[int]) -> list[Claim]:
@@ -127,7 +130,7 @@ def read_claims(db: sqlite3.Connection, sql: Statements, worker: int, pks: Seque
     for row in db.execute(sql["read_owned_runs"], chosen):
         (
             pk, run_id, generation, epoch, claim_no, workflow, version, task_queue, attempt, input, deadline, created,
-            msg_seq, suspicion, last_turn,
+            msg_seq, suspicion, parent, last_turn, idle_generations,
         ) = row  # fmt: skip
         claims.append(
             Claim(
@@ -144,29 +147,16 @@ def read_claims(db: sqlite3.Connection, sql: Statements, worker: int, pks: Seque
                 deadline_us=deadline,
                 created_at_us=created,
                 msg_seq=msg_seq,
+                parent=parent,
                 last_turn=last_turn,
                 journal=journals.get(pk, []),
                 inbox=inboxes.get(pk, []),
                 attempts=attempts.get(pk, []),
                 is_suspect=suspicion > 0,
+                idle_generations=idle_generations,
             )
         )
     return claims
-
-
-def attempt_row(row: Sequence[Any]) -> AttemptRow:
-    op, attempt, state, due_at_us, failure, details, completion, limit_at_us, heartbeat_us = row
-    return AttemptRow(
-        op=op,
-        attempt=attempt,
-        state=state,
-        due_at_us=due_at_us,
-        failure=failure,
-        details=details,
-        completion=completion,
-        limit_at_us=limit_at_us,
-        heartbeat_us=heartbeat_us,
-    )
 
 
 def filter_parameters(filter: RunFilter) -> dict[str, object]:
@@ -192,39 +182,3 @@ def as_glob(text: str) -> str:
 
 def as_literal_glob(text: str) -> str:
     return as_glob(text).replace("*", "[*]")
-
-
-def worker_record(row: Sequence[Any]) -> WorkerRecord:
-    (
-        worker_id,
-        name,
-        host,
-        pid,
-        task_queue,
-        is_embedded,
-        is_alive,
-        started,
-        stopped,
-        definitions,
-        runs,
-        beat,
-    ) = row
-    return WorkerRecord(
-        worker_id=worker_id,
-        name=name,
-        host=host,
-        pid=pid,
-        task_queue=task_queue,
-        embedded=bool(is_embedded),
-        is_alive=bool(is_alive),
-        started_at_us=started,
-        stopped_at_us=stopped,
-        runs=runs,
-        definitions=tuple((workflow, version) for workflow, version in msgspec.json.decode(definitions)),
-        beat_at_us=beat,
-    )
-
-
-def backlog(row: Sequence[int]) -> Backlog:
-    ready, owned, timers, idle = row
-    return Backlog(ready=ready, owned=owned, timers=timers, idle=idle)

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import sqlite3
 
-from durable.errors import WorkflowStateError
+from durable.store.codes import is_closed
 from durable.store.records import Reopen
-from durable.store.sqlite.codes import is_closed, shown_status
+from durable.store.refusals import started_again
 from durable.store.sqlite.committing import FIRST_PART
 from durable.store.sqlite.large import placed
 from durable.store.sqlite.messages import address
+from durable.store.sqlite.opened import Opened
 from durable.store.statements import Statements
+
+
+class Reopening(Opened):
+    """The verb that opens a closed run again."""
+
+    async def reopen_run(self, reopen: Reopen, now_us: int) -> None:
+        await self._write(lambda db: reopen_run(db, self._sql, reopen, now_us))
+        self._wakeups.tell(others=True)
 
 
 def reopen_run(db: sqlite3.Connection, sql: Statements, reopen: Reopen, now_us: int) -> None:
     """Archive, open, copy; see the contract. A closed journal never changes, so what the caller read of it still holds."""
     run, generation, code, started = address(db, sql, reopen.run_id)
     if generation != reopen.generation or run != reopen.pk or not is_closed(code):
-        status = str(shown_status(code, has_started=started is not None))
-        raise WorkflowStateError(
-            reopen.run_id, status, f"run {reopen.run_id!r} was started again meanwhile and is {status}"
-        )
+        raise started_again(reopen, code, started)
     (lifetime_us,) = db.execute(sql["lifetime_of_run"], {"run": run}).fetchone()
     db.execute(sql["archive_generation"], {"run": run})
     db.execute(

@@ -7,40 +7,37 @@ new runs are given out here: the transaction holds the write lock, so nobody els
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any
 
-import msgspec
-
-from durable.errors import InternalError, RunConflictError
-from durable.journal.lifecycle import RunStatus
-from durable.store.records import Claim, RunRecord, StartOutcome, StartRequest
+from durable.errors import InternalError
+from durable.store.codes import OWNED, READY
+from durable.store.records import RunRecord, SameInput, StartOutcome, StartRequest, same_bytes
+from durable.store.rows import json_text
 from durable.store.sqlite.closing import terminate
-from durable.store.sqlite.codes import COMPLETED, OWNED, READY, is_closed
 from durable.store.sqlite.committing import require_alive
 from durable.store.sqlite.large import placed
-from durable.store.sqlite.reading import get_run, get_run_by_pk, json_text, read_claims
+from durable.store.sqlite.opened import Opened
+from durable.store.sqlite.reading import get_run, get_run_by_pk, read_claims
+from durable.store.starts import FIRST_CLAIM, REPLACED, Known, New, begun, decide, repeated, started
 from durable.store.statements import Statements
 
-_FIRST_CLAIM: Final = 1
 
+class Starting(Opened):
+    """The verb that starts runs."""
 
-class _Known(msgspec.Struct):
-    """What a request is compared with: the latest generation of its run id."""
-
-    pk: int
-    generation: int
-    code: int
-    workflow: str
-    input: bytes
-
-
-SameInput = Callable[[StartRequest, bytes], bool]
-
-
-def same_bytes(request: StartRequest, stored: bytes) -> bool:
-    """Whether a stored input is the request's, byte for byte."""
-    return stored == request.input
+    async def start_runs(
+        self, requests: Sequence[StartRequest], now_us: int, *, same_input: SameInput | None = None
+    ) -> list[StartOutcome]:
+        """A few share their transaction with others' writes, thousands do not hold up the loop."""
+        same = same_input or same_bytes
+        outcomes = await self._write_sized(
+            len(requests), lambda db: start_runs(db, self._sql, requests, now_us, same_input=same)
+        )
+        if any(outcome.how == "started" for outcome in outcomes):
+            claimable = any(outcome.how == "started" and outcome.claim is None for outcome in outcomes)
+            self._wakeups.tell(others=claimable)
+        return outcomes
 
 
 def start_runs(
@@ -87,8 +84,8 @@ class _Starts:
             for request_id, run, generation in db.execute(sql["runs_of_requests"], {"request_ids": ids})
         }
         run_ids = json_text([request.run_id for request in requests])
-        self._known: dict[str, _Known] = {
-            run_id: _Known(pk, generation, code, workflow, input)
+        self._known: dict[str, Known] = {
+            run_id: Known(pk, generation, code, workflow, input)
             for run_id, pk, generation, code, workflow, input in db.execute(
                 sql["runs_by_run_ids"], {"run_ids": run_ids}
             )
@@ -105,45 +102,22 @@ class _Starts:
         return outcomes
 
     def _decide(self, request: StartRequest) -> StartOutcome:
-        if (repeated := self._by_request.get(request.request_id)) is not None:
-            return self._repeat(request, *repeated)
+        if (before := self._by_request.get(request.request_id)) is not None:
+            return self._repeat(request, *before)
         known = self._known.get(request.run_id)
         if known is None:
             return self._insert(request)
-        if not is_closed(known.code):
-            match request.if_open:
-                case "attach":
-                    self._require_same(request, known)
-                    self._remember(request, known.pk, known.generation)
-                    return StartOutcome(how="attached", run=self._read(known.pk))
-                case "fail":
-                    raise RunConflictError(
-                        f"run {request.run_id!r} is open; choose another id, or attach to it",
-                        run_id=request.run_id,
-                    )
-                case "terminate":
-                    self._flush()
-                    terminate(
-                        self._db,
-                        self._sql,
-                        known.pk,
-                        known.generation,
-                        "replaced by a new start",
-                        self._now_us,
-                    )
-                    return self._restart(request, known)
-        match request.if_closed:
-            case "fail":
-                raise RunConflictError(
-                    f"run {request.run_id!r} has been used and is closed; choose another id",
-                    run_id=request.run_id,
-                )
-            case "new":
+        match decide(request, known, self._same_input):
+            case "attach":
+                self._remember(request, known.pk, known.generation)
+                return StartOutcome(how="attached", run=self._read(known.pk))
+            case "replace":
+                self._flush()
+                terminate(self._db, self._sql, known.pk, known.generation, REPLACED, self._now_us)
                 return self._restart(request, known)
-            case "new_if_failed" if known.code != COMPLETED:
+            case "restart":
                 return self._restart(request, known)
-            case _:
-                self._require_same(request, known)
+            case "return":
                 return StartOutcome(how="returned", run=self._read(known.pk))
 
     def _repeat(self, request: StartRequest, run: int, generation: int) -> StartOutcome:
@@ -155,21 +129,7 @@ class _Starts:
         claims = []
         if request.owner is not None and record.owner == request.owner:
             claims = read_claims(self._db, self._sql, request.owner, [run])
-        how: Any = "returned" if record.status.is_closed else "attached"
-        return StartOutcome(how=how, run=record, claim=claims[0] if claims else None)
-
-    def _require_same(self, request: StartRequest, known: _Known) -> None:
-        if known.workflow != request.workflow:
-            raise RunConflictError(
-                f"run {request.run_id!r} belongs to workflow {known.workflow!r}, not {request.workflow!r}; "
-                "choose another id",
-                run_id=request.run_id,
-            )
-        if not self._same_input(request, known.input):
-            raise RunConflictError(
-                f"run {request.run_id!r} was started with other input; choose another id, or start it with the same",
-                run_id=request.run_id,
-            )
+        return repeated(record, claims)
 
     def _insert(self, request: StartRequest) -> StartOutcome:
         self._last_pk = pk = self._last_pk + 1
@@ -178,7 +138,7 @@ class _Starts:
         is_delayed = ready_at_us > now_us and owner is None
         code = READY if owner is None else OWNED
         started_at_us = None if owner is None else now_us
-        claim_no = 0 if owner is None else _FIRST_CLAIM
+        claim_no = 0 if owner is None else FIRST_CLAIM
         self._runs.append(
             (
                 pk,
@@ -196,38 +156,24 @@ class _Starts:
                 now_us,
                 started_at_us,
                 request.parent,
+                request.kind,
+                request.retention_us,
             )
         )
         self._payloads.append((pk, 1, *placed(self._db, self._sql, pk, request.input)))
         self._remember(request, pk, 1)
-        self._known[request.run_id] = _Known(pk, 1, code, request.workflow, request.input)
-        run = RunRecord(
+        self._known[request.run_id] = Known(pk, 1, code, request.workflow, request.input)
+        new = New(
             pk=pk,
-            run_id=request.run_id,
-            generation=1,
             epoch=self._first_epoch,
-            workflow=request.workflow,
-            version=request.version,
-            task_queue=request.task_queue,
-            status=RunStatus.PENDING if owner is None else RunStatus.RUNNING,
-            attempt=1,
-            created_at_us=now_us,
-            started_at_us=started_at_us,
-            closed_at_us=None,
+            ready_at_us=ready_at_us,
+            is_delayed=is_delayed,
             deadline_us=request.deadline_us,
-            due_at_us=ready_at_us if is_delayed else None,
-            owner=owner,
-            owner_name=None if owner is None else self._owner_names[owner],
-            owner_is_alive=owner is not None,
-            reason=None,
-            input=request.input,
-            result=None,
-            failure=None,
+            created_at_us=now_us,
         )
-        claim = None if owner is None else _claim(run, claim_no=_FIRST_CLAIM, msg_seq=0)
-        return StartOutcome(how="started", run=run, claim=claim)
+        return started(request, new, None if owner is None else self._owner_names[owner])
 
-    def _restart(self, request: StartRequest, known: _Known) -> StartOutcome:
+    def _restart(self, request: StartRequest, known: Known) -> StartOutcome:
         """Open the next generation, in the next epoch, of a closed run."""
         self._flush()
         db, sql, now_us, owner = self._db, self._sql, self._now_us, request.owner
@@ -250,16 +196,16 @@ class _Starts:
                 "now_us": now_us,
                 "started_at_us": None if owner is None else now_us,
                 "parent": request.parent,
+                "kind": request.kind,
+                "retention_us": request.retention_us,
             },
         ).fetchall()
         db.execute(
             sql["insert_run_payload"], (known.pk, generation, *placed(db, sql, known.pk, request.input))
         )
         self._remember(request, known.pk, generation)
-        self._known[request.run_id] = _Known(known.pk, generation, code, request.workflow, request.input)
-        run = self._read(known.pk)
-        claim = None if owner is None else _claim(run, claim_no=claim_no, msg_seq=msg_seq)
-        return StartOutcome(how="started", run=run, claim=claim)
+        self._known[request.run_id] = Known(known.pk, generation, code, request.workflow, request.input)
+        return begun(self._read(known.pk), owner, claim_no=claim_no, msg_seq=msg_seq)
 
     def _remember(self, request: StartRequest, run: int, generation: int) -> None:
         self._by_request[request.request_id] = (run, generation)
@@ -277,24 +223,3 @@ class _Starts:
         if self._seen:
             self._db.executemany(self._sql["insert_request"], self._seen)
             self._seen = []
-
-
-def _claim(run: RunRecord, *, claim_no: int, msg_seq: int) -> Claim:
-    return Claim(
-        pk=run.pk,
-        run_id=run.run_id,
-        generation=run.generation,
-        epoch=run.epoch,
-        claim_no=claim_no,
-        workflow=run.workflow,
-        version=run.version,
-        task_queue=run.task_queue,
-        attempt=run.attempt,
-        input=run.input,
-        deadline_us=run.deadline_us,
-        created_at_us=run.created_at_us,
-        msg_seq=msg_seq,
-        journal=[],
-        inbox=[],
-        attempts=[],
-    )

@@ -1,7 +1,8 @@
 """Telling each other that something may have changed. Hints only: they may be lost, late or for nothing.
 
 Within a store, subscribers are called on the next turn of the loop. Other processes get one datagram per live worker, to a
-socket in the side directory. Behind both, `PRAGMA data_version` is read every 50 ms while anybody is subscribed.
+socket in the side directory. Behind both, `PRAGMA data_version` is read while anybody is subscribed: every 50 ms for those that
+nobody sends to (clients that wait), four times a second behind the datagrams of workers, whose idling it would double.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Final
 from durable.errors import StoreError
 
 POLL_SECONDS: Final = 0.05
+TOLD_POLL_SECONDS: Final = 0.25  # behind datagrams
 _SUN_PATH_BYTES: Final = 100  # a little below the limits of Linux (108) and macOS (104)
 
 
@@ -37,6 +39,7 @@ class Wakeups:
         self._read_version = read_version
         self._read_addresses = read_addresses
         self._subscribers: dict[object, Callable[[], None]] = {}
+        self._untold: set[object] = set()  # those of them whom no datagram reaches
         self._sockets: dict[str, socket.socket] = {}  # by name in the side directory
         self._sender: socket.socket | None = None
         self._directory: int | None = None
@@ -47,15 +50,22 @@ class Wakeups:
         self._is_flushing = False
         self._is_closed = False
 
-    def subscribe(self, on_change: Callable[[], None]) -> Callable[[], None]:
+    def subscribe(self, on_change: Callable[[], None], *, is_told: bool) -> Callable[[], None]:
+        """Call `on_change` at changes; `is_told`: a socket of this store's receives what others send."""
         key = object()
         self._subscribers[key] = on_change
         if self._poll_handle is None and not self._is_closed:
             self._version = self._read_version()
+        elif self._poll_handle is not None and not is_told and not self._untold:
+            self._poll_handle.cancel()  # it is set for later than the new one may wait
+        if not is_told:
+            self._untold.add(key)
+        if (self._poll_handle is None or self._poll_handle.cancelled()) and not self._is_closed:
             self._poll_handle = self._call_later()
 
         def unsubscribe() -> None:
             self._subscribers.pop(key, None)
+            self._untold.discard(key)
             if not self._subscribers and self._poll_handle is not None:
                 self._poll_handle.cancel()
                 self._poll_handle = None
@@ -131,8 +141,13 @@ class Wakeups:
             self._send()
 
     def _call_subscribers(self) -> None:
-        for on_change in list(self._subscribers.values()):
-            self._loop.call_soon(on_change, context=contextvars.Context())
+        for key in self._subscribers:
+            self._loop.call_soon(self._call, key, context=contextvars.Context())
+
+    def _call(self, key: object) -> None:
+        on_change = self._subscribers.get(key)
+        if on_change is not None:  # else it has unsubscribed meanwhile, and hears nothing more
+            on_change()
 
     def _send(self) -> None:
         try:
@@ -173,7 +188,8 @@ class Wakeups:
         self._poll_handle = self._call_later()
 
     def _call_later(self) -> asyncio.TimerHandle:
-        return self._loop.call_later(POLL_SECONDS, self._poll, context=contextvars.Context())
+        seconds = POLL_SECONDS if self._untold else TOLD_POLL_SECONDS
+        return self._loop.call_later(seconds, self._poll, context=contextvars.Context())
 
     def _address(self, name: str) -> str | None:
         """Return an address for `name` that fits a socket address, through a descriptor if the path is too long."""

@@ -1,6 +1,6 @@
 """The bulk operations and state machines of the crash suite: a script that may be killed, and is run again with the same ids.
 
-`python -m tests.crash.programs.bulk_used DIRECTORY PLAN [poisoned]`.
+`python -m tests.crash.programs.bulk_used DIRECTORY PLAN [poisoned|children]`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ WIDTH: Final = 3  # items in work at a time
 PADDING: Final = "x" * 6000  # so that the items of one operation do not fit into the run's input
 CONFIG: Final = BulkOperationConfig(batch_size=4, max_concurrency=WIDTH, retry_attempts=2, retry_delay=0.01)
 RESULTS: Final = [item * 10 for item in range(ITEMS) if item != 5]
+CHILDREN: Final = ("starting@1/apart#1", "starting@1/apart/keep#1/apart#1")
 STORY: Final = ["open", "lock"]
 
 
@@ -41,6 +42,11 @@ async def process(item: dict[str, Any]) -> int:
 
 apart: Final = BulkOperation(process, CONFIG, name="apart")
 inside: Final = BulkOperation(process, CONFIG, name="inside")
+
+
+def url(directory: Path) -> str:
+    """The database: the one in the environment, else a file in the directory."""
+    return os.environ.get("CRASH_URL") or f"sqlite:///{directory / 'runs.db'}"
 
 
 def items(padding: str = "") -> list[dict[str, Any]]:
@@ -73,6 +79,20 @@ async def holding(directory: str) -> list[Any]:
     return [states, found.results, [error.index for error in found.errors]]
 
 
+@workflow
+async def starting() -> list[Any]:
+    """Operations as children: one whose items are its input, one whose items are stored before."""
+    small, large = await apart.start(items()), await apart.enqueue(items(PADDING))
+    return [small.run_id, await small.result(), large.run_id, await large.result()]
+
+
+async def children(directory: Path) -> None:
+    """Repeatable from the start after any death."""
+    durable.configure(url(directory), durability="process")
+    counts = {"total": ITEMS, "succeeded": ITEMS - 1, "failed": 1}
+    assert await starting(run_id="starting") == [CHILDREN[0], counts, CHILDREN[1], counts]
+
+
 async def deadly(item: int) -> int:
     if item == 3:
         os._exit(9)
@@ -81,7 +101,7 @@ async def deadly(item: int) -> int:
 
 async def poisoned(directory: Path) -> None:
     """One item kills the process, each time; its neighbours are innocent."""
-    durable.configure(f"sqlite:///{directory / 'runs.db'}", durability="process")
+    durable.configure(url(directory), durability="process")
     config = BulkOperationConfig(max_concurrency=6, retry_attempts=1, retry_delay=0.01)
     found = (await BulkOperation(deadly, config).execute(range(6), run_id="poisoned")).unwrap()
     assert found.results == [0, 1, 2, 4, 5]
@@ -90,7 +110,12 @@ async def poisoned(directory: Path) -> None:
 
 
 async def main(directory: Path) -> None:
-    durable.configure(f"sqlite:///{directory / 'runs.db'}", durability="process")
+    durable.configure(url(directory), durability="process")
+    await execute_all(directory)
+
+
+async def execute_all(directory: Path) -> None:
+    """Repeatable from the start after any death."""
     found = (await apart.execute(items(PADDING), run_id="apart")).unwrap()
     assert (found.results, [(error.index, error.attempts >= 3) for error in found.errors]) == (
         RESULTS,
@@ -109,5 +134,6 @@ if __name__ == "__main__":
     os.environ[crash_ledger.VARIABLE] = str(where / "ledger.jsonl")
     logging.basicConfig(level=logging.WARNING)
     crash_points.install(msgspec.json.decode(sys.argv[2], type=Plan), where / "deaths.jsonl")
-    asyncio.run(poisoned(where) if sys.argv[3:] == ["poisoned"] else main(where))
+    programs = {"poisoned": poisoned, "children": children}
+    asyncio.run((programs[sys.argv[3]] if sys.argv[3:] else main)(where))
     print("write transactions:", len(crash_points.points.names))

@@ -1,4 +1,4 @@
-"""A worker process whose workflows and activities end it, in every way there is: `python -m tests.crash.programs.deadly URL LIMIT`."""
+"""A worker process whose workflows and activities end it, in every way there is: `python -m tests.crash.programs.deadly URL LIMIT LEASE`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ import asyncio
 import logging
 import os
 import re
+import resource
 import sys
 import time
 
 import durable
 from durable import Retry, Signal, Worker, activity, activity_info, raise_complete_async, workflow
 
+MEMORY_MAX = 2 << 30  # bytes of address space: hunger hurts nobody else
 AT_ONCE = Retry(max_attempts=3, initial=0.01, maximum=0.01)
 go = Signal("go", int)
 
 
 def die(how: str) -> None:
+    """Do what ends the process, or holds it up; after a colon: a file to leave behind first."""
+    how, _, mark = how.partition(":")
+    if mark:
+        with open(mark, "w"):
+            pass
     match how:
         case "exit":
             os._exit(1)
@@ -31,6 +38,14 @@ def die(how: str) -> None:
         case "spin":
             while True:
                 pass
+        case "hunger":
+            hoard = []
+            while True:
+                hoard.append(b"x" * (1 << 20))
+        case "greed":  # asks for more than there is, and uses none of it
+            claims = []
+            while True:
+                claims.append(bytearray(1 << 20))
         case _:
             raise AssertionError(how)
 
@@ -66,6 +81,16 @@ async def ask_person(tray: str) -> int:
     raise_complete_async()
 
 
+@activity(retry=Retry(max_attempts=100, initial=3600, maximum=3600))
+async def reluctant(tray: str) -> int:
+    """Notes its attempt; succeeds at the twelfth."""
+    attempt = activity_info().attempt
+    await asyncio.to_thread(_append, tray, f"{attempt}\n")
+    if attempt < 12:
+        raise ConnectionError("not yet")
+    return attempt
+
+
 def _append(path: str, line: str) -> None:
     with open(path, "a") as file:
         file.write(line)
@@ -74,6 +99,11 @@ def _append(path: str, line: str) -> None:
 @workflow
 async def asks(tray: str) -> int:
     return await ask_person(tray) + await step(1)
+
+
+@workflow
+async def insists(tray: str) -> int:
+    return await reluctant(tray)
 
 
 @workflow
@@ -113,13 +143,20 @@ async def neighbour(steps: int) -> int:
     return total
 
 
-async def main(url: str, limit: float) -> None:
+@workflow
+async def rests(seconds: float) -> str:
+    await durable.sleep(seconds)
+    return "rested"
+
+
+async def main(url: str, limit: float, lease: float) -> None:
     async with durable.connect(url, durability="process") as client:
-        await Worker(client, sys.modules[__name__], activation_limit=limit, lease_seconds=2).run()
+        await Worker(client, sys.modules[__name__], activation_limit=limit, lease_seconds=lease).run()
 
 
 if __name__ == "__main__":
     logging.basicConfig(
         level=logging.WARNING, format="%(created)f %(process)d %(levelname)s %(name)s %(message)s"
     )
-    asyncio.run(main(sys.argv[1], float(sys.argv[2])))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MAX, MEMORY_MAX))
+    asyncio.run(main(sys.argv[1], float(sys.argv[2]), float(sys.argv[3])))

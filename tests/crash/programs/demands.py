@@ -36,6 +36,15 @@ async def _everything(client: Client, start: Start) -> None:
     await closed(client, run.run_id)
 
 
+async def roll(run: RunHandle[Any], signals: int) -> None:
+    """Send the signals that a run of many generations reads, and wait for its end."""
+    for number in range(1, signals + 1):
+        await _tell(run, number, f"told-{number}")
+        if number % 3 == 0:
+            await asyncio.sleep(0.005)  # so that some race with a close, and others wait in the inbox
+    await run.result(WAIT_SECONDS)
+
+
 async def _tell(run: RunHandle[Any], number: int, message_id: str) -> None:
     try:
         await run.signal(told, number, id=message_id)

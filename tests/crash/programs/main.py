@@ -7,20 +7,36 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
 import durable
-from durable import Client, RunHandle, Worker, Workflow, WorkflowStateError
+from durable import Client, Encryption, RunHandle, Worker, Workflow, WorkflowFailedError, WorkflowStateError
 from durable.default import engine_here
 from durable.store.opening import Durability
-from tests.crash.programs import demands, graphs_used, patterns_used, workflows
-from tests.support import crash_ledger, crash_points
+from tests.crash.programs import (
+    bulk_used,
+    children_used,
+    classes_used,
+    demands,
+    graphs_used,
+    nested_used,
+    operators_used,
+    parked_used,
+    patterns_used,
+    racing,
+    workflows,
+)
+from tests.support import boundaries, crash_ledger, crash_points
+from tests.support.boundaries import Boundary
 from tests.support.crash_points import Plan
 
 GRACE_SECONDS: Final = 0.1
+KEYS: Final = {"k1": bytes(range(32)), "k2": bytes(range(32, 64))}
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,10 +54,24 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         "fragile",
         "graphs",
         "graph_worker",
+        "nested",
+        "nested_worker",
+        "children",
+        "child_worker",
+        "classes",
+        "class_worker",
+        "rolling",
+        "rolling_worker",
+        "bulk",
+        "opener",
+        "operator",
+        "parking",
+        "racer",
     ]
     directory: str
     url: str = ""  # default: a SQLite file in the directory
     plan: Plan = Plan()
+    boundary: Boundary | None = None  # a zygote with the library preloaded
     warm_us: int | None = None
     spill: bool = False
     durability: Durability = "process"
@@ -54,6 +84,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     workflow: str = ""
     argument: Any = None
     run_id: str = ""
+    key: str = ""  # which of KEYS its payloads are encrypted with; "": none
     until: Literal["result", "mistake", "return"] = "result"
     grace_seconds: float = GRACE_SECONDS
 
@@ -69,13 +100,31 @@ def main(options: Options) -> int:
     crash_points.install(
         options.plan, directory / "deaths.jsonl", warm_us=options.warm_us, spill=options.spill
     )
+    if options.boundary is not None:
+        boundaries.arm(
+            options.boundary,
+            files=directory / "runs.db",
+            port=port_of(options.url),
+            deaths=directory / "deaths.jsonl",
+        )
     asyncio.run(globals()[options.program](options))
     print("write transactions:", *crash_points.points.names)
+    if options.boundary is not None:
+        print("calls that were counted:", boundaries.reached())
     return 0
 
 
 def url(options: Options) -> str:
     return options.url or f"sqlite:///{Path(options.directory) / 'runs.db'}"
+
+
+def codec(options: Options) -> Encryption | None:
+    return Encryption({options.key: KEYS[options.key]}) if options.key else None
+
+
+def port_of(server_url: str) -> int:
+    """Return the port of a server of the tests, 0 without one."""
+    return int(dict(parse_qsl(urlsplit(server_url).query)).get("port", 0))
 
 
 def acknowledge(options: Options, what: str, *details: object) -> None:
@@ -96,7 +145,7 @@ async def embedded(options: Options) -> None:
 
 async def embedded_one(options: Options) -> None:
     """A plain script that runs one workflow; it prints the result, makes a mistake, or does not wait for the end."""
-    durable.configure(url(options), durability=options.durability)
+    durable.configure(url(options), durability=options.durability, codec=codec(options))
     workflow: Workflow[..., Any] = getattr(workflows, options.workflow)
     run = await workflow.start(options.argument, run_id=options.run_id)
     if options.until == "result":
@@ -111,7 +160,7 @@ async def embedded_one(options: Options) -> None:
 
 async def asker(options: Options) -> None:
     """Somebody who starts one run and goes."""
-    async with durable.connect(url(options), durability=options.durability) as opened:
+    async with durable.connect(url(options), durability=options.durability, codec=codec(options)) as opened:
         workflow: Workflow[..., Any] = getattr(workflows, options.workflow)
         await opened.start(workflow, options.argument, run_id=options.run_id)
         acknowledge(options, "started", options.run_id)
@@ -119,7 +168,7 @@ async def asker(options: Options) -> None:
 
 async def worker(options: Options) -> None:
     """A worker; SIGTERM drains it."""
-    async with durable.connect(url(options), durability=options.durability) as client:
+    async with durable.connect(url(options), durability=options.durability, codec=codec(options)) as client:
         serving = Worker(
             client, workflows, lease_seconds=options.lease_seconds, concurrency=options.concurrency
         )
@@ -159,15 +208,45 @@ async def signal_and_cancel(opened: Client, options: Options) -> None:
     acknowledge(options, "started", "listener")
     waiting = await opened.start(workflows.cancellable, "c", run_id="cancelled")
     acknowledge(options, "started", "cancelled")
-    for number in range(1, options.signals + 1):
+
+    async def tell(number: int) -> None:
         await run.signal(workflows.told, number, id=f"told-{number}")
         acknowledge(options, "told", number)
+
+    for number in range(1, options.signals // 2 + 1):
+        await tell(number)
+    # The rest at once: on a file they share a transaction.
+    await asyncio.gather(*[tell(number) for number in range(options.signals // 2 + 1, options.signals + 1)])
     if not await demands.is_cancel_known(opened, "cancelled"):
         try:
             await waiting.cancel("enough")
         except WorkflowStateError:
             return
         acknowledge(options, "cancelled")
+
+
+async def opener(options: Options) -> None:
+    """Somebody who opens the database, which brings its schema up to date, and goes."""
+    async with durable.connect(url(options), durability=options.durability):
+        acknowledge(options, "opened")
+
+
+async def operator(options: Options) -> None:
+    """A worker, and people who hold it back, retry, answer, copy and delete."""
+    async with durable.connect(url(options), durability=options.durability) as client:
+        await operators_used.operate(client, lease_seconds=options.lease_seconds)
+
+
+async def parking(options: Options) -> None:
+    """A worker whose code is bad for a while."""
+    async with durable.connect(url(options), durability=options.durability) as client:
+        await parked_used.park_and_mend(client, lease_seconds=options.lease_seconds)
+
+
+async def bulk(options: Options) -> None:
+    """A plain script with bulk operations and state machines."""
+    durable.configure(url(options), durability=options.durability)
+    await bulk_used.execute_all(Path(options.directory))
 
 
 async def patterns(options: Options) -> None:
@@ -177,8 +256,17 @@ async def patterns(options: Options) -> None:
 
 
 async def fragile(options: Options) -> None:
-    """A plain script with a saga whose compensations kill the process at first."""
+    """A plain script with sagas whose compensations kill the process at first."""
     durable.configure(url(options), durability=options.durability)
+    if options.run_id == "tried_once":
+        await patterns_used.tried_once.wait(
+            await patterns_used.tried_once.start("tried_once", {}, "tried_once")
+        )
+        return
+    if options.run_id == "fragile_body":
+        with suppress(WorkflowFailedError):
+            await patterns_used.fragile_body(run_id="fragile_body")
+        return
     result = await patterns_used.Fragile().execute(run_id="fragile")
     error = result.unwrap_err()
     acknowledge(options, type(error).__name__, error.compensated, error.failed_compensations)
@@ -191,6 +279,84 @@ async def pattern_worker(options: Options) -> None:
         async with Worker(client, patterns_used, lease_seconds=options.lease_seconds):
             for run_id in patterns_used.OUTCOMES:
                 await demands.closed(client, run_id)
+
+
+async def nested(options: Options) -> None:
+    """A plain script with patterns in patterns."""
+    durable.configure(url(options), durability=options.durability)
+    await nested_used.execute_all()
+
+
+async def nested_worker(options: Options) -> None:
+    """The same on a worker, which ends when all of them are closed."""
+    async with durable.connect(url(options), durability=options.durability) as client:
+        await nested_used.store_all(client)
+        async with Worker(client, nested_used, lease_seconds=options.lease_seconds):
+            await nested_used.answer(client)
+            for run_id in nested_used.OUTCOMES:
+                await demands.closed(client, run_id)
+
+
+async def children(options: Options) -> None:
+    """A plain script whose run has children."""
+    durable.configure(url(options), durability=options.durability)
+    await children_used.execute_all()
+
+
+async def child_worker(options: Options) -> None:
+    """The same on a worker, which ends when all of them are closed."""
+    async with durable.connect(url(options), durability=options.durability) as client:
+        await children_used.store_all(client)
+        async with Worker(client, children_used, lease_seconds=options.lease_seconds):
+            for run_id in children_used.OUTCOMES:
+                await demands.closed(client, run_id)
+
+
+async def classes(options: Options) -> None:
+    """A plain script whose runs are objects."""
+    durable.configure(url(options), durability=options.durability)
+    await classes_used.execute_all()
+
+
+async def class_worker(options: Options) -> None:
+    """The same on a worker, which ends when all of them are closed."""
+    async with durable.connect(url(options), durability=options.durability) as client:
+        await classes_used.store_all(client)
+        async with Worker(client, classes_used, lease_seconds=options.lease_seconds):
+            await classes_used.tell_the_rest(client)
+            for run_id in classes_used.OUTCOMES:
+                await demands.closed(client, run_id)
+
+
+async def rolling(options: Options) -> None:
+    """A plain script with a run that continues as new, while somebody signals it."""
+    durable.configure(url(options), durability=options.durability)
+    run = await workflows.rolling.start(options.runs, run_id="rolling")
+    await demands.roll(run, options.signals)
+
+
+async def rolling_worker(options: Options) -> None:
+    """The same on a worker."""
+    async with durable.connect(url(options), durability=options.durability) as client:
+        run = await client.start(workflows.rolling, options.runs, run_id="rolling")
+        async with Worker(client, workflows, lease_seconds=options.lease_seconds):
+            await demands.roll(run, options.signals)
+
+
+async def racer(options: Options) -> None:
+    """Race `runs` others of its kind on one state machine, once all of them are there."""
+    durable.configure(url(options), durability=options.durability)
+    directory = Path(options.directory)
+    await racing.machine().recover()
+    crash_ledger.append(directory / "racers.jsonl", os.getpid())
+    while len((directory / "racers.jsonl").read_bytes().splitlines()) <= options.runs:  # noqa: ASYNC110  # others write it
+        await asyncio.sleep(0.001)
+
+    def entered(event: str, state: str) -> None:
+        crash_ledger.append(directory / "callbacks.jsonl", state)
+
+    beaten = await racing.race(entered, lambda state: acknowledge(options, state))
+    print("was beaten", beaten, "times")
 
 
 async def graphs(options: Options) -> None:

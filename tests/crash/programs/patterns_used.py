@@ -198,16 +198,47 @@ class Fragile(AbstractSaga):
         self.add_step(SagaStep("first", lambda: act("first"), lambda: act("undone first")))
         self.add_step(SagaStep("once", lambda: act("once"), die_here, retry_delay=DELAY, idempotent=False))
         self.add_step(SagaStep("twice", lambda: act("twice"), die_here, retry_delay=DELAY))
+        self.add_step(SagaStep("no more", lambda: act("no more"), die_here, 0, retry_delay=DELAY))
         self.add_step(SagaStep("fail", refuse))
 
 
-def die_here() -> str:
+class FragileUndo:
+    """An action whose compensation kills the process at first."""
+
+    async def execute(self, ctx: SagaContext) -> str:
+        return str(written("done"))
+
+    async def compensate(self, ctx: SagaContext) -> None:
+        die_here({"output": None})
+
+
+# Steps that are tried once: what undoes them goes on after a crash all the same.
+tried_once: Final = SagaOrchestrator(config=durable.SagaConfig(retry_delay_seconds=DELAY))
+tried_once.define(
+    "tried_once",
+    [OrchestratedStep("a", FragileUndo(), max_retries=0), OrchestratedStep("fail", refuse)],
+)
+
+
+def die_here(value: Any = "undone") -> Any:
     """Die, at the first attempt."""
     with effect() as done:
         if durable.activity_info().attempt == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        done.value = "undone"
+        done.value = value
         return done.value
+
+
+@saga_step(compensation=lambda: die_here(), max_retries=0, retry_delay=DELAY)
+async def single() -> str:
+    return str(act("single"))
+
+
+@workflow
+async def fragile_body() -> None:
+    """Undone as a whole."""
+    await single()
+    raise ValueError("no")
 
 
 # ─ one in the other ──

@@ -16,7 +16,17 @@ from typing import Any, Final
 import anyio
 
 import durable
-from durable import NonRetryableError, Retry, Signal, activity, activity_info, workflow
+from durable import (
+    ActivityTimeoutError,
+    NonRetryableError,
+    Retry,
+    RetryAfter,
+    Signal,
+    activity,
+    activity_info,
+    continue_as_new,
+    workflow,
+)
 from tests.support.crash_ledger import effect
 
 QUICK: Final = Retry(max_attempts=25, initial=0.01, backoff=1.2, maximum=0.05)
@@ -147,8 +157,8 @@ async def held(gate: str) -> str:
 
 @activity(retry=QUICK)
 def held_thread(gate: str) -> str:
-    """As `held`, in a thread that no cancellation reaches."""
-    with effect() as done:
+    """As `held`, in a thread that does not heed that it is to stop."""
+    with durable.shield_thread(), effect() as done:
         pause = threading.Event()
         while not (Path(os.environ["CRASH_DIRECTORY"]) / gate).exists():
             pause.wait(0.005)
@@ -168,8 +178,88 @@ async def frozen(order: str) -> str:
         return done.value
 
 
-# How often a body may start when nothing dies, where that is not once; those with a timeout more often on a slow machine.
-UNDISTURBED_STARTS: Final = {"flaky": 3, "slow": 6, "slow_thread": 6, "exhausted": 2, "fragile": 2}
+@activity(retry=QUICK, heartbeat_timeout=0.1)
+async def silent(order: str) -> str:
+    """Its first attempt gives no sign of life."""
+    with effect() as done:
+        if activity_info().attempt == 1:
+            await asyncio.sleep(FOR_EVER)
+        done.value = f"heard {order}"
+        return done.value
+
+
+@activity(retry=QUICK, schedule_to_close_timeout=0.2)
+async def hopeless(order: str) -> str:
+    with effect():
+        raise Refused(order)
+
+
+@activity(retry=QUICK, cancellation="wait")
+async def tidy(order: str) -> str:
+    """Takes its time to end, and is waited for."""
+    with effect():
+        try:
+            await asyncio.sleep(FOR_EVER)
+        finally:
+            await asyncio.sleep(0.01)
+    return order
+
+
+@activity(retry=QUICK, cancellation="abandon")
+async def left(order: str) -> str:
+    with effect():
+        await asyncio.sleep(FOR_EVER)
+    return order
+
+
+@activity(retry=Retry(max_attempts=25, initial=0.01, maximum=0.01, retry_on=(Refused,)))
+async def picky(order: str) -> str:
+    """Only its own kind of error is worth another attempt, and says itself when."""
+    with effect() as done:
+        if activity_info().attempt == 1:
+            raise Refused(order)
+        done.value = f"picked {order}"
+        return done.value
+
+
+@activity(retry=QUICK)
+async def asked_later(order: str) -> str:
+    with effect() as done:
+        if activity_info().attempt == 1:
+            raise RetryAfter(0.03)
+        done.value = f"later {order}"
+        return done.value
+
+
+@activity(retry=Retry(max_attempts=25, initial=0.01, maximum=0.01, no_retry=(Refused,)))
+async def final(order: str) -> str:
+    with effect():
+        raise Refused(order)
+
+
+@activity(retry=QUICK, schedule_to_start_timeout=2)
+async def prompt(order: str) -> str:
+    """Worth it only if it begins soon."""
+    with effect() as done:
+        done.value = f"prompt {order}"
+        return done.value
+
+
+# How often a body may start when nothing dies, where that is not once. How often one with a timeout does is a matter of the machine's
+# speed: as often as its policy allows. The last two are those of `operators_used`.
+UNDISTURBED_STARTS: Final = {
+    "flaky": 3,
+    "slow": QUICK.max_attempts,
+    "slow_thread": QUICK.max_attempts,
+    "exhausted": 2,
+    "fragile": 2,
+    "silent": QUICK.max_attempts,
+    "hopeless": QUICK.max_attempts,
+    "picky": 2,
+    "asked_later": 2,
+    "mended": 2,
+    "copied": 3,
+}
 
 
 # ─ workflows ──
@@ -178,16 +268,17 @@ UNDISTURBED_STARTS: Final = {"flaky": 3, "slow": 6, "slow_thread": 6, "exhausted
 @workflow(timeout=300, retries=1, retry_delay=0.02)
 async def everything(order: str) -> dict[str, Any]:
     """One of each."""
+    durable.logger.info("begun by %s", durable.info().run_id)
     reserved = await reserve(order)
     packed = await pack(order)
     noted = await note(str(durable.uuid4()), durable.now().isoformat(), durable.random())
     tried = await flaky(order)
-    gathered = await asyncio.gather(*(part(number) for number in range(3)))
+    gathered = sorted([await one for one in durable.as_completed([part(number) for number in range(3)])])
     failures = await _failures(order)
     grouped = await _groups()
     late = await asyncio.gather(slow(order), slow_thread(order))
     waits = await _waits(order)
-    heard = [await told.wait() for _ in range(3)]
+    heard = [await told.wait(), await told.wait(), await durable.wait_signal("told")]
     silence = await extra.wait(timeout=0.03, default="silence")
     return {
         "reserved": reserved,
@@ -288,7 +379,9 @@ async def chain(length: int) -> list[int]:
 @workflow
 async def listener(count: int) -> list[int]:
     """Returns the first `count` signals in the order in which they came."""
-    return [await told.wait() for _ in range(count)]
+    heard = [await told.wait() for _ in range(count)]
+    one_by_one = count // 2
+    return heard[:one_by_one] + sorted(heard[one_by_one:])  # those that were sent at once have no order
 
 
 @workflow
@@ -313,3 +406,53 @@ async def patient_thread(gate: str) -> list[str]:
 @workflow
 async def freezing(order: str) -> list[str]:
     return [await reserve(order), await frozen(order), await release(order)]
+
+
+@workflow
+async def rolling(generations: int, read: list[int] | None = None) -> list[int]:
+    """Reads two signals and performs one activity in each generation, and returns all that it has read."""
+    known = read or []
+    known = [*known, await told.wait(), await told.wait()]
+    await part(len(known))
+    if generations > 1:
+        continue_as_new(generations - 1, known)
+    return known
+
+
+@workflow
+async def limited(order: str) -> list[str]:
+    """Limits that pass, errors that say what is retried and when, cancelled activities of each type, and a patch."""
+    said = ["new" if durable.patched("limited") else "old", await silent(order)]
+    said += [await picky(order), await asked_later(order)]
+    try:
+        await final(order)
+    except Refused:
+        said.append("final")
+    try:
+        said.append(await hopeless(order))
+    except Exception:
+        said.append("gave up")
+    try:
+        await prompt.options(task_queue="nobody", schedule_to_start_timeout=0.05)(order)
+    except ActivityTimeoutError as error:
+        said.append(f"{error.kind} passed")
+    for step in (hang, tidy, left):
+        try:
+            async with asyncio.timeout(0.03):
+                said.append(await step(order))
+        except TimeoutError:
+            said.append(f"{step.name} is late")
+    return said
+
+
+@workflow
+async def crowded(gate: str) -> list[str]:
+    """Two activities at once, the second of which must begin soon."""
+
+    async def promptly() -> str:
+        try:
+            return await prompt(gate)
+        except ActivityTimeoutError as error:
+            return f"{error.kind} passed"
+
+    return await asyncio.gather(held(gate), promptly())

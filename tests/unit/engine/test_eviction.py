@@ -294,3 +294,27 @@ def test_evicting_twice_or_before_the_start_does_nothing() -> None:
     run = EngineRun(workflow, start=False)
     run.instance.evict()
     run.instance.evict()
+
+
+def test_a_run_that_is_dropped_without_eviction_undoes_nothing() -> None:
+    """Its process is about to end: coroutines are closed from outside, where their context variables are others."""
+    undone: list[str] = []
+    variable = contextvars.ContextVar("variable", default=0)
+
+    async def workflow() -> None:
+        token = variable.set(1)
+        try:
+            await work(1)
+        finally:
+            variable.reset(token)  # a ValueError, if the interpreter closes it
+
+    run = EngineRun(workflow)
+
+    async def unwind(error: BaseException) -> None:
+        undone.append(repr(error))
+
+    run.instance.unwind = unwind
+    del run
+    gc.collect()
+
+    assert undone == []

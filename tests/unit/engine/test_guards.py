@@ -29,6 +29,7 @@ from typing import Any
 import pytest
 
 import durable
+from durable.engine import guards
 from durable.engine.instance import Instance
 from durable.errors import DefinitionError, PlatformFault, WorkflowGuardError
 from durable.failures import record
@@ -354,6 +355,25 @@ def test_a_finalizer_that_happens_to_run_here_works(tmp_path: Path) -> None:
     assert opened
 
 
+def test_an_error_that_nobody_can_be_told_of_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The interpreter shows a finalizer's, and opens its source to do so; the run that it happens in goes on."""
+    monkeypatch.setattr(sys, "unraisablehook", guards.free_to_show(sys.__unraisablehook__))
+
+    class Breaks:
+        def __del__(self) -> None:
+            raise ValueError("broken")
+
+    def drop() -> bool:
+        breaks = Breaks()
+        del breaks
+        return True
+
+    assert in_a_workflow(drop)
+    assert 'raise ValueError("broken")' in capsys.readouterr().err
+
+
 def test_outside_of_activations_nothing_is_refused(tmp_path: Path) -> None:
     """Between activations, the same thread does what it likes; so do activities."""
 
@@ -393,7 +413,7 @@ def test_an_activity_thread_opens_files_while_workflows_activate() -> None:
 
     thread = threading.Thread(target=activity_body)
     thread.start()
-    began.wait(10)
+    began.wait(60)
     activations = 0
     while thread.is_alive():
         driven(busy)

@@ -331,7 +331,7 @@ def test_input_and_results_that_do_not_decode_are_faults_of_the_platform() -> No
     assert caught.value.run_id == "run-1"
     instance.evict()
 
-    with pytest.raises(UndecodableError):
+    with pytest.raises(UndecodableError, match=r"the recorded result of 'charge': expected `int`"):
         run.complete(1, "text")
     run.instance.evict()
 

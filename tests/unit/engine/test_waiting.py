@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from durable.errors import UndecodableError
-from durable.journal.events import CloseOp, OpenWait
+from durable.journal.events import CloseOp, OpenWait, SignalReceived
 from tests.support.engine_harness import EngineRun, an_activity, here, next_signal, until
 
 
@@ -97,10 +97,10 @@ def test_a_value_whose_waiter_is_cancelled_in_the_same_activation_is_not_lost(an
         second = asyncio.create_task(next_signal("go")) if another_waits else None
         await asyncio.sleep(0)
         signals = here()._signals  # type: ignore[attr-defined]  # delivered between two steps of the victim
-        signals.receive("go", msgspec.Raw(b'"first"'))
+        signals.receive(SignalReceived(at=0, name="go", value=msgspec.Raw(b'"first"'), msg=1))
         victim.cancel()
         if not another_waits:
-            signals.receive("go", msgspec.Raw(b'"second"'))
+            signals.receive(SignalReceived(at=0, name="go", value=msgspec.Raw(b'"second"'), msg=2))
         await asyncio.wait([victim])
         taken = await (second or next_signal("go"))
         return [victim.cancelled(), taken]
@@ -128,11 +128,12 @@ def test_a_signal_that_does_not_decode_parks_the_run() -> None:
     with pytest.raises(UndecodableError) as caught:
         run.signal("go", "text")
     assert caught.value.run_id == "run-1"
+    assert str(caught.value).startswith("the value of signal 'go' (message 1): expected `int`")
     run.instance.evict()
 
     run = EngineRun(buffered)
     run.signal("go", "text")
-    with pytest.raises(UndecodableError):
+    with pytest.raises(UndecodableError, match="the value of signal 'go'"):
         run.complete(1, 1)
     assert run.instance.end is None
     run.instance.evict()

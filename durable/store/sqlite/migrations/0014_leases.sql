@@ -1,0 +1,2 @@
+-- How long a worker that does not beat is left alone by others, whose own leases may be shorter; 0: it did not say.
+ALTER TABLE worker ADD COLUMN lease_us INTEGER NOT NULL DEFAULT 0;
