@@ -172,11 +172,9 @@ class StateMachine:
         """
         if current_run_id() is not None:
             return await self._transition_in_run(event)
-        place = await self._read_first()
-        if self.machine_id is None:
-            await self._follow(place, event, None)
-        else:
+        if self.machine_id is not None:
             return await self._follow_once(event)
+        await self._follow(event, None)
         return self._state
 
     async def history(self) -> list[StateTransition]:
@@ -203,7 +201,8 @@ class StateMachine:
             self._is_known = True
             self._show(seen["state"], seen["version"])
             return self._state
-        await self._pay_all(await self._read())
+        await self._read()
+        await self._pay_all()
         return self._state
 
     # ─ one transition ──
@@ -228,15 +227,18 @@ class StateMachine:
         if key is not None:
             place = await self._read()
             if (number := place.ids.get(key)) is not None:
-                await self._pay(place, number)
+                await self._pay(number)
                 return place.moves[number - 1].to_state
+        elif not self._is_known:
+            await self._read()
+        await self._pay_first(event)
         with _noting() as led:
-            await self._follow(self._place, event, key)
+            await self._follow(event, key)
             return led[self.machine_id][0]
 
-    async def _follow(self, place: Place, event: str, key: str | None) -> None:
-        source, version = place.state, place.version
-        edge = self._edge(place, event)
+    async def _follow(self, event: str, key: str | None) -> None:
+        source, version = self._place.state, self._place.version
+        edge = self._edge(self._place, event)
         if edge.guard is not None and not await _call(edge.guard):
             raise GuardRejectedError(
                 f"the guard of {event!r} keeps {self._label} in state {source!r}",
@@ -254,24 +256,24 @@ class StateMachine:
             callbacks=tuple(owed),
             id=key,
         )
-        place = await self._write(place, moved, version)
-        await self._pay(place, place.version)
+        await self._write(moved, version)
+        await self._pay(version + 1)
 
-    async def _write(self, place: Place, moved: Moved, expected: int) -> Place:
+    async def _write(self, moved: Moved, expected: int) -> None:
         """Append the record, unless there were other transitions since version `expected`."""
         while True:
+            place = self._place
             if place.version != expected:
                 raise self._conflict(moved.event, expected, place)
             if self.machine_id is None or await self._keeper.append(
                 self.machine_id, moved, after=place.records
             ):
                 break
-            place = await self._read()
+            await self._read()
         place.add(moved)
         if (led := _led.get(None)) is not None:
             led[self.machine_id] = moved.to_state, place.version
         self._show(place.state, place.version)
-        return place
 
     def _conflict(self, event: str, expected: int, place: Place) -> StateConcurrencyError:
         return StateConcurrencyError(
@@ -291,9 +293,9 @@ class StateMachine:
             ("on_transition", None if edge is None else edge.on_transition),
         ]
 
-    async def _pay(self, place: Place, number: int) -> None:
+    async def _pay(self, number: int) -> None:
         """Run the callbacks that transition `number` owes, and write down that they have run."""
-        moved = place.owed.get(number)
+        moved = self._place.owed.get(number)
         if (
             moved is None or number in self._paying
         ):  # a callback that goes on to the next state is still at it
@@ -303,12 +305,12 @@ class StateMachine:
             for name, fn in self._callbacks(moved.event, moved.from_state, moved.to_state):
                 if name in moved.callbacks and fn is not None:
                     await _call(fn, moved.event, moved.to_state)
-            await self._settle(place, number)
+            await self._settle(number)
         finally:
             self._paying.discard(number)
 
-    async def _settle(self, place: Place, number: int) -> None:
-        settled = CallbacksRun(of=number)
+    async def _settle(self, number: int) -> None:
+        settled, place = CallbacksRun(of=number), self._place
         if self.machine_id is not None:
             while not await self._keeper.append(self.machine_id, settled, after=place.records):
                 place = await self._read()
@@ -316,9 +318,23 @@ class StateMachine:
                     return  # somebody else ran them, too, and was quicker to say so
         place.add(settled)
 
-    async def _pay_all(self, place: Place) -> None:
-        for number in sorted(place.owed):
-            await self._pay(self._place, number)
+    async def _pay_all(self) -> None:
+        """Run what is owed, in order, and what others come to owe meanwhile."""
+        while owed := self._place.owed.keys() - self._paying:
+            await self._pay(min(owed))
+
+    async def _pay_first(self, event: str) -> None:
+        """Run what a crash, or a callback that raised, left owed, before `event` is followed.
+
+        Raises `StateConcurrencyError` if others have moved the machine meanwhile. Moves of the callbacks themselves are none of others'.
+        """
+        expected = self._place.version
+        with _noting() as led:
+            await self._pay_all()
+            if self.machine_id in led:
+                expected = max(expected, led[self.machine_id][1])
+        if self._place.version != expected:
+            raise self._conflict(event, expected, self._place)
 
     # ─ reading ──
 
@@ -341,12 +357,6 @@ class StateMachine:
         self._is_known = True
         self._show(place.state, place.version)
         return place
-
-    async def _read_first(self) -> Place:
-        """Return where the machine is; what a crash, or a callback that raised, left owed comes before anything new."""
-        if self.machine_id is not None:
-            await self._pay_all(self._place if self._is_known else await self._read())
-        return self._place
 
     async def _read_story(self) -> list[StateTransition]:
         return (await self._apart()._read()).story()
@@ -402,7 +412,7 @@ class StateMachine:
         """Do all that a transition of a machine in memory does, but for the change itself: that is the workflow's."""
         other = self._apart()
         other._place.state = source
-        await other._follow(other._place, event, None)
+        await other._follow(event, None)
         return {"state": other._state}
 
     async def _follow_apart(self, event: str, known: int | None) -> dict[str, Any]:
@@ -410,20 +420,21 @@ class StateMachine:
         key = durable.derived_run_id(f"{self.machine_id}/{event}")
         place = await other._read()
         if key is not None and (number := place.ids.get(key)) is not None:
-            await other._pay(place, number)
+            await other._pay(number)
             moved = place.moves[number - 1]
             return {"state": moved.to_state, "version": number}
         if known is not None and place.version != known:
             raise other._conflict(event, known, place)
-        await other._pay_all(place)
+        await other._pay_first(event)
         with _noting() as led:
-            await other._follow(other._place, event, key)
+            await other._follow(event, key)
             state, version = led[self.machine_id]
         return {"state": state, "version": version}
 
     async def _recover_apart(self) -> dict[str, Any]:
         other = self._apart()
-        await other._pay_all(await other._read())
+        await other._read()
+        await other._pay_all()
         return {"state": other._state, "version": other._version}
 
 

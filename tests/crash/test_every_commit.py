@@ -206,9 +206,12 @@ def test_a_death_in_some_group_commits_loses_and_doubles_nothing(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_a_death_in_any_group_commit_loses_and_doubles_nothing(tmp_path: Path, stage: Stage) -> None:
+@pytest.mark.parametrize("length", [3, pytest.param(8, marks=pytest.mark.long)])
+def test_a_death_in_any_group_commit_loses_and_doubles_nothing(
+    tmp_path: Path, stage: Stage, length: int
+) -> None:
     """The same for each group commit until sixty runs get through untouched."""
-    died, torn = every_group_commit(tmp_path, stage, 8)
+    died, torn = every_group_commit(tmp_path, stage, length)
 
     print(f"killed in {died} group commits, {torn} of them half written")
     assert torn >= 5
