@@ -308,6 +308,42 @@ async def test_a_callback_that_raised_is_run_before_anything_new_by_the_same_obj
     assert calls.names == []
 
 
+async def test_a_move_that_is_overtaken_while_it_runs_what_was_owed_is_told_so(embedded: str) -> None:
+    """It was meant for the state from before. What the other one came to owe, and did not live to run, is run in its turn."""
+
+    async def enter_b() -> None:
+        if calls("enter b") == 1:
+            raise OSError("not yet")
+        is_running.set()
+        await other
+
+    async def overtake() -> None:
+        await is_running.wait()
+        with pytest.raises(OSError, match="died"):
+            await machine({"c": died}).transition("on")
+
+    def died() -> None:
+        raise OSError("died")
+
+    def machine(on_enter: dict[str, Any]) -> StateMachine:
+        table = {"a": {"on": "b"}, "b": {"on": "c"}, "c": {"on": "d"}, "d": {}}
+        return StateMachine("a", table, machine_id="m", on_enter=on_enter)
+
+    mine = machine({"b": enter_b, "c": lambda: calls("enter c"), "d": lambda: calls("enter d")})
+    with pytest.raises(OSError, match="not yet"):
+        await mine.transition("on")
+
+    is_running = asyncio.Event()
+    other = asyncio.create_task(overtake())
+    with pytest.raises(StateConcurrencyError) as error:
+        await mine.transition("on")
+
+    assert (error.value.expected_version, error.value.actual_version) == (1, 2)
+    assert calls.names == ["enter b", "enter b", "enter c"]
+    assert await mine.transition("on") == "d"
+    assert calls.names == ["enter b", "enter b", "enter c", "enter d"]
+
+
 @pytest.mark.parametrize("machine_id", [None, "m"])
 async def test_a_callback_may_go_on_to_the_next_state(embedded: str, machine_id: str | None) -> None:
     """Each callback is called once, though the first transition is not over yet when the second begins."""
