@@ -50,7 +50,10 @@ def test_a_family_without_end_holds_nobody_up_and_can_be_stopped(cli: Cli, child
     assert cli("bulk", "terminate", "--workflow", "endless", "--yes").code == 0
     assert cli("resume", "--task-queue", "default").code == 0
     left = family(cli)
-    assert {status for _, _, status, *_ in left} == {"terminated"}
+    # A parent that is still in its worker's memory may hear that its child was terminated before it is itself.
+    assert {status for _, _, status, *_ in left} <= {"terminated", "failed"}
+    for run_id, _, status, *_ in left:
+        assert status == "terminated" or "was terminated" in cli("why", run_id).out
 
     cli("start", "endless.py:neighbour", "--id", "m")
     assert cli("result", "m", "--timeout", "60s").out == "2\n"
