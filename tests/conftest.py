@@ -59,7 +59,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every point of a program to die at is looked at on SQLite, a sample of them on a server, and the rest by hand (`-m long`)."""
     for item in items:
         is_exhaustive = "_any" in item.name.split("[")[0] or "again_and_again" in item.name
-        if is_exhaustive and "postgres" in item.name and "crash" in item.path.parts:
+        if "postgres" in item.name and (
+            (is_exhaustive and "crash" in item.path.parts) or item.get_closest_marker("long_on_postgres")
+        ):
             item.add_marker(pytest.mark.long)
 
 

@@ -24,9 +24,15 @@ order compensated {'reserve': 'compensated', 'items': 'completed', 'pay': 'faile
 """
 EFFECTS: Final = 19
 AT_ONCE: Final = 2  # at most so many activities are in flight when it dies
-SOME: Final = (12,)  # of them, in the short suite
+SHORT: Final = (12,)  # of them, in the short suite
+SAMPLE: Final = (*SHORT, 3, 9, 17)  # of them, in CI on a server, too
+SLOW: Final = (pytest.mark.slow,)
 POINTS: Final = [
-    point if point in SOME else pytest.param(point, marks=pytest.mark.slow) for point in range(1, EFFECTS + 1)
+    pytest.param(
+        point,
+        marks=() if point in SHORT else SLOW if point in SAMPLE else (*SLOW, pytest.mark.long_on_postgres),
+    )
+    for point in range(1, EFFECTS + 1)
 ]
 
 

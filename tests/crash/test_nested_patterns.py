@@ -99,7 +99,7 @@ def test_a_death_at_any_commit_changes_no_outcome(mode: str, tmp_path: Path, sta
 
 @pytest.mark.slow
 @pytest.mark.stores("postgres")
-@pytest.mark.parametrize("seed", range(1, 4))
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in (2, 3))])
 def test_two_workers_of_which_one_after_the_other_is_killed_change_no_outcome(
     seed: int, tmp_path: Path, stage: Stage
 ) -> None:

@@ -16,6 +16,7 @@ from tests.support.supervisor import FOR_EVER, PATIENCE, memory_limited, supervi
 from tests.support.workers import until
 
 SLOW = pytest.mark.slow  # they wait for limits to run out
+AS_ON_SQLITE = pytest.mark.long_on_postgres  # who dies, and how, is not the store's affair
 NEIGHBOURS = 20
 STEPS = 3
 EXPECTED = [7 + sum(range(STEPS))] * NEIGHBOURS
@@ -47,7 +48,13 @@ async def finished(neighbours: list[Any]) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "how", ["exit", "abort", pytest.param("sleep", marks=SLOW), pytest.param("lock", marks=SLOW)]
+    "how",
+    [
+        "exit",
+        pytest.param("abort", marks=AS_ON_SQLITE),
+        pytest.param("sleep", marks=[SLOW, AS_ON_SQLITE]),
+        pytest.param("lock", marks=[SLOW, AS_ON_SQLITE]),
+    ],
 )
 async def test_a_workflow_that_ends_its_worker_is_parked_as_poison(
     client: Client, url: str, tmp_path: Path, how: str
@@ -106,12 +113,12 @@ async def test_a_poisonous_run_that_is_resumed_gets_one_chance(
     ("where", "how", "outcome"),
     [
         ("async", "exit", "WorkerLostError"),
-        ("thread", "exit", "WorkerLostError"),
-        pytest.param("thread", "lock", "WorkerLostError", marks=SLOW),
-        pytest.param("async", "sleep", "WorkerLostError", marks=SLOW),
+        pytest.param("thread", "exit", "WorkerLostError", marks=AS_ON_SQLITE),
+        pytest.param("thread", "lock", "WorkerLostError", marks=[SLOW, AS_ON_SQLITE]),
+        pytest.param("async", "sleep", "WorkerLostError", marks=[SLOW, AS_ON_SQLITE]),
         ("async", "spin", "BlockedLoopError"),
-        ("async", "recursion", "RecursionError"),
-        ("thread", "recursion", "RecursionError"),
+        pytest.param("async", "recursion", "RecursionError", marks=AS_ON_SQLITE),
+        pytest.param("thread", "recursion", "RecursionError", marks=AS_ON_SQLITE),
     ],
 )
 async def test_a_deadly_activity_fails_after_its_attempts(

@@ -138,6 +138,7 @@ async def test_the_death_of_the_runs_own_worker_costs_no_attempt(
 
 
 @pytest.mark.slow
+@pytest.mark.long_on_postgres
 @pytest.mark.parametrize("owner", ["before_schedule", "after_schedule", "before_take", "after_take"])
 @pytest.mark.parametrize("gpu", ["after_claim", "in_body", "before_end", "after_end"])
 async def test_both_may_die(url: str, tmp_path: Path, owner: str, gpu: str) -> None:

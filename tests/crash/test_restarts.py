@@ -83,7 +83,9 @@ def test_a_machine_that_goes_down_three_times_loses_and_doubles_nothing(scene: S
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2, 12))
+@pytest.mark.parametrize(
+    "seed", [*range(2, 6), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(6, 12))]
+)
 def test_a_machine_that_goes_down_again_and_again_loses_and_doubles_nothing(
     seed: int, tmp_path: Path, stage: Stage
 ) -> None:

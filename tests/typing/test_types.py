@@ -1,4 +1,7 @@
-"""The types of the public API, as mypy sees them: `check_*.py` must pass under strict, unused ignores included."""
+"""The types of the public API, as mypy sees them: `check_*.py` must pass under strict, unused ignores included.
+
+By hand: these files are among those that `mypy` alone checks, and CI runs that.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(path.name for path in Path(__file__).parent.glob("check_*.py")))
 def test_calls_starts_results_and_signals_have_exact_types(name: str, tmp_path: Path) -> None:
     """A wrong argument is found by the type checker, and every result has its own type."""
