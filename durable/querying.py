@@ -17,6 +17,7 @@ from durable.engine.queries import answer
 from durable.engine.runtime import RunIdentity
 from durable.errors import ArgumentsError, UnknownWorkflowError, WorkflowStateError
 from durable.finding import find_run, read_recorded
+from durable.journal.events import Started
 from durable.recorded import RecordedRun
 from durable.replaying import feed_recorded
 from durable.seams import ThreadExecutor
@@ -40,10 +41,13 @@ async def ask_run(
     record = await find_run(connection.store, run_id)
     definition = _code_of(record, known)
     recorded = await read_recorded(connection.store, record)
-    if not recorded.events:
-        raise WorkflowStateError(
-            record.run_id, record.status, f"run {record.run_id!r} has not begun: there is nothing to ask yet"
+    if not any(isinstance(entry, Started) for entry in recorded.events):
+        why = (
+            "ended before it had begun: there is nothing to ask"
+            if record.status.is_closed
+            else "has not begun: there is nothing to ask yet"
         )
+        raise WorkflowStateError(record.run_id, record.status, f"run {record.run_id!r} {why}")
     executor = ThreadExecutor(1, name="durable-query")
     try:
         return await executor.submit(partial(_answer, recorded, definition, name, args, kwargs))

@@ -254,6 +254,15 @@ async def test_a_run_that_has_not_begun_cannot_be_asked(client: Client) -> None:
         await client.query("nobody", Basket.content)
 
 
+async def test_a_run_that_ended_before_it_had_begun_cannot_be_asked(client: Client) -> None:
+    """Its journal holds the end alone: that is no run without queries."""
+    run = await client.start(Basket, "ann")
+    await run.terminate("not needed")
+
+    with pytest.raises(WorkflowStateError, match="ended before it had begun"):
+        await run.query(Basket.content)
+
+
 async def test_what_is_no_query_or_does_not_fit_is_refused(client: Client) -> None:
     """With what would have fitted."""
     async with running_worker(client, Basket):
