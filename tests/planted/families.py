@@ -43,7 +43,6 @@ ELSEWHERE: Final = (
             "AND closing = '' AND ready_at_us <= :now_us AND care_at_us > :now_us;",
             "AND closing = '' AND ready_at_us <= :now_us;",
         ),
-        tests=("tests/store/test_tasks.py", "-k", "sqlite"),
     ),
     bug(
         "tasks-of-the-dead",
@@ -217,7 +216,6 @@ SCRIPTS: Final = (
             "                worker.adopt(outcome.claim)\n",
             "                worker.detach(outcome.claim.pk)\n",
         ),
-        tests=("tests/client/test_embedded_engine.py", "-k", "driven_before_the_start_returns"),
     ),
     bug(
         "database-closed-under-its-worker",
@@ -227,7 +225,6 @@ SCRIPTS: Final = (
             "            if self._work is not None:\n                await asyncio.gather(self._work, return_exceptions=True)\n            await self.client.close()\n",
             "            await self.client.close()\n            if self._work is not None:\n                await asyncio.gather(self._work, return_exceptions=True)\n",
         ),
-        tests=("tests/client/test_embedded_engine.py", "-k", "end_of_a_loop_is_not or hands_the_runs_back"),
     ),
     bug(
         "move-made-twice",
@@ -237,7 +234,6 @@ SCRIPTS: Final = (
             "            if (number := place.ids.get(key)) is not None:\n",
             "            if (number := place.ids.get(key + key)) is not None:\n",
         ),
-        tests=("tests/patterns/test_state_machine.py", "-k", "does_not_move_twice or finds_its_move"),
     ),
     bug(
         "child-in-clear",

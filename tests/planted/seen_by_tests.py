@@ -1,6 +1,6 @@
-"""Bugs that no seed can meet, since the simulation has one SQLite file and no author's code that cheats: a test finds each.
+"""Bugs that no seed can meet, since the simulation has one SQLite file and one thread: a test finds each.
 
-Postgres decides by rows that are locked, and the guards by what the interpreter tells of a workflow's code.
+Postgres decides by rows that are locked, and the guards by the thread in which a workflow's code runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ SQL: Final = "durable/store/postgres/queries.sql"
 WORKERS: Final = "durable/store/postgres/workers.py"
 CONNECTION: Final = "durable/store/postgres/connection.py"
 SERVER_TESTS: Final = "tests/store/test_postgres_server.py"
-HANDLER_TESTS: Final = "tests/worker/test_signal_handlers.py"
 GUARD_TESTS: Final = "tests/unit/engine/test_guards.py"
 
 SERVER: Final = (
@@ -76,12 +75,6 @@ SERVER: Final = (
 
 GUARDS: Final = (
     bug(
-        "network-unguarded",
-        "what reaches for the network inside a workflow is refused",
-        ("durable/engine/guards.py", '            "socket.getaddrinfo",\n', ""),
-        tests=(GUARD_TESTS, "-k", "the_world_is_refused"),
-    ),
-    bug(
         "guard-knows-no-thread",
         "activities may touch the world while a workflow is active in another thread (P27)",
         (
@@ -100,78 +93,5 @@ GUARDS: Final = (
             "            self._running = False\n            DeterministicLoop.active = None\n            _set_running_loop(outer)\n",
         ),
         tests=(GUARD_TESTS, "-k", "activity_thread_opens_files"),
-    ),
-    bug(
-        "swallowed-guard-is-forgotten",
-        "a guard that the author's code swallows parks the run all the same",
-        (
-            "durable/engine/guards.py",
-            "    loop.on_guard(fault)  # also if the author's code swallows it\n",
-            "",
-        ),
-        tests=(GUARD_TESTS, "-k", "swallowed"),
-    ),
-)
-
-HANDLERS: Final = (
-    bug(
-        "first-step-before-early-signals",
-        "signals that came first see the object of a class as its `__init__` made it",
-        (
-            "durable/worker/feeding.py",
-            "            early=_leading_signals(run.inbox) if run.definition.signals else 0,\n",
-            "            early=0,\n",
-        ),
-        tests=(HANDLER_TESTS, "-k", "that_came_first_see_the_object"),
-    ),
-    bug(
-        "early-signals-are-not-counted-in-a-replay",
-        "a run that is rebuilt between its early signals goes on as it would have",
-        (
-            "durable/engine/handlers.py",
-            "        if self._early == 1:\n            self.expect_no_more()\n",
-            "        if self._early == 1 and not self._loop.runtime.is_replaying:\n            self.expect_no_more()\n",
-        ),
-        tests=(HANDLER_TESTS, "-k", "that_came_first_see_the_object"),
-    ),
-    bug(
-        "given-to-a-handler-is-read",
-        "a signal whose handler never began goes on to the next generation",
-        (
-            "durable/engine/handlers.py",
-            "        self.open[signal.msg] = signal.name\n",
-            "        self.open[signal.msg] = signal.name\n        self._unread.pop(signal.msg, None)\n",
-        ),
-        tests=("tests/unit/engine/test_handlers.py", "-k", "never_began_are_unread"),
-    ),
-    bug(
-        "handlers-error-ends-the-run-at-once",
-        "what a handler raises fails the run through its body: steps of its saga are undone",
-        (
-            "durable/engine/instance.py",
-            "                self._main.cancel()\n\n    def _handler_error_behind(",
-            "                self._fail(error)\n\n    def _handler_error_behind(",
-        ),
-        tests=(HANDLER_TESTS, "-k", "what_a_handler_raises_fails_the_run"),
-    ),
-    bug(
-        "handlers-error-is-forgotten",
-        "a run whose body does not heed its handler's error fails all the same",
-        (
-            "durable/engine/instance.py",
-            "                if self._handler_error is not None:\n                    raise self._handler_error\n",
-            "",
-        ),
-        tests=(HANDLER_TESTS, "-k", "does_not_heed"),
-    ),
-    bug(
-        "queries-may-ask",
-        "a query that asks for something is refused",
-        (
-            "durable/engine/queries.py",
-            "    if asked or loop.ready != before[0]:\n",
-            "    if loop.ready != before[0]:\n",
-        ),
-        tests=("tests/client/test_queries.py", "-k", "does_more_than_look"),
     ),
 )

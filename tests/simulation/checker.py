@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from durable import ActivityInfo
+from durable import ActivityInfo, RunHandle
 from durable.journal.turns import decode_turn
-from durable.store.records import ChildStart, FailedAttempt, Rescue, TaskEnd, TurnCommit, Verdict
+from durable.store.records import (
+    ChildStart,
+    Claim,
+    FailedAttempt,
+    Rescue,
+    StartOutcome,
+    TaskEnd,
+    TurnCommit,
+    Verdict,
+)
 from durable.worker.live import AttemptState, Item, LiveRun
 from tests.simulation.activities import Body
 from tests.simulation.codec import looked_at
 from tests.simulation.node import START_US
 
 if TYPE_CHECKING:
+    from durable.default import EmbeddedEngine
     from tests.simulation.node import Node
     from tests.simulation.simulation import Simulation
 
@@ -29,6 +40,10 @@ BELONGINGS = (
     "journal", "inbox", "attempt", "message_id", "request", "run_payload", "payload", "generation", "child", "activity_task",
 )  # fmt: skip
 ASKED_FOR = "SELECT 1 FROM request WHERE request_id = ?"
+NOT_BEGUN = (
+    "SELECT 1 FROM run JOIN worker ON worker.id = owner WHERE run.id = ? AND owner = ? AND is_alive = 1 AND NOT EXISTS"
+    " (SELECT 1 FROM journal WHERE run = run.id AND journal.generation = run.generation)"
+)
 LEFT = "SELECT 1 FROM {} WHERE run = ?"
 
 # What no statement may do, whichever it is: asked of SQLite itself on every connection that writes.
@@ -71,6 +86,10 @@ RULES = {
         "UPDATE OF owner ON main.activity_task",
         "NEW.owner IS NOT NULL AND (NEW.attempt <> OLD.attempt + 1 OR NEW.claim_no <> OLD.claim_no + 1)",
     ),
+    "I5 task {0} was begun when its time to begin was over": (
+        "UPDATE OF owner ON main.activity_task",
+        "OLD.owner IS NULL AND NEW.owner IS NOT NULL AND OLD.care_at_us <= NEW.started_at_us",
+    ),
     "I16 run {0} has become the child of another parent than the one that waits for it": (
         "UPDATE OF parent ON main.child",
         "OLD.parent <> NEW.parent AND EXISTS (SELECT 1 FROM main.run WHERE id = OLD.parent AND status < 10)",
@@ -108,6 +127,10 @@ class Checker:
         self.looks = 0
         self.workers: dict[int, Node] = {}
         self.beats: dict[int, float] = {}  # when each worker's last beat was written
+        # How many signals came first in the inbox of a run, when it was taken, and when its first turn was written.
+        self._owned: set[tuple[int, int]] = set()  # from their start on, as their starters were told
+        self._at_claim: dict[tuple[int, int, int], int] = {}  # by run, generation and claim
+        self.leading: dict[tuple[int, int], int] = {}
         self._ready: dict[
             int, tuple[int, float]
         ] = {}  # run -> since when it is ready, and when that was seen
@@ -305,6 +328,9 @@ class Checker:
                     "I4",
                     f"worker {worker} wrote run {commit.pk} under claim {commit.claim_no}; it belonged to {owner} under {claim_no}",
                 )
+            if commit.turn == 1:
+                taken = commit.pk, commit.generation, commit.claim_no
+                self.leading[taken[:2]] = self._at_claim.get(taken, 0)
             if type(commit.after).__name__ == "Stay":
                 self._check_written(db, commit)
             is_parked = type(commit.after).__name__ == "Park"
@@ -317,6 +343,26 @@ class Checker:
                     body = self._latest.get(key)
                     if body is not None and body.ended is None and row.attempt >= body.attempt:
                         self.fail("I20", f"{body.key}: attempt {body.attempt} is handed back, and charged")
+
+    def on_started(self, outcomes: Sequence[StartOutcome]) -> None:
+        """Note who was told of having started a run as its owner."""
+        self._owned.update((one.run.pk, one.run.generation) for one in outcomes if one.claim is not None)
+
+    def check_driven(self, engine: EmbeddedEngine, handle: RunHandle[Any]) -> None:
+        """P30: a script that has started a run drives it by the time that its code is told so."""
+        started, worker = (handle._pk, handle._generation), engine._worker
+        if started not in self._owned or worker is None or worker.life.tenure.is_lost():
+            return
+        if handle._pk in worker.life.driver.runs:
+            return
+        if self.query(NOT_BEGUN, handle._pk, worker.worker_id):
+            self.fail("P30", f"{handle.run_id} was started by a script, and nobody drives it")
+
+    def on_claimed(self, claims: Sequence[Claim]) -> None:
+        """Note what was there for a run when it was taken."""
+        for claim in claims:
+            leading = takewhile(lambda message: message.kind == "signal", claim.inbox)
+            self._at_claim[claim.pk, claim.generation, claim.claim_no] = sum(1 for _ in leading)
 
     def on_given_up(self, run: LiveRun, item: Item) -> None:
         """I3, I20: of a run that is let go, what has ended well is kept, and what is under way is not charged."""

@@ -28,7 +28,7 @@ from durable import (
     WorkflowStateError,
     WorkflowTimeoutError,
 )
-from tests.simulation import programs
+from tests.simulation import listening, programs
 from tests.simulation.activities import this_node
 from tests.simulation.programs import LIFE, Plan, Plans, complaint, number, signals_of
 
@@ -75,7 +75,16 @@ class Errand:
         self.tried_again = False
         self.is_done = False
         self.tried: set[str] = set()  # what may still be on its way to the run, whichever life it is in
-        self._begin_life(chance.choice(endings))
+        ending = chance.choice(endings)
+        self.letters = ["number"] * signals_of(self.plan)  # the signals it is told by, in order
+        self.listens = (listener := simulation.listeners.chance(position)) is not None
+        if listener is not None:
+            self.workflow, plan, self.letters = listening.drawn(
+                listener, simulation.choices.steps, clocks_agree=not simulation.faults.has_odd_clocks
+            )
+            self.plan = plan[:steps]
+        self.answer: list[list[Any]] = []  # to the last query of this life
+        self._begin_life(ending)
 
     def _begin_life(self, ending: str | None) -> None:
         chance = self.chance
@@ -92,6 +101,7 @@ class Errand:
         self.generation = 0
         self.outcome: str | None = None
         self.result: Any = None
+        self.answer = []
 
     @property
     def is_endless(self) -> bool:
@@ -119,6 +129,8 @@ class Errand:
         sending = asyncio.create_task(self._send_signals(client))
         await self._await_end(client, handle)
         await sending  # what is on its way must not reach the next life
+        if self.listens and self.outcome == "completed" and self.workflow is not listening.BREAKS:
+            await self._insist(lambda: self._ask_at_the_end(client), "last query")
         self._judge()
 
     async def _sleep_until(self, instant: float) -> None:
@@ -132,6 +144,7 @@ class Errand:
                 self.workflow.definition, (self.plan,), {}, run_id=self.run_id, task_queue=None, drive=True
             )
             self.simulation.features["driven by a script"] += 1
+            self.simulation.checker.check_driven(engine, handle)
         self.pks.append(handle._pk)
         return handle
 
@@ -165,9 +178,10 @@ class Errand:
 
     async def _send_signals(self, client: Client) -> None:
         life = self.life
-        for value in range(self.signals_stored, signals_of(self.plan)):
+        for value in range(self.signals_stored, len(self.letters)):
             await asyncio.sleep(self.chance.choice((0.0, 0.1, 1.0, 6.0)) * self.chance.random())
-            if self.outcome is not None or not await self._send(client, number, value) or self.life != life:
+            letter = number if not self.listens else self.letters[value]
+            if self.outcome is not None or not await self._send(client, letter, value) or self.life != life:
                 return
             self.signals_stored = value + 1
 
@@ -283,6 +297,8 @@ class Errand:
                 group.create_task(self._end(client, life))
                 group.create_task(self._answer_questions(client, life))
                 group.create_task(self._hurry(client, life))
+                if self.listens:
+                    group.create_task(self._ask(client, life))
             while self.life == life and not self.is_done:  # noqa: ASYNC110
                 await asyncio.sleep(0.5)
 
@@ -353,6 +369,46 @@ class Errand:
             return
         self.simulation.features["hurried"] += 1
 
+    async def _ask(self, client: Client, life: int) -> None:
+        """Ask a run that listens how far it is, again and again; sometimes for what no query may do."""
+        await self._until_started(life)
+        while self._is_open(life):
+            await asyncio.sleep(0.5 + 6 * self.chance.random())
+            meddles = self.chance.random() < 0.2
+            await self._insist(lambda meddles=meddles: self._ask_once(client, life, meddles), "query")
+
+    async def _ask_once(self, client: Client, life: int, meddles: bool) -> None:
+        try:
+            handle = await client.get(self.run_id, self.workflow)
+            answer = await handle.query("meddles" if meddles else "progress")
+        except (RunNotFoundError, WorkflowStateError):
+            return
+        except DefinitionError:
+            if not meddles:
+                raise
+            self.simulation.features["asked for too much"] += 1
+            return
+        if meddles:
+            self.simulation.violation(f"model: a query of {self.run_id} did more than look")
+        if self._is_open(life) and not self.is_lossy:
+            self._judge_answer(answer)
+
+    async def _ask_at_the_end(self, client: Client) -> None:
+        try:
+            answer = await (await client.get(self.run_id, self.workflow)).query("progress")
+        except RunNotFoundError:
+            return
+        if answer != self.result["told"]:
+            self.simulation.violation(
+                f"model: {self.run_id} answers {answer}, and has ended with {self.result}"
+            )
+
+    def _judge_answer(self, answer: list[list[Any]]) -> None:
+        self.simulation.features["asked"] += 1
+        if (text := listening.complaint_of_answer(answer, self.answer)) is not None:
+            self.simulation.violation(f"model: {self.run_id} was asked: {text}")
+        self.answer = answer
+
     async def _answer(self, client: Client, key: str) -> bool:
         try:
             await client.answer(self.run_id, f"answer {key}", name=f"ask{key}")
@@ -414,10 +470,11 @@ class Errand:
         self.simulation.trace("errand", self.run_id, str(outcome))
         self.simulation.outcomes[f"{self.workflow.name} {outcome}"] += 1
         match outcome:
-            case "completed" if self.workflow in (programs.waits_for_ever, programs.fails):
+            case "completed" if self.workflow in (programs.waits_for_ever, programs.fails, listening.BREAKS):
                 fail(f"model: {self.run_id} completed with {self.result!r}")
             case "completed":
-                if (text := complaint(self.plan, self.result, is_lossy=self.is_lossy)) is not None:
+                model = listening.complaint if self.listens else complaint
+                if (text := model(self.plan, self.result, is_lossy=self.is_lossy)) is not None:
                     fail(f"model: {self.run_id} {self.plan}: {text}")
             case "cancelled" if "cancel" not in self.tried:
                 fail(f"model: {self.run_id} was cancelled, but nobody asked for it")
@@ -436,6 +493,8 @@ class Errand:
             return any(step[0] in programs.CHILDREN for step in self.plan)
         if text.startswith(("Store", "WorkerLost")):
             return any(step[0] == "machine" for step in self.plan)
+        if self.workflow is listening.BREAKS:
+            return "broken" in text
         return self.workflow is programs.fails and "the end" in text
 
     async def _insist(self, do: Callable[[], Awaitable[T]], what: str) -> T:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.simulation.clients import Errand
     from tests.simulation.simulation import Simulation
 
+STILL_ALIVE: Final = "SELECT 1 FROM worker WHERE id = ? AND is_alive = 1"
 END_SECONDS: Final = 60.0  # a script may have to wait for a database that is away
 Part = tuple["Errand", bool]  # and whether it is the main one
 
@@ -78,6 +79,8 @@ class Desk:
         if engine is None or node.is_dead:
             return
         self.is_ending = True
+        struck = self._simulation.faults.struck
+        driver = 0 if engine._worker is None else engine._worker.worker_id
         self._simulation.features["script ended"] += 1
         for task in self._tasks:
             task.cancel()
@@ -90,6 +93,9 @@ class Desk:
         work = engine._work
         if work is not None and work.done() and not work.cancelled() and (error := work.exception()):
             self._simulation.violation(f"P30: the engine of {node} died of {error!r}")
+        is_calm = closing.done() and struck == self._simulation.faults.struck
+        if is_calm and self._simulation.checker.query(STILL_ALIVE, driver):
+            self._simulation.violation(f"P30: {node} has ended, and has not handed back what it drove")
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from durable.payloads.codec import is_sealed
+from tests.simulation import listening
 from tests.simulation.codec import looked_at
 from tests.simulation.node import START_US
 from tests.simulation.programs import LIFE, complaint
@@ -25,7 +26,7 @@ PAYLOADS = (
     " UNION ALL SELECT run, failure FROM run_payload WHERE failure IS NOT NULL"
 )
 ENDS = ("Completed", "Failed", "Cancelled", "Terminated", "TimedOut")
-COMPLETED, CANCELLED = 10, 12  # statuses, as they are stored
+COMPLETED, CANCELLED, CONTINUED = 10, 12, 15  # statuses, as they are stored
 
 
 class Endings:
@@ -62,8 +63,18 @@ class Endings:
             self._fail("I10", f"starts of {errand.run_id} were told of runs {errand.pks}, it is {pk}")
         end, everything = self._check_journals(pk, errand.run_id, generation, status, errand.is_lossy)
         is_heard = end not in (None, "Terminated", "TimedOut") and not errand.is_lossy
-        for name, stored in (("number", errand.signals_stored), ("chatter", errand.chatter_stored)):
-            self._check_signals(errand, name, everything, stored if is_heard else 0)
+        sent = {name: range(0) for name in ("chatter", *errand.letters)}
+        if is_heard:
+            sent["chatter"] = range(errand.chatter_stored)
+            for name in errand.letters:
+                sent[name] = [
+                    n for n, one in enumerate(errand.letters[: errand.signals_stored]) if one == name
+                ]
+        for name, stored in sent.items():
+            self._check_signals(errand, name, everything, stored)
+        if errand.listens:
+            self._check_early(pk, errand, generation, end)
+        self._check_read_again(pk, errand.run_id, generation, is_heard=is_heard)
 
     def _check_journals(
         self, pk: int, run_id: str, generation: int, status: int, is_lossy: bool = False
@@ -130,6 +141,7 @@ class Endings:
             "fails": ("Failed", "Cancelled"),
             "waits_for_ever": ("Cancelled",),
             "left_alone": ("Completed",),
+            "Heeds": ("Completed", "Cancelled"),
         }[workflow]
         if end not in allowed:
             self._fail("I16", f"child {run_id} of {workflow} ended as {end}")
@@ -138,7 +150,8 @@ class Endings:
             ((result,),) = self._query(
                 "SELECT result FROM whole_payload WHERE run = ? AND generation = ?", pk, generation
             )
-            if (text := complaint(plan, msgspec.json.decode(looked_at(result)))) is not None:
+            model = listening.complaint if workflow == "Heeds" else complaint
+            if (text := model(plan, msgspec.json.decode(looked_at(result)))) is not None:
                 self._fail("I16", f"child {run_id} {plan}: {text}")
 
     def _asked_by(self, parent: int) -> set[str]:
@@ -204,7 +217,7 @@ class Endings:
             if undone.get(scope, []) != ([] if is_whole else steps[::-1]):
                 self._fail("I7", f"{run_id}, saga {scope!r}: done {steps}, undone {undone.get(scope, [])}")
 
-    def _check_signals(self, errand: Errand, name: str, entries: list[Any], stored: int) -> None:
+    def _check_signals(self, errand: Errand, name: str, entries: list[Any], stored: Sequence[int]) -> None:
         """Over all generations: a message that a retry keeps or takes back is the same one, by its number."""
         by_number = {
             e.msg: int(bytes(e.value))
@@ -216,8 +229,49 @@ class Endings:
         ]
         if received != sorted(set(received)):
             self._fail("I2", f"{errand.run_id} received the signals {name} {received}")
-        if lost := [value for value in map(errand.of_life, range(stored)) if value not in received]:
+        if lost := [value for value in map(errand.of_life, stored) if value not in received]:
             self._fail("I2", f"{errand.run_id}: signals {name} {lost} were acknowledged and never delivered")
+
+    def _check_read_again(self, pk: int, run_id: str, generation: int, *, is_heard: bool) -> None:
+        """I2: what a failed attempt of a workflow had read is read by the next one, again or as what was kept of its journal."""
+        journals = [
+            [entry for _, entry in self._checker.entries(pk, one)] for one in range(1, generation + 1)
+        ]
+        ends = dict(self._query("SELECT generation, status FROM generation WHERE run = ?", pk))
+        later: set[int] = set()
+        for one in reversed(range(1, generation + 1)):
+            entries = journals[one - 1]
+            read = {entry.msg for entry in entries if type(entry).__name__ == "SignalReceived"}
+            is_retried = ends.get(one) == CONTINUED and type(entries[-1]).__name__ == "Failed"
+            if is_retried and is_heard and not read <= later:
+                self._fail("I2", f"{run_id}: generation {one} had read {read - later}, its retry has not")
+            if ends.get(one) == CONTINUED and not is_retried and read & later:
+                self._simulation.features["told too late to be read"] += 1
+            later |= read
+
+    def _check_early(self, pk: int, errand: Errand, generation: int, end: str | None) -> None:
+        """What was there when a run was first taken was given to its handlers before its first step, and nothing else was."""
+        entries = [entry for _, entry in self._checker.entries(pk, generation)]
+        if not entries or type(entries[0]).__name__ != "Started" or errand.workflow is listening.hears:
+            return
+        there = self._checker.leading.get((pk, generation), 0)
+        if entries[0].early < there:
+            self._fail(
+                "I2", f"{errand.run_id} began before {there - entries[0].early} signals that were there"
+            )
+        received = [entry for entry in entries if type(entry).__name__ == "SignalReceived"]
+        early = [entry for entry in received[: entries[0].early] if entry.name in listening.LETTERS]
+        if end != "Completed" or any(type(entry).__name__ == "Retried" for entry in entries):
+            return
+        if early:
+            self._simulation.features["told before the first step"] += 1
+        before = [
+            value
+            for _, value, has_begun, part in errand.result["told"]
+            if part == errand.result["part"] and not has_begun
+        ]
+        if before != [int(bytes(entry.value)) for entry in early]:
+            self._fail("I2", f"{errand.run_id} was told {before} before its first step, not {early}")
 
     def _is_late(self, due_us: int, at_us: int) -> bool:
         simulation = self._simulation

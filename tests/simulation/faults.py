@@ -151,6 +151,11 @@ class Faults:
             return None
         return self._noted(self._chance.choice(HINT))
 
+    @property
+    def struck(self) -> int:
+        """How often something went wrong so far that may hold work up; hints only save time (I18)."""
+        return sum(count for kind, count in self.counts.items() if kind not in HINT)
+
     def fraction(self) -> float:
         return self._chance.random()
 

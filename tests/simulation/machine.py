@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from durable import Client, DurableError, Worker
 from durable.store.sealing import sealed
 from durable.workflows import DEFAULT_TASK_QUEUE
-from tests.simulation import programs
+from tests.simulation import listening, programs
 from tests.simulation.activities import ELSEWHERE, SERVED_ELSEWHERE
 from tests.simulation.codec import BlindCodec
 from tests.simulation.faults import Strike
@@ -116,7 +116,7 @@ class Machine:
         queues = [DEFAULT_TASK_QUEUE] * place.drives_runs + [ELSEWHERE] * place.performs_tasks
         worker = Worker(
             client,
-            *(programs.WORKFLOWS if place.drives_runs else ()),
+            *((*programs.WORKFLOWS, *listening.WORKFLOWS) if place.drives_runs else ()),
             activities=SERVED_ELSEWHERE if place.performs_tasks else (),
             task_queue=queues,
             concurrency=place.concurrency,

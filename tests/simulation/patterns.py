@@ -198,13 +198,13 @@ class _Here:
         return list(await this_node().client.read_rows(table, key))
 
 
+def machine_here(machine_id: str) -> StateMachine:
+    """Return a machine that is kept in the database of whatever node this is."""
+    return StateMachine("idle", EVENTS, machine_id=machine_id, persistence=DatabaseStatePersistence(_Here()))
+
+
 async def run_machine(spec: Spec) -> Any:
-    machine = StateMachine(
-        "idle",
-        EVENTS,
-        machine_id=str(uuid4()),  # another life has another machine
-        persistence=DatabaseStatePersistence(_Here()),
-    )
+    machine = machine_here(str(uuid4()))  # another life has another machine
     refused = 0
     for event in spec:
         try:

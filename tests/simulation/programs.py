@@ -57,7 +57,7 @@ async def _perform(plan: Plan) -> list[Any]:
             reach(kind)
             if kind == "again":
                 continue_as_new(plan[position + 1 :])
-            values.append(await _step(kind, *details))
+            values.append(await perform_step(kind, *details))
     except asyncio.CancelledError:
         await work("cleanup", 0, 0.1)
         await stumbling.trip("guard")
@@ -99,7 +99,8 @@ async def left_alone(plan: Plan) -> list[Any]:
 WORKFLOWS: Final = (life, short_life, waits_for_ever, fails, left_alone)
 
 
-async def _step(kind: str, key: str, *details: Any) -> Any:
+async def perform_step(kind: str, key: str, *details: Any) -> Any:
+    """Do one step of a plan, and return what came of it."""
     if kind in patterns.PATTERNS:
         return await patterns.run(kind, key, *details)
     if kind in CHILDREN:
@@ -327,8 +328,8 @@ class Plans:
         self._clocks_agree = clocks_agree
         self._stumbles = stumbles
 
-    def draw(self, *, relapses: bool, depth: int = 1) -> Plan:
-        """Return the steps of a run, of a child if `depth` is above 1."""
+    def draw(self, *, relapses: bool, depth: int = 1, first: int = 0) -> Plan:
+        """Return the steps of a run, of a child if `depth` is above 1; `first` is the number of the first one."""
         chance = self._chance
         plan: Plan = []
         for position in range(chance.randint(1, 5 if depth == 1 else 3)):
@@ -338,7 +339,7 @@ class Plans:
                 kind = "thread"
             if (depth > 1 and kind in NOBODY_SENDS) or (not self._clocks_agree and kind in TIMED_ELSEWHERE):
                 kind = "call"
-            key = str(position)
+            key = str(first + position)
             plan.append(self._child(kind, key, depth + 1) if kind in CHILDREN else _drawn(kind, key, chance))
         if any(step[0] == "book" for step in plan):  # what is to be undone would be forgotten: refused
             plan = [step for step in plan if step[0] != "again"]
@@ -413,7 +414,7 @@ def complaint(plan: Plan, result: object, *, is_lossy: bool = False) -> str | No
             if (text := complaint(details[0], value)) is not None:
                 return f"step {kind} {key}: {text}"
             continue
-        allowed = _allowed(kind, key, details, received)
+        allowed = allowed_values(kind, key, details, received)
         if kind in ("signal", "signal or not"):
             value = value % LIFE if isinstance(value, int) else value
             if is_lossy and isinstance(value, int) and value >= received:
@@ -424,7 +425,7 @@ def complaint(plan: Plan, result: object, *, is_lossy: bool = False) -> str | No
     return None
 
 
-def _allowed(kind: str, key: str, details: list[Any], received: int) -> list[Any]:
+def allowed_values(kind: str, key: str, details: list[Any], received: int) -> list[Any]:
     """Return what may come of one step after so many signals."""
     if kind in patterns.PATTERNS:
         return [patterns.expected(kind, details[0])]

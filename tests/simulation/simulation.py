@@ -27,6 +27,7 @@ from durable import (
     StoreError,
     WorkflowStateError,
     default,
+    querying,
 )
 from durable.store.sqlite import wakeups
 from durable.testing.virtual import throw_away
@@ -34,7 +35,7 @@ from durable.worker import driving
 from durable.worker import worker as worker_module
 from durable.worker.live import Attempt, Item, LiveRun
 from durable.worker.task_performing import TaskRun
-from tests.simulation.activities import Body
+from tests.simulation.activities import Body, this_node
 from tests.simulation.checker import Checker
 from tests.simulation.choices import choices
 from tests.simulation.clients import Errand
@@ -42,9 +43,11 @@ from tests.simulation.codec import PlaceCodec
 from tests.simulation.desks import Desk, Operator
 from tests.simulation.endings import Endings
 from tests.simulation.faults import KINDS, Faults
+from tests.simulation.listening import FEATURES as FEATURES_OF_LISTENERS
+from tests.simulation.listening import Listeners
 from tests.simulation.loop import Livelock, SimLoop
 from tests.simulation.machine import Machine
-from tests.simulation.node import Node
+from tests.simulation.node import Node, VirtualExecutor
 from tests.simulation.programs import FEATURES
 from tests.simulation.shrinking import WHOLE, Cut, Tried, shrunk
 from tests.simulation.store import drop_locks
@@ -109,6 +112,7 @@ class Simulation:
         self.database = self._directory / "runs.db"
         self.is_deploying = chance.random() < 0.3
         self.stumbling = Stumbling(seed)
+        self.listeners = Listeners(seed)
         self.may_park = self.is_deploying or self.stumbling.is_on
         self.is_roomy = self.cache > 1000  # whatever is ready finds room at once
         self.checker = Checker(self, self.database)
@@ -225,6 +229,8 @@ class Simulation:
         self.loop.set_exception_handler(self._on_exception)
         parked, handed_back = driving.parked, driving.handed_back
         driving.parked, driving.handed_back = self._looked_at(parked), self._looked_at(handed_back)
+        threads_of_queries = querying.ThreadExecutor
+        querying.ThreadExecutor = _thread_here  # type: ignore[assignment,misc]
         try:
             self._main = self.loop.create_task(self._live(), context=self.loop.god.context())
             try:
@@ -247,6 +253,7 @@ class Simulation:
             wakeups.POLL_SECONDS = poll  # type: ignore[misc]
             default._settings.lease_ttl = lease
             driving.parked, driving.handed_back = parked, handed_back
+            querying.ThreadExecutor = threads_of_queries  # type: ignore[misc]
             logger.removeHandler(handler)
             logger.setLevel(level)
             logger.propagate = propagates
@@ -406,6 +413,11 @@ class _Log(logging.Handler):
             self._simulation.violation(f"logged: {text}: {error!r}")
 
 
+def _thread_here(threads: int, *, name: str) -> VirtualExecutor:
+    """Stand in for the thread in which a query is answered: of the process that asks."""
+    return VirtualExecutor(this_node(), threads)
+
+
 def _fast_directory() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
@@ -424,7 +436,7 @@ def run_seed(seed: int, *, cut: Cut = WHOLE, tail: int = 80) -> Report:
 
 def everything() -> set[str]:
     """Return what some hundreds of seeds have to come to: kinds of faults, and features of programs."""
-    return {*KINDS, *FEATURES}
+    return {*KINDS, *FEATURES, *FEATURES_OF_LISTENERS}
 
 
 def shrunk_command(seed: int, cut: Cut) -> str:

@@ -221,6 +221,10 @@ class NodeStore:
         self._trace(name, _told(name, args, result))
         if name == "append_rows" and self._faults.draw(ROWS) is not None:
             raise StoreError("the reply was lost")
+        if name == "start_runs":
+            self._real.checker.on_started(result)
+        if name == "claim_ready_runs":
+            self._real.checker.on_claimed(result)
         if name == "rescue_dead_workers":
             self._real.checker.check_rescue(result, node)
         if name in WRITES and (struck := self._faults.commit()) is not None:

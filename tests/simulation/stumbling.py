@@ -108,7 +108,7 @@ async def trip(way: str) -> None:
     reach(f"stumble {way}")
     match way:
         case "guard":
-            socket.socket()
+            socket.getaddrinfo("127.0.0.1", 80)
         case "swallowed guard":
             try:
                 socket.socket()
@@ -117,6 +117,7 @@ async def trip(way: str) -> None:
         case "restless":
             while True:  # noqa: ASYNC110  # the mistake
                 await asyncio.sleep(0)
+    this_node().simulation.violation(f"I9: code that did what parks a run ({way}) went on")
 
 
 def _is_on_record(key: str) -> bool:
