@@ -88,16 +88,14 @@ from durable.in_workflow import (
 )
 from durable.journal.lifecycle import RunStatus
 from durable.limits import Limits
+from durable.messages import Signal, on_query, on_signal
 from durable.result import Err, Ok, Result, UnwrapError
 from durable.retry import Retry, RetryAfter, Seconds
 from durable.workflows import (
-    Signal,
     Workflow,
     WorkflowContext,
     child,
     make_workflow,
-    on_query,
-    on_signal,
     workflow,
     workflow_of,
 )

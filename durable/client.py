@@ -28,6 +28,7 @@ from durable.journal.lifecycle import RunStatus
 from durable.journal.view import Ask
 from durable.journal.why import Why
 from durable.limits import DEFAULT_LIMITS, NAME_LENGTH_MAX, Limits
+from durable.messages import Signal
 from durable.operating import Backup, Pruned, Reopened
 from durable.payloads import ValueType
 from durable.payloads.codec import PayloadCodec
@@ -52,7 +53,7 @@ from durable.store.records import (
     StoreHealth,
     WorkerRecord,
 )
-from durable.workflows import Named, Signal, workflow_of
+from durable.workflows import Named, workflow_of
 
 P = ParamSpec("P")
 R = TypeVar("R")

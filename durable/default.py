@@ -32,6 +32,7 @@ from durable.errors import (
 from durable.journal.lifecycle import RunStatus
 from durable.journal.view import Ask
 from durable.limits import DEFAULT_LIMITS, Limits
+from durable.messages import Signal
 from durable.payloads.codec import PayloadCodec, check_codec
 from durable.retry import Seconds
 from durable.run_handle import Run, RunHandle
@@ -41,7 +42,6 @@ from durable.store.opening import Durability, normalised
 from durable.store.records import RunFilter, StartOutcome, StartRequest
 from durable.worker.serving import lease_from
 from durable.worker.worker import RETENTION, Worker
-from durable.workflows import Signal
 
 T = TypeVar("T")
 

@@ -32,6 +32,7 @@ from durable.journal.events import ActivityCompleted, ActivityFailed, AnyEntry, 
 from durable.journal.lifecycle import RunStatus
 from durable.journal.view import Blocker, Entry
 from durable.journal.why import Why
+from durable.messages import Signal
 from durable.payloads import ValueType
 from durable.payloads.codec import shown_text
 from durable.querying import ask_run
@@ -40,7 +41,7 @@ from durable.retry import Seconds, seconds
 from durable.seams import spawn
 from durable.stacks import Stack
 from durable.store.records import RunRecord
-from durable.workflows import Named, Signal
+from durable.workflows import Named
 
 if TYPE_CHECKING:
     from durable.client import Client

@@ -17,12 +17,12 @@ from durable.describing import read_story
 from durable.errors import ActivityClosedError, ArgumentsError, UndecodableError
 from durable.journal.answering import answered_already, choose_ask
 from durable.journal.asks import answer_id
+from durable.messages import Sent, Signal
 from durable.payloads import ValueType
 from durable.seams import pause
 from durable.store.records import ActivityAnswer, Outgoing
 from durable.tokens import TaskToken, parse_token
 from durable.workflow_classes import marked_signal
-from durable.workflows import Sent, Signal
 
 TOKEN_SECONDS: Final = 1.0  # a token may be quicker than the note that it was given out
 TOKEN_LOOK_SECONDS: Final = 0.02

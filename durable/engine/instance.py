@@ -1,12 +1,8 @@
-"""One run in memory: events in, commands out. Where loop, operations, signals and matching meet.
+"""One run in memory, as its driver sees it: events in, commands out. Where loop, operations, signals and matching meet.
 
 Theory. A run is a function of its journal. `activate` feeds one event, lets the workflow run until nothing is ready, and
 returns what it asked for. `replay` does the same with a recorded event and, instead of numbering what was asked for,
 matches it with the recorded commands. One event per activation: the order of events in the journal then decides everything.
-
-Faults. What the author's code raises ends the run as `Failed`. What says that code or bytes do not suit the journal
-(`PlatformFault`) is raised from `activate` and `replay`: the instance is unusable then, but can still be evicted. The
-first one counts, even if the author's code swallows it.
 
 Knows nothing of stores, workers, wall clocks or threads.
 """
@@ -15,173 +11,41 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
-from collections.abc import Callable, Coroutine, Sequence
-from random import Random as RandomSource
-from typing import Any, Final, NoReturn, assert_never
+from collections.abc import Callable, Sequence
+from typing import Final, assert_never
 
 import msgspec
 
-from durable import failures, seams
-from durable.definitions import ActivityDefinition, WorkflowDefinition
-from durable.engine import anyio_scopes, guards
+from durable import failures
 from durable.engine.agreement import NOTHING, Agreement
-from durable.engine.awaiting import StartedChild, perform
-from durable.engine.handlers import Conditions, Signals
+from durable.engine.asking import Asking
 from durable.engine.loop import DeterministicLoop, DetTask
-from durable.engine.operations import Asked, Call, ChildCall, Ending, Errand, Marker, Operations
-from durable.engine.origins import Origins
-from durable.engine.runtime import (
-    UNDONE,
-    ActivityCall,
-    ChildRequest,
-    Continuation,
-    Evicted,
-    OnEnd,
-    RunIdentity,
-    SignalHandler,
-    Unwind,
-    continuation_in,
-)
-from durable.engine.sources import find_source
-from durable.errors import DefinitionError, InternalError, PlatformFault, UndecodableError
+from durable.engine.operations import Asked, Call, Ending, Operations
+from durable.errors import InternalError, PlatformFault, UndecodableError
 from durable.journal.asks import question_of
 from durable.journal.events import (
     ActivityCompleted,
     ActivityFailed,
-    Cancelled,
     CancelRequested,
     Command,
-    Completed,
-    ContinuedAsNew,
     Event,
     Failed,
-    Noted,
-    OpenWait,
     Retried,
     SignalReceived,
     Started,
     TimerFired,
-    WorkflowEnd,
 )
 from durable.journal.matching import Mismatch, describe
-from durable.journal.reopening import COMPENSATION
 from durable.journal.turns import Activated
-from durable.limits import DEFAULT_LIMITS, Limits
-from durable.payloads import ValueType
 
 UNSET: Final = msgspec.UNSET
 _logger: Final = logging.getLogger("durable.engine")
 
 
-class Instance:
-    """The in-memory driver of one run; it also answers the run's own code (`runtime.Runtime`)."""
+class Instance(Asking):
+    """The in-memory driver of one run; it also answers the run's own code."""
 
-    __slots__ = (  # beyond thirty attributes a dictionary of one's own costs more than all the rest of a start
-        "_agreement",
-        "_conditions",
-        "_definition",
-        "_event_at",
-        "_fault",
-        "_handler_error",
-        "_input",
-        "_is_over",
-        "_is_unwinding",
-        "_limits",
-        "_loop",
-        "_main",
-        "_operations",
-        "_origins",
-        "_random",
-        "_signals",
-        "_started",
-        "activities",
-        "attempt",
-        "cancel_reason",
-        "children",
-        "end",
-        "entrusted",
-        "errands",
-        "events",
-        "failed_at",
-        "has_compensated",
-        "identity",
-        "is_cancel_requested",
-        "is_evicting",
-        "is_replaying",
-        "next_input",
-        "open_sagas",
-        "outermost",
-        "queries",
-        "started_at_us",
-        "timers",
-        "unwind",
-        "waits",
-    )
-
-    def __init__(
-        self,
-        identity: RunIdentity,
-        definition: WorkflowDefinition,
-        input: bytes,
-        *,
-        callbacks_max: int = 100_000,
-        limits: Limits = DEFAULT_LIMITS,
-    ) -> None:
-        anyio_scopes.install()
-        guards.install()
-        for part in definition.parts:
-            guards.watch(part)
-        self.identity = identity
-        self.attempt = 1
-        self.started_at_us = 0
-        self.is_replaying = False
-        self.is_evicting = False
-        self.end: WorkflowEnd | None = None
-        self.failed_at: tuple[int, int] | None = None
-        self.events = 0
-        self._limits = limits
-        self.unwind: Unwind | None = None
-        self.outermost: object | None = None
-        self.open_sagas = 0
-        self.queries: dict[str, Callable[..., Any]] | None = None  # what answers them, by name
-        self.next_input = b""  # of the generation that follows, once this one has ended as continued
-        self.has_compensated = False
-        self._definition = definition
-        self._input = input
-        self._operations = operations = Operations(
-            f"{identity.run_id}@{identity.epoch}/", identity.task_queue
-        )
-        # The open activities by operation; one cancelled with "wait" stays, with `.closing`, until its outcome.
-        self.activities: dict[int, ActivityCall] = operations.activities
-        # Calls for workers of another queue that were numbered since the driver last took them.
-        self.entrusted: list[ActivityCall] = operations.entrusted
-        # The open timers: operation -> due, in microseconds UTC.
-        self.timers: dict[int, int] = operations.timers
-        # The open waits for signals and conditions, by operation.
-        self.waits: dict[int, OpenWait] = operations.waits
-        # The open runs of other workflows that this one has started, by operation.
-        self.children: dict[int, ChildCall] = operations.children
-        self.errands: list[Errand] = operations.errands
-        self._loop = loop = DeterministicLoop(  # type: ignore[abstract]  # it refuses those by a table
-            self, operations, salt_id=identity.salt_id or identity.run_id, callbacks_max=callbacks_max
-        )
-        loop.on_exit = self._fail
-        loop.on_guard = self._park
-        self._signals: Signals | None = None  # both made when they are first needed
-        self._conditions: Conditions | None = None
-        self._started: Started | None = None
-        self._random: RandomSource | None = None
-        self._main: asyncio.Task[None] | None = None
-        self._event_at = 0
-        self._is_over = False  # ended, failed or evicted: no further event may be fed
-        self.is_cancel_requested = False
-        self.cancel_reason: str | None = None
-        self._fault: BaseException | None = None
-        self._handler_error: BaseException | None = None
-        self._is_unwinding = False  # the implicit saga of the workflow is being undone
-        self._agreement: Agreement | None = None  # made when it is first needed
-        self._origins = Origins()
+    __slots__ = ()
 
     # ─ what the driver asks ──────────────────────────────────────────────────
 
@@ -394,123 +258,7 @@ class Instance:
         assert self._main is not None, "cancelled before it was started"
         self._main.cancel()
 
-    # ─ the workflow ──────────────────────────────────────────────────────────
-
-    async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        by_handler: BaseException | None = None
-        try:
-            try:
-                result = await self._definition.fn(*args, **kwargs)
-                if self._handler_error is not None:
-                    raise self._handler_error
-                data = self._definition.result.encode_result(result)
-                if len(data) > self._limits.payload_bytes_warn and not self.is_replaying:
-                    self._judge(data, "the result")
-            except BaseException as error:
-                by_handler = self._handler_error_behind(error)
-                if self.unwind is not None and self._is_final(by_handler or error):
-                    self._is_unwinding = True
-                    await self.unwind(by_handler or error)
-                if by_handler is None:
-                    raise
-            if by_handler is not None:
-                raise by_handler
-        except asyncio.CancelledError as error:
-            if self.is_evicting:
-                return
-            if self.is_cancel_requested:
-                self._finish(Cancelled(at=self._event_at, reason=self.cancel_reason))
-            else:
-                self._fail(error)
-        except Evicted:
-            return
-        except BaseException as error:
-            if not self.is_evicting:
-                continuation = continuation_in(error)
-                if continuation is None:
-                    self._fail(error)
-                else:
-                    self.next_input = continuation.input
-                    self._finish(ContinuedAsNew(at=self._event_at))
-        else:
-            self._finish(Completed(at=self._event_at, result=msgspec.Raw(data)))
-
-    def _fail_by_handler(self, error: BaseException) -> None:
-        """What a handler raised is the run's error: the workflow is cancelled where it waits, cleans up, and ends with it."""
-        if isinstance(error, PlatformFault) and self._origins.failure_of(error) is None:
-            self._park(error)
-            return
-        if continuation_in(error) is not None:
-            error = DefinitionError("a handler cannot continue as new: let it tell the workflow to")
-        if self._handler_error is None and not self._is_unwinding:
-            self._handler_error = error
-            assert self._main is not None, "a handler before the start"
-            if not self.is_cancel_requested:  # else it is cleaning up, which is not to be cancelled, too
-                self._main.cancel()
-
-    def _handler_error_behind(self, raised: BaseException) -> BaseException | None:
-        """Return the handler's error of which the workflow was cancelled, unless what it raised says that it leaves the memory."""
-        if self.is_evicting or isinstance(raised, Evicted | GeneratorExit):
-            return None
-        return self._handler_error
-
-    def _fail(self, error: BaseException) -> None:
-        if self.is_evicting or self.end is not None:
-            return
-        whose = self._origins.failure_of(error)
-        if isinstance(error, PlatformFault) and whose is None:
-            self._park(error)
-            return
-        # What was undone must not be kept: the retry begins with an empty journal (P7).
-        self.failed_at = None if self.has_compensated else self._origins.place_of(error)
-        failure = failures.record(error)
-        if whose is not None:  # an activity's own: whose, and after how many attempts
-            failure = msgspec.structs.replace(
-                failure, activity=whose.activity, run_id=whose.run_id, attempts=whose.attempts
-            )
-        is_undone = self._definition.kind == "saga" and bool(getattr(type(error), UNDONE, False))
-        self._finish(Failed(at=self._event_at, failure=failure, origin=self.failed_at, compensated=is_undone))
-
-    def _is_final(self, error: BaseException) -> bool:
-        """Whether this error ends the run for good, so that what was done is to be undone."""
-        if self.is_evicting or isinstance(error, Evicted | GeneratorExit):
-            return False
-        if asyncio._get_running_loop() is not self._loop:
-            return False  # thrown by a `finally` of coroutines that the interpreter takes down, not by the workflow
-        if isinstance(error, PlatformFault) and self._origins.failure_of(error) is None:
-            return False
-        if continuation_in(error) is not None:
-            return False
-        is_cancelled = isinstance(error, asyncio.CancelledError) and self.is_cancel_requested
-        return is_cancelled or self.attempt > self._definition.retries
-
-    def _finish(self, end: WorkflowEnd) -> None:
-        if not self.is_evicting:
-            if self.open_handlers and isinstance(end, Completed | ContinuedAsNew) and not self.is_replaying:
-                self._warn_of_handlers()
-            self.end = end
-            self._is_over = self._loop.stopped = True
-
-    def _warn_of_handlers(self) -> None:
-        assert self._signals is not None, "handlers without signals"
-        names = ", ".join(sorted(set(self._signals.open.values())))
-        _logger.warning(
-            "run %s ends while handlers of signals have not: %s. They are given up; "
-            "`await wait_condition(all_handlers_finished)` before the end waits for them",
-            self.identity.run_id, names,
-        )  # fmt: skip
-
-    def _park(self, fault: BaseException) -> None:
-        if not self.is_evicting:
-            self._fault = self._fault or fault
-            self._is_over = self._loop.stopped = True
-
     # ─ replay ────────────────────────────────────────────────────────────────
-
-    def _agreement_here(self) -> Agreement:
-        if self._agreement is None:
-            self._agreement = Agreement(self._operations)
-        return self._agreement
 
     def _adopt(self, agreement: Agreement, activated: Activated, asked: list[Asked]) -> None:
         try:
@@ -532,145 +280,3 @@ class Instance:
         return self._agreement_here().fault(
             mismatch, event, number, asked, run_id=self.identity.run_id, started=self._started, ended=ended
         )
-
-    # ─ what the author's code asks (runtime.Runtime) ─────────────────────────
-
-    def now_us(self) -> int:
-        return self._loop.now_us
-
-    @property
-    def random(self) -> RandomSource:
-        if self._random is None:
-            assert self._started is not None, "asked before it was started"
-            self._random = seams.seeded(self._started.seed)
-        return self._random
-
-    def call_activity(
-        self,
-        definition: ActivityDefinition,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        on_end: OnEnd | None = None,
-    ) -> Coroutine[Any, Any, Any]:
-        if definition.kind == COMPENSATION:
-            self.has_compensated = True
-        source = find_source(sys._getframe(2)) or self._loop.task_source()
-        data = definition.arguments.encode(args, kwargs)
-        if len(data) > self._limits.payload_bytes_warn and not self.is_replaying:
-            self._judge(data, f"the arguments of activity {definition.name!r}")
-        call = Call(definition, data, source)
-        call.on_end = on_end
-        coroutine = perform(call, self._loop, self._operations)
-        coroutine.__qualname__ = definition.name  # type: ignore[attr-defined]  # "coroutine ... was never awaited"
-        return coroutine
-
-    def call_child(
-        self, child: ChildRequest, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Coroutine[Any, Any, Any]:
-        return perform(self._child(child, args, kwargs), self._loop, self._operations)
-
-    def start_child(self, child: ChildRequest, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StartedChild:
-        return StartedChild(self._child(child, args, kwargs), self._loop, self._operations)
-
-    def _child(self, child: ChildRequest, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChildCall:
-        source = find_source(sys._getframe(2)) or self._loop.task_source()
-        workflow = child.workflow
-        data = workflow.arguments.encode(args, kwargs)
-        if len(data) > self._limits.payload_bytes_warn and not self.is_replaying:
-            self._judge(data, f"the input of workflow {workflow.name!r}")
-        if not self.is_replaying:
-            workflow.arguments.check_types(data)
-        return ChildCall(
-            child.definition,
-            data,
-            source,
-            workflow=workflow,
-            run_id=child.run_id,
-            task_queue=workflow.task_queue if child.task_queue is None else child.task_queue,
-            on_parent_close=child.on_parent_close,
-        )
-
-    def _judge(self, data: bytes, what: str) -> None:
-        """Refuse or warn of a large payload. Not in a replay: what is in the journal was let pass."""
-        self._limits.judge(len(data), what=what, run_id=self.identity.run_id)
-
-    def patched(self, id: str) -> bool:
-        """Return whether the run takes the new side of a change; the first answer is journaled, and stays."""
-        answer = self._agreement_here().answer(id)
-        if answer is None:
-            answer = self._mark(id, is_deprecated=False)
-        return answer
-
-    def deprecate_patch(self, id: str) -> None:
-        """Declare that no run is left on the old side; its marker may be there or not."""
-        agreement = self._agreement_here()
-        agreement.deprecate(id)
-        if agreement.answer(id) is None:
-            self._mark(id, is_deprecated=True)
-
-    def _mark(self, id: str, *, is_deprecated: bool) -> bool:
-        if self.is_evicting:
-            return False
-        src = self._loop.source(sys._getframe(2))
-        return self._agreement_here().mark(
-            id, src, is_replaying=self.is_replaying, is_deprecated=is_deprecated
-        )
-
-    def continue_as_new(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
-        """End this generation, and open the next with these arguments, which are checked like a start's."""
-        definition = self._definition
-        if self.is_evicting:
-            raise Evicted
-        if definition.kind != "workflow":
-            raise DefinitionError(f"a {definition.kind} cannot continue as new: {definition.name!r} is one")
-        if self.unwind is not None or self.open_sagas:
-            raise DefinitionError(
-                f"run {self.identity.run_id!r} cannot continue as new in the middle of a saga: nobody could undo its steps any "
-                "more; do them in a block of saga() that ends before"
-            )
-        data = definition.arguments.encode(args, kwargs)
-        definition.arguments.check_types(data)
-        if len(data) > self._limits.payload_bytes_warn and not self.is_replaying:
-            self._judge(data, "the input of the next generation")
-        raise Continuation(data)
-
-    def note(self, name: str, status: str, kind: str) -> None:
-        """Add a line to the run's story."""
-        if not self.is_evicting:
-            src = self._loop.source(sys._getframe(1))
-            self._operations.mark(Marker(Noted(name=name, status=status, kind=kind, src=src)))
-
-    async def wait_signal(self, name: str, value_type: ValueType, prompt: str | None = None) -> Any:
-        source = self._loop.source(sys._getframe(1))
-        if prompt is not None:
-            return await self._signals_here().ask(name, value_type, source, prompt)
-        return await self._signals_here().wait(name, value_type, source)
-
-    def on_query(self, name: str, call: Callable[..., Any]) -> None:
-        if self.queries is None:
-            self.queries = {}
-        self.queries[name] = call
-
-    def on_signal(self, name: str, handler: SignalHandler) -> None:
-        if not self.is_evicting:
-            self._signals_here().on_signal(name, handler)
-
-    async def early_signals(self) -> None:
-        if self._signals is not None:
-            await self._signals.early()
-
-    @property
-    def open_handlers(self) -> int:
-        return 0 if self._signals is None else len(self._signals.open)
-
-    def _signals_here(self) -> Signals:
-        if self._signals is None:
-            self._signals = Signals(
-                self._loop, self._operations, fault=self._park, failed=self._fail_by_handler
-            )
-        return self._signals
-
-    async def wait_condition(self, condition: Callable[[], bool]) -> None:
-        if self._conditions is None:
-            self._conditions = Conditions(self._loop, self._operations)
-        await self._conditions.wait(condition, self._loop.source(sys._getframe(1)))

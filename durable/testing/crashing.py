@@ -24,13 +24,14 @@ import msgspec
 
 from durable.activities import Activity
 from durable.errors import DefinitionError
+from durable.messages import Sent
 from durable.seams import SystemClock, seeded
 from durable.testing.clock import SkippingClock
 from durable.testing.environment import MEMORY
 from durable.testing.lives import START_US, At, LifeStore, Observed, Strike, Subject, Trial
 from durable.testing.virtual import VirtualClock, VirtualLoop
 from durable.worker.serving import Serving
-from durable.workflows import Named, Sent, Workflow
+from durable.workflows import Named, Workflow
 
 OTHER_START_US: Final = (
     START_US + 123_456_789_000_000

@@ -34,6 +34,7 @@ from durable.errors import (
 from durable.failures import describe, record
 from durable.in_activity import activity_info
 from durable.journal.events import ActivityCompleted, ActivityFailed, ScheduleActivity, StartTimer, TimerFired
+from durable.messages import Sent
 from durable.seams import spawn
 from durable.store.records import TurnCommit, Verdict
 from durable.store.sqlite.preparing import Prepared
@@ -51,7 +52,7 @@ from durable.testing.virtual import (
 )
 from durable.worker.live import Item
 from durable.worker.worker import Worker
-from durable.workflows import Sent, Workflow
+from durable.workflows import Workflow
 
 At = Literal["before", "after", "reply", "lease", "forward", "back", "lost", "late"]
 RUN_ID: Final = "run"

@@ -38,7 +38,7 @@ HANDLERS: Final = (
         "handlers-error-ends-the-run-at-once",
         "what a handler raises fails the run through its body: steps of its saga are undone",
         (
-            "durable/engine/instance.py",
+            "durable/engine/course.py",
             "                self._main.cancel()\n\n    def _handler_error_behind(",
             "                self._fail(error)\n\n    def _handler_error_behind(",
         ),
@@ -47,7 +47,7 @@ HANDLERS: Final = (
         "handlers-error-is-forgotten",
         "a run whose body does not heed its handler's error fails all the same",
         (
-            "durable/engine/instance.py",
+            "durable/engine/course.py",
             "                if self._handler_error is not None:\n                    raise self._handler_error\n",
             "",
         ),

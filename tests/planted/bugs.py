@@ -348,7 +348,7 @@ ACTIVITIES: Final = (
         "key-of-the-generation",
         "an idempotency key stays the same in a workflow-level retry",
         (
-            "durable/engine/instance.py",
+            "durable/engine/course.py",
             'f"{identity.run_id}@{identity.epoch}/", identity.task_queue',
             'f"{identity.run_id}@{identity.generation}/", identity.task_queue',
         ),

@@ -38,6 +38,7 @@ FLOORS: Final = {
     "store": 2,
     "scheduler": 3,
     "outside": 3,
+    "messages": 3,
     "workflows": 3,
     "workflow_classes": 3,
     "activities": 3,

@@ -52,7 +52,11 @@ ALLOWED: Final = {
         "random.Random",
     ): "the type of a run's own source, which seams.seeded makes",
     (
-        "durable/engine/instance.py",
+        "durable/engine/course.py",
+        "random.Random",
+    ): "the type of a run's own source, which seams.seeded makes",
+    (
+        "durable/engine/asking.py",
         "random.Random",
     ): "the type of a run's own source, which seams.seeded makes",
     (
