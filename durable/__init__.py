@@ -42,6 +42,8 @@ from durable.errors import (
     StuckWorkflowError,
     UndecodableError,
     UnknownWorkflowError,
+    UpdateFailedError,
+    UpdateRejectedError,
     WorkerLostError,
     WorkflowCompensationError,
     WorkflowFailedError,
@@ -88,7 +90,7 @@ from durable.in_workflow import (
 )
 from durable.journal.lifecycle import RunStatus
 from durable.limits import Limits
-from durable.messages import Signal, on_query, on_signal
+from durable.messages import Signal, on_query, on_signal, on_update
 from durable.result import Err, Ok, Result, UnwrapError
 from durable.retry import Retry, RetryAfter, Seconds
 from durable.workflows import (
@@ -503,6 +505,8 @@ __all__ = [
     "UnknownWorkflowError",
     "UnreadableRun",
     "UnwrapError",
+    "UpdateFailedError",
+    "UpdateRejectedError",
     "Why",
     "WhyReason",
     "Worker",
@@ -555,6 +559,7 @@ __all__ = [
     "now",
     "on_query",
     "on_signal",
+    "on_update",
     "parallel",
     "part_context",
     "patched",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
@@ -58,6 +58,7 @@ from durable.workflows import Named, workflow_of
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 class Client(Connection):
@@ -278,6 +279,72 @@ class Client(Connection):
     async def signal(self, run_id: str, signal: Any, value: object = None, *, id: str | None = None) -> None:
         """Send a signal to an open run; see `RunHandle.signal`."""
         await talking.send_signal(self, run_id, signal, value=value, id=id)
+
+    @overload
+    async def update(
+        self,
+        run_id: str,
+        update: Callable[[Any, V], Coroutine[Any, Any, T]],
+        value: V,
+        *,
+        id: str | None = None,
+        timeout: Seconds | None = None,
+    ) -> T: ...
+
+    @overload
+    async def update(
+        self,
+        run_id: str,
+        update: Callable[[Any], Coroutine[Any, Any, T]],
+        *,
+        id: str | None = None,
+        timeout: Seconds | None = None,
+    ) -> T: ...
+
+    @overload
+    async def update(
+        self,
+        run_id: str,
+        update: Callable[[Any, V], T],
+        value: V,
+        *,
+        id: str | None = None,
+        timeout: Seconds | None = None,
+    ) -> T: ...
+
+    @overload
+    async def update(
+        self,
+        run_id: str,
+        update: Callable[[Any], T],
+        *,
+        id: str | None = None,
+        timeout: Seconds | None = None,
+    ) -> T: ...
+
+    @overload
+    async def update(
+        self,
+        run_id: str,
+        update: str,
+        value: object = None,
+        *,
+        id: str | None = None,
+        timeout: Seconds | None = None,
+    ) -> Any: ...
+
+    async def update(
+        self,
+        run_id: str,
+        update: Any,
+        value: object = None,
+        *,
+        id: str | None = None,
+        timeout: Seconds | None = None,
+    ) -> Any:
+        """Call into an open run, and return the answer; see `RunHandle.update`. With the `id` of an earlier call that one's answer, also of a closed run."""
+        handle = self.handle_of(await self.store.get_run(check_run_id(run_id)))
+        return await handle.update(update, value, id=id, timeout=timeout)
 
     @overload
     async def query(

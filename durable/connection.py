@@ -161,3 +161,9 @@ class Connection:
         """Let a worker of this process drive what is started here; return the undoing. Internal to this library."""
         self._workers.append(worker)
         return lambda: self._workers.remove(worker)
+
+
+def judge_size(connection: Connection, data: bytes, *, what: str, run_id: str) -> None:
+    """Raise if a payload on its way to a run is too large, or warn of it."""
+    if len(data) > connection.limits.payload_bytes_warn:
+        connection.limits.judge(len(data), what=what, run_id=run_id)

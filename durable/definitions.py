@@ -127,6 +127,18 @@ class SignalMethod(NamedTuple):
     takes_value: bool
 
 
+class UpdateMethod(NamedTuple):
+    """A method of a workflow class that takes the updates of a name, and answers them. `validator` is the name of the method that is asked first, or ""."""
+
+    name: str
+    attribute: str
+    fn: Callable[..., Any]
+    value_type: ValueType
+    takes_value: bool
+    result_type: ValueType
+    validator: str = ""
+
+
 class QueryMethod(NamedTuple):
     """A method of a workflow class that answers the queries of a name."""
 
@@ -135,8 +147,15 @@ class QueryMethod(NamedTuple):
     fn: Callable[..., Any]
 
 
-NO_QUERIES: Final[Mapping[str, QueryMethod]] = MappingProxyType({})
-NO_SIGNALS: Final[Mapping[str, SignalMethod]] = MappingProxyType({})
+class Handlers(NamedTuple):
+    """The methods of a workflow class that messages go to, by the messages' names."""
+
+    signals: Mapping[str, SignalMethod]
+    queries: Mapping[str, QueryMethod]
+    updates: Mapping[str, UpdateMethod]
+
+
+_NO_HANDLERS: Final = Handlers(MappingProxyType({}), MappingProxyType({}), MappingProxyType({}))
 
 
 class WorkflowDefinition:
@@ -147,13 +166,13 @@ class WorkflowDefinition:
     with, if these are not the decoded ones. `is_long`: the limit of events in a journal is not for its runs. `retention_us`: how long
     its runs are kept once they are closed; `FOR_EVER`; None: as long as workers are told. `tidied_us`: how long those that ended well, or
     were compensated, are kept where there is no such retention; who serves it sees to that. `parts` are the functions in which the author's
-    code begins: `fn` itself, or the methods of a class. `signals` and `queries` are those of them that take signals and
-    answer queries, by their names.
+    code begins: `fn` itself, or the methods of a class (`is_class`), which has `handlers`: `signals`, `queries` and `updates`.
     """
 
     __slots__ = (
         "arguments",
         "fn",
+        "is_class",
         "is_long",
         "kind",
         "name",
@@ -169,6 +188,7 @@ class WorkflowDefinition:
         "task_queue",
         "tidied_us",
         "timeout_us",
+        "updates",
         "version",
     )
 
@@ -191,13 +211,12 @@ class WorkflowDefinition:
         retention_us: int | None = None,
         tidied_us: int | None = None,
         parts: tuple[Callable[..., Any], ...] = (),
-        signals: Mapping[str, SignalMethod] = NO_SIGNALS,
-        queries: Mapping[str, QueryMethod] = NO_QUERIES,
+        handlers: Handlers | None = None,
     ) -> None:
         self.name = name
         self.kind = kind
-        self.signals = signals
-        self.queries = queries
+        self.is_class = handlers is not None
+        self.signals, self.queries, self.updates = handlers or _NO_HANDLERS
         self.parts = parts or (fn,)
         self.retention_us = retention_us
         self.tidied_us = tidied_us

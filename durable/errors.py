@@ -27,6 +27,8 @@ Knows nothing of stores, workers or workflows: it only holds what went wrong, as
     │   ├── WorkflowVersionMismatchError
     │   │   └── SagaVersionMismatchError
     │   ├── RunParkedError              the run stopped on a platform fault, elsewhere
+    │   ├── UpdateRejectedError         an update was refused; the reason is `__cause__`
+    │   ├── UpdateFailedError           the handler of an update raised (`__cause__`), or the run ended before
     │   ├── WorkflowFailedError         the workflow raised; the reason is `__cause__`
     │   ├── WorkflowTimeoutError        the workflow's own deadline passed
     │   └── RunCancelledError
@@ -315,6 +317,27 @@ class RunParkedError(DurableError):
         super().__init__(f"run {run_id!r} is parked: {reason}")
         self.run_id = run_id
         self.reason = reason
+
+
+class UpdateRejectedError(DurableError):
+    """The run refused the update, which has had no effect. Why is `__cause__`: what the validator raised, or `ArgumentsError`."""
+
+    def __init__(self, message: str, *, run_id: str, update: str) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+        self.update = update
+
+
+class UpdateFailedError(DurableError):
+    """The handler of the update raised: that, rebuilt from the journal, is `__cause__`. The run goes on.
+
+    Without a `__cause__` the run ended before the update was answered; what had been done for it by then is as the run left it.
+    """
+
+    def __init__(self, message: str, *, run_id: str, update: str) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+        self.update = update
 
 
 class WorkflowFailedError(DurableError):

@@ -1,6 +1,6 @@
-"""Messages to a run, as authors declare them: typed signals, and who handles signals and queries in a function.
+"""Messages to a run, as authors declare them: typed signals, and who handles signals, updates and queries in a function.
 
-Methods of workflow classes are marked with `@workflow.signal` and `@workflow.query` instead. Knows nothing of how messages travel.
+Methods of workflow classes are marked with `@workflow.signal`, `@workflow.update` and `@workflow.query` instead. Knows nothing of how messages travel.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from durable.errors import DefinitionError
 from durable.in_workflow import MISSING, signal_value
 from durable.payloads import ValueType
 from durable.retry import Seconds
-from durable.workflow_classes import check_query, handler_of
+from durable.workflow_classes import check_query, handler_of, update_handler_of
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -71,6 +71,22 @@ def on_signal(signal: Signal[T] | str, handler: Callable[..., object]) -> None:
         run.on_signal(signal.name, handler_of(handler, value_type=signal.value_type))
     else:
         run.on_signal(check_name(signal, "a signal"), handler_of(handler))
+
+
+def on_update(
+    name: str, handler: Callable[..., object], validator: Callable[..., object] | None = None
+) -> None:
+    """In a workflow: from now on give each update of that name to `handler`, in the order of their sending; what came before, at once.
+
+    `handler` takes the value, of the type that its hint says, or nothing; what it returns is the caller's answer, and what it raises the caller's
+    error. It is `def`, or `async def`: then each call is a task of the run. `validator` is asked first, with the same value: what it raises refuses
+    the update, without any effect. It only looks, and no replay asks it. A second handler for a name takes the place of the first. An update
+    that no handler has taken when the run ends is given up, and its caller told. Raises `DefinitionError`.
+    """
+    run = current()
+    if run is None:
+        raise DefinitionError("on_update() works only inside a workflow")
+    run.on_update(check_name(name, "an update"), update_handler_of(handler, validator))
 
 
 def on_query(name: str, answer: Callable[..., object]) -> None:

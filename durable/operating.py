@@ -18,10 +18,11 @@ from durable.journal.lifecycle import RunStatus
 from durable.journal.reopening import FailedActivity, Reopening, failed_activities, reopening
 from durable.journal.turns import encode_turn, joined
 from durable.reading import decode_entries
+from durable.redelivery import redelivery_of
 from durable.retry import Seconds, seconds
 from durable.scheduler.retention import Deleted, delete_closed
 from durable.store.contract import Store
-from durable.store.records import ClosedRuns, FailedAttempt, PauseKind, Redelivery, Reopen, RunRecord
+from durable.store.records import ClosedRuns, FailedAttempt, PauseKind, Reopen, RunRecord
 
 
 class Pruned(msgspec.Struct, frozen=True, kw_only=True):
@@ -234,8 +235,5 @@ def _reopen(record: RunRecord, kept: Reopening, from_start: bool) -> Reopen:
         last,
         copy_turns=kept.copy_turns,
         parts=encode_turn(0, kept.entries) if kept.entries else (),
-        redeliver=tuple(
-            Redelivery(msg=e.msg, kind="signal", name=e.name, data=bytes(e.value), message_id=e.id)
-            for e in kept.signals
-        ),
+        redeliver=tuple(map(redelivery_of, kept.messages)),
     )

@@ -36,6 +36,7 @@ class OutcomeWatch:
         self._looking: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] | None = None
         self._drivers: list[Callable[[int], bool]] = []
+        self._listening: dict[int, list[Callable[[], None]]] = {}
         self._pause = HINT_SECONDS_MIN
 
     def add_driver(self, drives: Callable[[int], bool]) -> Callable[[], None]:
@@ -61,7 +62,7 @@ class OutcomeWatch:
             try:
                 if self._poller is None or self._poller.done():
                     self._start_poller()
-                if not self._is_driven_here(pk):
+                if not self.is_driven_here(pk):
                     if look_alone:
                         self._tell_all(await self._store.read_ended([key]))
                         if not waiter.done():
@@ -117,6 +118,22 @@ class OutcomeWatch:
             self._faults.pop(record.pk, None)
         self._tell(record)
 
+    def listen(self, pk: int, wake: Callable[[], None]) -> Callable[[], None]:
+        """Call `wake` when a worker of this process has recorded answers of that run to its callers; return the undoing."""
+        self._listening.setdefault(pk, []).append(wake)
+
+        def forget() -> None:
+            self._listening[pk].remove(wake)
+            if not self._listening[pk]:
+                del self._listening[pk]
+
+        return forget
+
+    def has_answered(self, pk: int) -> None:
+        """Tell who listens that there are answers of the run, and durable."""
+        for wake in self._listening.get(pk, ()):
+            wake()
+
     def look(self) -> None:
         """Look at the store soon: a run that was driven here was closed by somebody else."""
         self._hint.set()
@@ -143,7 +160,7 @@ class OutcomeWatch:
         looked_at = self._monotonic()  # for runs that are gone: hints do not tell of those
         while self._waiting:
             hinted = await self._hinted()
-            keys = [key for key in self._waiting if not (hinted and self._is_driven_here(key[0]))]
+            keys = [key for key in self._waiting if not (hinted and self.is_driven_here(key[0]))]
             if not keys:
                 continue
             since = self._monotonic()
@@ -178,7 +195,8 @@ class OutcomeWatch:
         await pause(self._pause)
         return True
 
-    def _is_driven_here(self, pk: int) -> bool:
+    def is_driven_here(self, pk: int) -> bool:
+        """Whether a worker of this process drives the run, and so announces what becomes of it."""
         for drives in self._drivers:  # noqa: SIM110  # any() would make a generator for each of a thousand waiters
             if drives(pk):
                 return True

@@ -25,6 +25,8 @@ from durable.journal.events import (
     End,
     Failed,
     SignalReceived,
+    UpdateAnswered,
+    UpdateReceived,
     WorkflowEnd,
 )
 from durable.journal.turns import Activated, split_activations
@@ -87,8 +89,8 @@ def _are_unread(rest: Sequence[Activated | End]) -> bool:
     """Whether these are messages that came while the last turn was made: nobody reads them any more, then comes the end."""
     return isinstance(rest[-1], WorkflowEnd) and all(
         isinstance(one, Activated)
-        and isinstance(one.event, SignalReceived | CancelRequested)
-        and not one.commands
+        and isinstance(one.event, SignalReceived | UpdateReceived | CancelRequested)
+        and all(isinstance(command, UpdateAnswered) and command.how == "given_up" for command in one.commands)
         for one in islice(rest, len(rest) - 1)
     )
 

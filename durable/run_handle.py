@@ -6,7 +6,7 @@ Knows nothing of workers: whoever drives the run, here or elsewhere, the store i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
 
@@ -23,6 +23,8 @@ from durable.errors import (
     RunParkedError,
     RunTerminatedError,
     UndecodableError,
+    UpdateFailedError,
+    UpdateRejectedError,
     WorkflowFailedError,
     WorkflowTimeoutError,
 )
@@ -41,6 +43,7 @@ from durable.retry import Seconds, seconds
 from durable.seams import spawn
 from durable.stacks import Stack
 from durable.store.records import RunRecord
+from durable.updating import Answer, call_update
 from durable.workflows import Named
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+V = TypeVar("V")
 _ANY: Final = ValueType.of(Any)
 
 FOLLOW_ROWS: Final = 500  # of the journal, read at a time
@@ -211,6 +215,94 @@ class RunHandle(Generic[R]):
         `WorkflowStateError` if the run is closed, `PayloadError`.
         """
         await self._client.signal(self._run_id, signal, value, id=id)
+
+    @overload
+    async def update(
+        self,
+        update: Callable[[Any, V], Coroutine[Any, Any, T]],
+        value: V,
+        *,
+        id: str | None = None,
+        timeout: Seconds | None = None,
+    ) -> T: ...
+
+    @overload
+    async def update(
+        self,
+        update: Callable[[Any], Coroutine[Any, Any, T]],
+        *,
+        id: str | None = None,
+        timeout: Seconds | None = None,
+    ) -> T: ...
+
+    @overload
+    async def update(
+        self,
+        update: Callable[[Any, V], T],
+        value: V,
+        *,
+        id: str | None = None,
+        timeout: Seconds | None = None,
+    ) -> T: ...
+
+    @overload
+    async def update(
+        self, update: Callable[[Any], T], *, id: str | None = None, timeout: Seconds | None = None
+    ) -> T: ...
+
+    @overload
+    async def update(
+        self, update: str, value: object = None, *, id: str | None = None, timeout: Seconds | None = None
+    ) -> Any: ...
+
+    async def update(
+        self,
+        update: Any,
+        value: object = None,
+        *,
+        id: str | None = None,
+        timeout: Seconds | None = None,
+    ) -> Any:
+        """Call into the run, and return the answer: `await run.update(Checkout.add, item)`. Its effect and the answer are recorded in one commit.
+
+        It is named by the method that takes it (the value and the answer are of its types, else `ArgumentsError`), or by text. It waits until the run
+        has a worker and answers. `id` makes the call repeatable: whoever asks again with it, here or elsewhere, now or after the run has
+        closed, gets the same answer, and nothing is done twice. After `timeout` (seconds or timedelta) TimeoutError; the update stays sent. Raises
+        `UpdateRejectedError`: the run refused it, without any effect; `UpdateFailedError`: its handler raised (`__cause__`), or the run
+        ended before it was answered; of a parked run what `result` raises, though the update waits there; `WorkflowStateError` if
+        the run is closed, `RunNotFoundError`, `InboxFullError`, `PayloadError`.
+        """
+        limit = None if timeout is None else seconds(timeout, what="timeout")
+        with lending_slot():
+            async with asyncio.timeout(limit):
+                answer = await call_update(
+                    self._client, self._run_id, update, value=value, id=id, known=self._definition
+                )
+        if answer.parked is not None:
+            raise self.failure_of(answer.parked)
+        return self._told(answer)
+
+    def _told(self, answer: Answer) -> Any:
+        name, found, result_type, _ = answer
+        what = f"update {name!r} of run {self._run_id!r}"
+        if found is not None and found.how == "completed":
+            try:
+                return result_type.decode(bytes(found.result))
+            except UndecodableError as error:
+                raise error.naming(f"the result of {what}") from None
+        failure = None if found is None else found.failure
+        text = "no reason was recorded" if failure is None else failures.describe(failure)
+        raised: UpdateFailedError | UpdateRejectedError
+        if found is None or found.how == "given_up":
+            raised = UpdateFailedError(
+                f"{what}: the run ended before it was answered", run_id=self._run_id, update=name
+            )
+        elif found.how == "rejected":
+            raised = UpdateRejectedError(f"{what} was refused: {text}", run_id=self._run_id, update=name)
+        else:
+            raised = UpdateFailedError(f"{what} failed: {text}", run_id=self._run_id, update=name)
+        raised.__cause__ = None if failure is None else failures.rebuild(failure)
+        raise raised
 
     @overload
     async def query(

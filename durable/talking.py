@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from durable import failures
-from durable.connection import Connection
+from durable.connection import Connection, judge_size
 from durable.definitions import check_run_id, check_text
 from durable.describing import read_story
 from durable.errors import ActivityClosedError, ArgumentsError, UndecodableError
@@ -45,7 +45,7 @@ async def send_signal(
     check_text(name, "a signal's name")
     if id is not None and id != "":
         check_text(id, "a signal's id")
-    _judge_size(connection, data, what=f"the signal {name!r}", run_id=run_id)
+    judge_size(connection, data, what=f"the signal {name!r}", run_id=run_id)
     message = Outgoing(
         run_id=check_run_id(run_id),
         kind="signal",
@@ -76,7 +76,7 @@ async def send_answer(
 ) -> None:
     """See `Client.answer`. The message's id is the question's: of two answers that race, the store keeps one."""
     data = _any.encode(value)
-    _judge_size(connection, data, what="the answer", run_id=run_id)
+    judge_size(connection, data, what="the answer", run_id=run_id)
     store = connection.store
     record = await store.get_run(check_run_id(run_id))
     _, story, fault = await read_story(store, record)
@@ -117,7 +117,7 @@ async def _answer(
     """Hand an answer to the store; wait a little for an attempt whose note has not been written yet."""
     store, clock = connection.store, connection.clock
     named = await _named(connection, token)
-    _judge_size(connection, data, what="the answer of an activity", run_id=named.run_id)
+    judge_size(connection, data, what="the answer of an activity", run_id=named.run_id)
     answer = ActivityAnswer(
         run_id=named.run_id,
         epoch=named.epoch,
@@ -137,8 +137,3 @@ async def _answer(
 
 async def _named(connection: Connection, token: str) -> TaskToken:
     return parse_token(token, await connection.store.read_meta("database_id") or "")
-
-
-def _judge_size(connection: Connection, data: bytes, *, what: str, run_id: str) -> None:
-    if len(data) > connection.limits.payload_bytes_warn:
-        connection.limits.judge(len(data), what=what, run_id=run_id)

@@ -7,20 +7,26 @@ Knows nothing of names or options.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar, overload
 
-from durable.definitions import QueryMethod, SignalMethod, check_name
-from durable.engine.runtime import SignalHandler, current
+from durable.definitions import Handlers, QueryMethod, SignalMethod, UpdateMethod, check_name
+from durable.engine.runtime import SignalHandler, UpdateHandler, current
 from durable.errors import DefinitionError
 from durable.payloads import ValueType
 
+P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
-Method = TypeVar("Method", SignalMethod, QueryMethod)
+S_contra = TypeVar("S_contra", contravariant=True)
+V = TypeVar("V", bound=Callable[..., object])
+Method = TypeVar("Method", SignalMethod, QueryMethod, UpdateMethod)
 
 WORKFLOW: Final = "__durable_workflow__"  # a class's attribute: the `Workflow` it stands for
 SIGNAL: Final = "__durable_signal__"  # a method's attribute: which signals it takes
 QUERY: Final = "__durable_query__"  # a method's attribute: which queries it answers
+UPDATE: Final = "__durable_update__"  # a method's attribute: which updates it takes
+VALIDATOR: Final = "validator"  # an update method's attribute: the decorator of what is asked first
 _NOTHING: Final = ValueType.of(type(None))
 
 
@@ -29,6 +35,22 @@ class Runnable(Protocol[R_co]):
 
     def run(self) -> Coroutine[Any, Any, R_co]:
         """Return what the run's result will be."""
+        ...
+
+
+class UpdateFunction(Protocol[S_contra, P, R_co]):
+    """A method that takes updates, as type checkers see it: the plain function that it is, with `validator`."""
+
+    def __call__(self, instance: S_contra, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+    @overload
+    def __get__(self, instance: None, owner: type, /) -> Self: ...
+
+    @overload
+    def __get__(self, instance: S_contra, owner: type, /) -> Callable[P, R_co]: ...
+
+    def validator(self, fn: V, /) -> V:
+        """Ask this method first: what it raises refuses the update."""
         ...
 
 
@@ -48,14 +70,16 @@ def check_class(cls: type[Any]) -> None:
             f"`run` of workflow class {name!r} takes {', '.join(surplus)}, but nobody gives it anything: "
             "the input is what `__init__` takes"
         )
-    if marked_signal(run) is not None or marked_query(run) is not None:
-        raise DefinitionError(f"`run` of workflow class {name!r} takes no signals and answers no queries")
+    if any(marked(run) is not None for marked in (marked_signal, marked_query, marked_update)):
+        raise DefinitionError(
+            f"`run` of workflow class {name!r} takes no signals or updates and answers no queries"
+        )
 
 
-def body_of(
-    cls: type[Runnable[Any]], signals: Mapping[str, SignalMethod], queries: Mapping[str, QueryMethod]
-) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """Return what a run of the class is: make the object, give it the signals that are there, then `run` it. It is called as the class is."""
+def body_of(cls: type[Runnable[Any]], handlers: Handlers) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Return what a run of the class is: make the object, give it the messages that are there, then `run` it. It is called as the class is."""
+
+    signals, queries, updates = handlers
 
     async def body(*args: Any, **kwargs: Any) -> Any:
         made = cls(*args, **kwargs)
@@ -66,7 +90,9 @@ def body_of(
             for one in signals.values():
                 handler = getattr(made, one.attribute)
                 run.on_signal(one.name, SignalHandler(handler, one.value_type, one.takes_value))
-            if signals:
+            for update in updates.values():
+                run.on_update(update.name, _handler_in(made, update))
+            if signals or updates:
                 await run.early_signals()
         return await made.run()
 
@@ -114,16 +140,21 @@ def handler_of(
     if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
         raise DefinitionError(f"signal handler {name!r} is a generator: nobody would run it")
     takes = list(_signature(fn).parameters.values()) if parameters is None else list(parameters)
-    if len(takes) > 1 or any(
-        one.kind not in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in takes
-    ):
-        names = ", ".join(str(one.replace(annotation=one.empty, default=one.empty)) for one in takes)
-        raise DefinitionError(
-            f"signal handler {name!r} takes {names}: a signal has one value; send several as one object, a dataclass for example"
-        )
-    if not takes:
+    if not _takes_value(takes, f"signal handler {name!r}", "a signal"):
         return SignalHandler(fn, value_type or _NOTHING, takes_value=False)
     return SignalHandler(fn, value_type or ValueType.of_parameter(fn, takes[0].name), takes_value=True)
+
+
+def _takes_value(parameters: Sequence[inspect.Parameter], who: str, message: str) -> bool:
+    """Return whether a handler takes the message's value; raise `DefinitionError` if it takes more than that."""
+    if len(parameters) > 1 or any(
+        one.kind not in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters
+    ):
+        names = ", ".join(str(one.replace(annotation=one.empty, default=one.empty)) for one in parameters)
+        raise DefinitionError(
+            f"{who} takes {names}: {message} has one value; send several as one object, a dataclass for example"
+        )
+    return bool(parameters)
 
 
 def _signature(fn: Callable[..., Any]) -> inspect.Signature:
@@ -135,9 +166,91 @@ def _signature(fn: Callable[..., Any]) -> inspect.Signature:
         ) from None
 
 
-def signals_of(cls: type[Any]) -> dict[str, SignalMethod]:
-    """Return the methods of a class that take signals, by the signals' names; raise `DefinitionError` where that is not clear."""
-    return _methods_of(cls, marked_signal, "signal")
+# ─ updates ──
+
+
+def mark_update(fn: Any, name: str | None) -> Any:
+    """Mark a method as taking updates, give it the decorator `validator`, and return it; raise `DefinitionError` if it cannot."""
+    if not inspect.isfunction(fn):
+        raise DefinitionError(f"@workflow.update marks methods, not {fn!r}")
+    parameters = list(inspect.signature(fn).parameters.values())
+    if not parameters:
+        raise DefinitionError(f"update method {fn.__qualname__!r} has no `self`")
+    handler = update_handler_of(fn, parameters=parameters[1:])
+    method = UpdateMethod(
+        name=check_name(fn.__name__ if name is None else name, "an update"),
+        attribute=fn.__name__,
+        fn=fn,
+        value_type=handler.value_type,
+        takes_value=handler.takes_value,
+        result_type=handler.result_type,
+    )
+    setattr(fn, UPDATE, method)
+    setattr(fn, VALIDATOR, partial(_mark_validator, fn))
+    return fn
+
+
+def _mark_validator(update: Callable[..., Any], fn: Any) -> Any:
+    """Let a method be asked before the update is handled, and return it."""
+    if not inspect.isfunction(fn):
+        raise DefinitionError(f"@{update.__name__}.validator marks methods, not {fn!r}")
+    method = marked_update(update)
+    assert method is not None, "a validator of what is no update"
+    if method.validator:
+        raise DefinitionError(f"update method {update.__qualname__!r} has a validator already")
+    if fn.__name__ == method.attribute:
+        raise DefinitionError(
+            f"the validator of {update.__qualname__!r} has its name, and would take its place: give it another"
+        )
+    parameters = list(inspect.signature(fn).parameters.values())
+    if not parameters:
+        raise DefinitionError(f"validator {fn.__qualname__!r} has no `self`")
+    _check_validator(fn, parameters[1:], takes_value=method.takes_value)
+    setattr(update, UPDATE, method._replace(validator=fn.__name__))
+    return fn
+
+
+def _check_validator(fn: Any, parameters: Sequence[inspect.Parameter], *, takes_value: bool) -> None:
+    name = getattr(fn, "__qualname__", repr(fn))
+    if inspect.iscoroutinefunction(fn) or inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        raise DefinitionError(f"validator {name!r} only looks, and waits for nothing: make it a plain `def`")
+    if _takes_value(parameters, f"validator {name!r}", "an update") is not takes_value:
+        raise DefinitionError(f"validator {name!r} must take what its update takes")
+
+
+def marked_update(fn: Any) -> UpdateMethod | None:
+    """Return what a method is told of updates, if it is marked."""
+    found = getattr(fn, UPDATE, None)
+    return found if isinstance(found, UpdateMethod) else None
+
+
+def update_handler_of(
+    fn: Callable[..., Any],
+    validator: Callable[..., Any] | None = None,
+    *,
+    parameters: Sequence[inspect.Parameter] | None = None,
+) -> UpdateHandler:
+    """Return a function as the handler of an update: it takes its value, or nothing, and what it returns is the answer."""
+    name = getattr(fn, "__qualname__", repr(fn))
+    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        raise DefinitionError(f"update handler {name!r} is a generator: nobody would run it")
+    takes = list(_signature(fn).parameters.values()) if parameters is None else list(parameters)
+    takes_value = _takes_value(takes, f"update handler {name!r}", "an update")
+    if validator is not None:
+        _check_validator(validator, list(_signature(validator).parameters.values()), takes_value=takes_value)
+    value_type = ValueType.of_parameter(fn, takes[0].name) if takes_value else _NOTHING
+    return UpdateHandler(fn, value_type, takes_value, ValueType.of_return(fn), validator)
+
+
+def _handler_in(made: object, update: UpdateMethod) -> UpdateHandler:
+    """Return the handler that a method of this object is."""
+    return UpdateHandler(
+        getattr(made, update.attribute),
+        update.value_type,
+        update.takes_value,
+        update.result_type,
+        getattr(made, update.validator) if update.validator else None,
+    )
 
 
 # ─ queries ──
@@ -168,9 +281,16 @@ def check_query(fn: Callable[..., Any]) -> None:
         raise DefinitionError(f"query {name!r} only looks, and waits for nothing: make it a plain `def`")
 
 
-def queries_of(cls: type[Any]) -> dict[str, QueryMethod]:
-    """Return the methods of a class that answer queries, by their names; raise `DefinitionError` where that is not clear."""
-    return _methods_of(cls, marked_query, "query")
+# ─ all of them ──
+
+
+def handlers_of(cls: type[Any]) -> Handlers:
+    """Return the methods of a class that messages go to; raise `DefinitionError` where that is not clear."""
+    return Handlers(
+        signals=_methods_of(cls, marked_signal, "signal"),
+        queries=_methods_of(cls, marked_query, "query"),
+        updates=_methods_of(cls, marked_update, "update"),
+    )
 
 
 def _methods_of(cls: type[Any], marked: Callable[[Any], Method | None], kind: str) -> dict[str, Method]:

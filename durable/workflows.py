@@ -8,20 +8,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeVar, get_args, overload
 
 from durable import outside
 from durable.definitions import (
     FOR_EVER,
     LOCAL_TASK_QUEUE,
-    NO_QUERIES,
-    NO_SIGNALS,
     RETENTION_SECONDS_MIN,
     ActivityDefinition,
     ForEver,
+    Handlers,
     OnParentClose,
-    QueryMethod,
-    SignalMethod,
     WorkflowDefinition,
     check_name,
     check_run_id,
@@ -35,14 +32,15 @@ from durable.retry import Retry, Seconds, seconds
 from durable.workflow_classes import (
     WORKFLOW,
     Runnable,
+    UpdateFunction,
     authored,
     body_of,
     check_class,
+    handlers_of,
     is_as_declared,
     mark_query,
     mark_signal,
-    queries_of,
-    signals_of,
+    mark_update,
 )
 
 if TYPE_CHECKING:
@@ -50,8 +48,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T")
-D = TypeVar("D")
+S = TypeVar("S")
 C = TypeVar("C", bound="type[Runnable[Any]]")
 M = TypeVar("M", bound=Callable[..., Any])
 
@@ -347,10 +344,10 @@ class _Decorator:
     def _of_class(self, cls: type[Any]) -> type[Any]:
         """Make a workflow of a class, and return the class: it knows its workflow, and who serves its module finds it."""
         check_class(cls)
-        signals, queries = signals_of(cls), queries_of(cls)
-        body, result = body_of(cls, signals, queries), ValueType.of_return(cls.run)
+        handlers = handlers_of(cls)
+        body, result = body_of(cls, handlers), ValueType.of_return(cls.run)
         made: Workflow[..., Any] = Workflow(
-            self._definition(body, cls, result, parts=authored(cls), signals=signals, queries=queries)
+            self._definition(body, cls, result, parts=authored(cls), handlers=handlers)
         )
         setattr(cls, WORKFLOW, made)
         cls.__durable_workflows__ = classmethod(_workflow_of_this)
@@ -363,8 +360,7 @@ class _Decorator:
         result: ValueType,
         *,
         parts: tuple[Callable[..., Any], ...] = (),
-        signals: Mapping[str, SignalMethod] = NO_SIGNALS,
-        queries: Mapping[str, QueryMethod] = NO_QUERIES,
+        handlers: Handlers | None = None,
     ) -> WorkflowDefinition:
         parameters = inspect.signature(signature).parameters
         if "run_id" in parameters:
@@ -384,8 +380,7 @@ class _Decorator:
             retention_us=self._retention_us,
             prepare=partial(_with_context, list(parameters).index("ctx")) if "ctx" in parameters else None,
             parts=parts,
-            signals=signals,
-            queries=queries,
+            handlers=handlers,
         )
 
 
@@ -485,6 +480,26 @@ class _Workflow:
         if fn is None:
             return partial(mark_signal, name=name)
         return mark_signal(fn, name)
+
+    @overload
+    def update(self, fn: Callable[Concatenate[S, P], R], /) -> UpdateFunction[S, P, R]: ...
+
+    @overload
+    def update(
+        self, fn: None = None, /, *, name: str | None = None
+    ) -> Callable[[Callable[Concatenate[S, P], R]], UpdateFunction[S, P, R]]: ...
+
+    def update(self, fn: Any = None, /, *, name: str | None = None) -> Any:
+        """Let a method of a workflow class take the updates of its name (or of `name`), each once: what it returns is the caller's answer.
+
+        It is like a method that takes signals (one value or none, `def` or `async def`, called when the update arrives), but for its errors: what it raises
+        goes to the caller (`UpdateFailedError`), and the run goes on. Effect and answer are recorded in one commit. With `@add.validator` a
+        second method of the class is asked first, with the same value: what that raises refuses the update (`UpdateRejectedError`), without any
+        effect. Call by `await run.update(Checkout.add, item)`.
+        """
+        if fn is None:
+            return partial(mark_update, name=name)
+        return mark_update(fn, name)
 
     @overload
     def query(self, fn: M, /) -> M: ...

@@ -43,6 +43,7 @@ COMMANDS: Final = MappingProxyType(
         "why": Listed("health", "See", "Say why a run is not moving."),
         "workers": Listed("health", "See", "List the living workers."),
         "signal": Listed("talk", "Talk", "Send a signal to a run."),
+        "update": Listed("talk", "Talk", "Call into a run, and print its answer."),
         "query": Listed("talk", "Talk", "Ask a run, and print its answer."),
         "answer": Listed("people", "Talk", "Answer what a run asks a person."),
         "inbox": Listed("people", "Talk", "List what runs ask people."),

@@ -24,13 +24,13 @@ GLYPHS: Final = {
     "pending": "○", "running": "●", "waiting": "◷", "parked": "⏸",
     "completed": "✓", "failed": "✗", "cancelled": "⊘", "terminated": "⊘", "timed_out": "✗", "continued": "→",
     "compensating": "↺", "compensated": "↺", "skipped": "⊘",
-    "scheduled": "○", "retrying": "●", "fired": "✓", "received": "✓",
+    "scheduled": "○", "retrying": "●", "fired": "✓", "received": "✓", "rejected": "⊘",
 }  # fmt: skip
 COLOURS: Final = {
     "running": "cyan", "retrying": "yellow", "waiting": "blue", "parked": "magenta",
     "completed": "green", "fired": "green", "received": "green",
     "compensating": "yellow", "compensated": "yellow",
-    "failed": "red", "timed_out": "red", "terminated": "red", "cancelled": "yellow",
+    "failed": "red", "timed_out": "red", "terminated": "red", "cancelled": "yellow", "rejected": "yellow",
 }  # fmt: skip
 _ASCII: Final = str.maketrans(
     {"○": "o", "●": "*", "◷": "~", "⏸": "=", "✓": "+", "✗": "x", "⊘": "-", "→": ">", "↺": "<", "·": "-", "…": "...",

@@ -97,6 +97,8 @@ def step_name(entry: Entry, kind: str = "workflow") -> str:
             return f"ask {escaped(entry.name)}"
         case "signal":
             return f"signal {escaped(entry.name)}"
+        case "update":
+            return f"update {escaped(entry.name)}({'' if entry.input is None else value_text(entry.input)})"
         case "condition":
             return f"condition at {entry.source}" if entry.source else "condition"
         case "cancel":
@@ -161,7 +163,9 @@ def entry_result(entry: Entry, now: datetime) -> str:
         return escaped(entry.prompt)
     if entry.kind in ("gate", "predicate") and entry.status == "completed" and isinstance(entry.result, list):
         return "→ " + (", ".join(escaped(str(one)) for one in entry.result) or "nothing")
-    if entry.status == "received" or (entry.status == "completed" and entry.is_activity):
+    if entry.status == "received" or (
+        entry.status == "completed" and (entry.is_activity or entry.kind == "update")
+    ):
         return value_text(entry.result)
     return "" if entry.status in ("completed", "fired") else str(entry.status)
 

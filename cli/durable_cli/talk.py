@@ -1,24 +1,34 @@
-"""Talking to runs: signal, query, cancel, terminate. Those that change something take exact run ids."""
+"""Talking to runs: signal, update, query, cancel, terminate. Those that change something take exact run ids."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import click
 import msgspec
 
-from durable import ArgumentsError, Client, DurableError, RunHandle, Signal
+from durable import (
+    ArgumentsError,
+    Client,
+    DurableError,
+    RunHandle,
+    Signal,
+    UpdateFailedError,
+    UpdateRejectedError,
+)
 from durable_cli.arguments import Given, parse_arguments, parse_value
 from durable_cli.completing import complete_run_id
+from durable_cli.durations import duration_option
 from durable_cli.finding import database, exact_run_id, find_run, run_async
 from durable_cli.options import Settings, app_option, common_options
 from durable_cli.output import Output, json_text
-from durable_cli.problems import NOT_FOUND, OK, RUN_FAILED, Problem, ask, quoted
+from durable_cli.problems import NOT_FOUND, OK, RUN_FAILED, TIMED_OUT, Problem, ask, quoted
 from durable_cli.targets import load_target, objects_of, workflows_in
 
-Declared = Signal[Any] | Callable[..., object]  # what tells the type of a signal's value
+Declared = Signal[Any] | Callable[..., object]  # what tells the type of a signal's or an update's value
 
 
 @click.command("signal")
@@ -59,7 +69,7 @@ async def _signal(
     text: str | None,
     message_id: str | None,
 ) -> int:
-    declared = _declared(settings, output, name)
+    declared = _declared_signal(settings, output, name)
     async with database(settings) as client:
         await exact_run_id(client, run_id, "signal")
         if declared is None:
@@ -70,20 +80,25 @@ async def _signal(
     return OK
 
 
-def _declared(settings: Settings, output: Output, name: str) -> Declared | None:
-    """Return the Signal of that name within the app, or the method of a class there that takes it, if there is one.
+def _objects(settings: Settings, output: Output) -> Sequence[object]:
+    """Return what the app holds, if there is one.
 
-    Whoever must signal a run now can do it without the code; only an app that was asked for by --app must be there.
+    Whoever must talk to a run now can do it without the code; only an app that was asked for by --app must be there.
     """
     if settings.app is None:
-        return None
+        return ()
     try:
-        values = objects_of(settings.app, settings)
+        return objects_of(settings.app, settings)
     except Problem as problem:
         if settings.given_app:
             raise
         output.note(f"note: the value is not checked: {problem.message}")
-        return None
+        return ()
+
+
+def _declared_signal(settings: Settings, output: Output, name: str) -> Declared | None:
+    """Return the Signal of that name within the app, or the method of a class there that takes it, if there is one."""
+    values = _objects(settings, output)
     signals: list[Declared] = [one for one in values if isinstance(one, Signal) and one.name == name]
     methods = [one.definition.signals.get(name) for value in values for one in workflows_in(value)]
     signals += [method.fn for method in methods if method is not None]
@@ -100,6 +115,84 @@ async def _send_typed(
         if text is None or text == value:
             raise
         await client.signal(run_id, signal, text, id=message_id)
+
+
+@click.command("update")
+@click.argument("run_id", metavar="ID", shell_complete=complete_run_id)
+@click.argument("name", metavar="NAME")
+@click.argument("words", metavar="[VALUE]", nargs=-1)
+@click.option("--json", "whole", metavar="JSON", help="The value as JSON; - reads it from standard input.")
+@click.option(
+    "--message-id",
+    metavar="ID",
+    help="Makes the call repeatable: asked again with this id, the run gives the same answer and does nothing twice.",
+)
+@click.option("--timeout", type=duration_option, metavar="DURATION", help="Wait at most so long: 30s, 5m.")
+@app_option
+@common_options
+@click.pass_obj
+def update_command(
+    settings: Settings,
+    run_id: str,
+    name: str,
+    words: tuple[str, ...],
+    whole: str | None,
+    message_id: str | None,
+    timeout: float | None,
+) -> int:
+    """Call into an open run, wait until it has answered, and print the answer as JSON.
+
+    The run needs a worker. VALUE: as for `durable signal`. With --app the value is checked against the type of the method that takes it. Of a closed
+    run the answer to an earlier call is told, by its --message-id.
+    """
+    value = parse_value(words, whole, read_stdin=sys.stdin.read)
+    text = words[0] if len(words) == 1 and whole is None else None
+    call = _update(
+        settings, Output(settings), run_id, name, value, text, message_id=message_id, timeout=timeout
+    )
+    return run_async(call)
+
+
+async def _update(
+    settings: Settings,
+    output: Output,
+    run_id: str,
+    name: str,
+    value: Any,
+    text: str | None,
+    *,
+    message_id: str | None,
+    timeout: float | None,
+) -> int:
+    methods = [
+        one.definition.updates.get(name)
+        for found in _objects(settings, output)
+        for one in workflows_in(found)
+    ]
+    declared: Any = next((method.fn for method in methods if method is not None), name)
+    async with database(settings) as client:
+        await exact_run_id(client, run_id, "update")
+        ask_run = partial(client.update, run_id, declared, id=message_id, timeout=timeout)
+        try:
+            try:
+                answer = await ask_run(value)
+            except ArgumentsError:
+                if text is None or text == value:
+                    raise
+                answer = await ask_run(text)
+        except (UpdateRejectedError, UpdateFailedError) as error:
+            raise Problem(str(error), code=RUN_FAILED) from error
+        except TimeoutError:
+            raise Problem(
+                f"run {quoted(run_id)} has not answered update {quoted(name)} after {timeout:g} s; it stays sent",
+                code=TIMED_OUT,
+            ) from None
+    answer = msgspec.to_builtins(answer, enc_hook=str)
+    if output.is_text:
+        output.line(json_text(answer))
+    else:
+        output.json({"run_id": run_id, "update": name, "answer": answer})
+    return OK
 
 
 @click.command("query")

@@ -41,6 +41,11 @@ class Agreement:
 
     def _warn(self, command: Command, operation: Asked, activated: Activated) -> None:
         what = label(operation.kind, operation.name)
+        if operation.kind == "update":
+            self.warnings.append(
+                f"event {activated.number}: the {what} would be another one today; the journal's stands, which the caller was told"
+            )
+            return
         differs = "another duration" if operation.kind == "timer" else "other arguments"
         recorded = getattr(command, "src", "")
         self.warnings.append(

@@ -34,7 +34,9 @@ from durable.engine.runtime import (
     Unwind,
     continuation_in,
 )
+from durable.engine.updates import Updates
 from durable.errors import DefinitionError, PlatformFault
+from durable.failures import Failure
 from durable.journal.events import (
     Cancelled,
     Completed,
@@ -42,6 +44,7 @@ from durable.journal.events import (
     Failed,
     OpenWait,
     Started,
+    UpdateAnswered,
     WorkflowEnd,
 )
 from durable.limits import DEFAULT_LIMITS, Limits
@@ -83,6 +86,7 @@ class Course:
         "identity",
         "is_cancel_requested",
         "is_evicting",
+        "is_looking",
         "is_replaying",
         "next_input",
         "open_sagas",
@@ -91,6 +95,7 @@ class Course:
         "started_at_us",
         "timers",
         "unwind",
+        "updates",
         "waits",
     )
 
@@ -112,6 +117,7 @@ class Course:
         self.started_at_us = 0
         self.is_replaying = False
         self.is_evicting = False
+        self.is_looking = False
         self.end: WorkflowEnd | None = None
         self.failed_at: tuple[int, int] | None = None
         self.events = 0
@@ -146,7 +152,8 @@ class Course:
         )
         loop.on_exit = self._fail
         loop.on_guard = self._park
-        self._signals: Signals | None = None  # both made when they are first needed
+        self._signals: Signals | None = None  # these three made when they are first needed
+        self.updates: Updates | None = None
         self._conditions: Conditions | None = None
         self._started: Started | None = None
         self._random: RandomSource | None = None
@@ -171,8 +178,7 @@ class Course:
                 if self._handler_error is not None:
                     raise self._handler_error
                 data = self._definition.result.encode_result(result)
-                if len(data) > self._limits.payload_bytes_warn and not self.is_replaying:
-                    self._judge(data, "the result")
+                self.judge(data, "the result")
             except BaseException as error:
                 by_handler = self._handler_error_behind(error)
                 if self.unwind is not None and self._is_final(by_handler or error):
@@ -204,7 +210,7 @@ class Course:
 
     def _fail_by_handler(self, error: BaseException) -> None:
         """What a handler raised is the run's error: the workflow is cancelled where it waits, cleans up, and ends with it."""
-        if isinstance(error, PlatformFault) and self._origins.failure_of(error) is None:
+        if self.is_fault(error):
             self._park(error)
             return
         if continuation_in(error) is not None:
@@ -224,17 +230,12 @@ class Course:
     def _fail(self, error: BaseException) -> None:
         if self.is_evicting or self.end is not None:
             return
-        whose = self._origins.failure_of(error)
-        if isinstance(error, PlatformFault) and whose is None:
+        if self.is_fault(error):
             self._park(error)
             return
         # What was undone must not be kept: the retry begins with an empty journal (P7).
         self.failed_at = None if self.has_compensated else self._origins.place_of(error)
-        failure = failures.record(error)
-        if whose is not None:  # an activity's own: whose, and after how many attempts
-            failure = msgspec.structs.replace(
-                failure, activity=whose.activity, run_id=whose.run_id, attempts=whose.attempts
-            )
+        failure = self.as_failure(error)
         is_undone = self._definition.kind == "saga" and bool(getattr(type(error), UNDONE, False))
         self._finish(Failed(at=self._event_at, failure=failure, origin=self.failed_at, compensated=is_undone))
 
@@ -244,7 +245,7 @@ class Course:
             return False
         if asyncio._get_running_loop() is not self._loop:
             return False  # thrown by a `finally` of coroutines that the interpreter takes down, not by the workflow
-        if isinstance(error, PlatformFault) and self._origins.failure_of(error) is None:
+        if self.is_fault(error):
             return False
         if continuation_in(error) is not None:
             return False
@@ -259,10 +260,10 @@ class Course:
             self._is_over = self._loop.stopped = True
 
     def _warn_of_handlers(self) -> None:
-        assert self._signals is not None, "handlers without signals"
-        names = ", ".join(sorted(set(self._signals.open.values())))
+        opened = [one.open.values() for one in (self._signals, self.updates) if one is not None]
+        names = ", ".join(sorted({name for names in opened for name in names}))
         _logger.warning(
-            "run %s ends while handlers of signals have not: %s. They are given up; "
+            "run %s ends while handlers of signals or updates have not: %s. They are given up; "
             "`await wait_condition(all_handlers_finished)` before the end waits for them",
             self.identity.run_id, names,
         )  # fmt: skip
@@ -272,10 +273,45 @@ class Course:
             self._fault = self._fault or fault
             self._is_over = self._loop.stopped = True
 
-    def _judge(self, data: bytes, what: str) -> None:
-        """Refuse or warn of a large payload. Not in a replay: what is in the journal was let pass."""
-        self._limits.judge(len(data), what=what, run_id=self.identity.run_id)
-
     @property
     def open_handlers(self) -> int:
-        return 0 if self._signals is None else len(self._signals.open)
+        signals = 0 if self._signals is None else len(self._signals.open)
+        return signals if self.updates is None else signals + len(self.updates.open)
+
+    # ─ what updates ask (updates.UpdatedRun) ─────────────────────────────────
+
+    @property
+    def run_id(self) -> str:
+        return self.identity.run_id
+
+    def is_refused(self, msg: int) -> bool | None:
+        """Return whether the journal refuses this update in the activation that is replayed; None if it is not a replay."""
+        if not self.is_replaying:
+            return None
+        recorded = () if self._agreement is None else self._agreement.recorded
+        return any(
+            isinstance(one, UpdateAnswered) and one.msg == msg and one.how == "rejected" for one in recorded
+        )
+
+    def stop(self, fault: BaseException) -> None:
+        """Park the run."""
+        self._park(fault)
+
+    def is_fault(self, error: BaseException) -> bool:
+        """Return whether an error is a fault of the platform: not one of the author's code, nor an activity's."""
+        return isinstance(error, PlatformFault) and self._origins.failure_of(error) is None
+
+    def as_failure(self, error: BaseException) -> Failure:
+        """Return an error of the author's code as the journal keeps it; an activity's own says whose, and after how many attempts."""
+        failure = failures.record(error)
+        whose = self._origins.failure_of(error)
+        if whose is None:
+            return failure
+        return msgspec.structs.replace(
+            failure, activity=whose.activity, run_id=whose.run_id, attempts=whose.attempts
+        )
+
+    def judge(self, data: bytes, what: str) -> None:
+        """Raise if a payload is too large to be recorded. Not in a replay: what is in the journal was let pass."""
+        if len(data) > self._limits.payload_bytes_warn and not self.is_replaying:
+            self._limits.judge(len(data), what=what, run_id=self.identity.run_id)

@@ -28,12 +28,14 @@ from durable.journal.events import (
     ActivityFailed,
     CancelRequested,
     Command,
+    ContinuedAsNew,
     Event,
     Failed,
     Retried,
     SignalReceived,
     Started,
     TimerFired,
+    UpdateReceived,
 )
 from durable.journal.matching import Mismatch, describe
 from durable.journal.turns import Activated
@@ -74,9 +76,15 @@ class Instance(Asking):
         """The run's own loop. For those who look."""
         return self._loop
 
-    def unread(self) -> list[SignalReceived]:
-        """Return the signals that were fed and that no code of the run has seen yet, in the order of their sending."""
-        return [] if self._signals is None else self._signals.unread()
+    def unread(self) -> list[SignalReceived | UpdateReceived]:
+        """Return the signals and updates that were fed and that no code of the run has seen yet, in the order of their sending."""
+        signals = [] if self._signals is None else self._signals.unread()
+        updates = [] if self.updates is None else self.updates.unread()
+        return sorted([*signals, *updates], key=lambda message: message.msg)
+
+    def begun_updates(self) -> frozenset[int]:
+        """Return the numbers of the updates that are being handled."""
+        return frozenset() if self.updates is None else self.updates.begun()
 
     def activate(
         self,
@@ -144,7 +152,7 @@ class Instance(Asking):
         if is_clean:
             # Instance, loop and tasks refer to one another. Let go of the others here, or a worker that drives thousands of
             # runs a second leaves all of them to the garbage collector.
-            self._signals = self._conditions = self._main = self.unwind = self.outermost = None
+            self._signals = self._conditions = self.updates = self._main = self.unwind = self.outermost = None
             del self._loop
 
     # ─ events ────────────────────────────────────────────────────────────────
@@ -185,6 +193,8 @@ class Instance(Asking):
                 loop.drain(outer)
         except PlatformFault as fault:
             self._park(fault)
+        if self.end is not None and self.updates is not None and self._ending() is not Ending.TO_BE_RETRIED:
+            self.updates.give_up(goes_on=isinstance(self.end, ContinuedAsNew))
         if self._fault is not None:
             if isinstance(self._fault, UndecodableError) and self._fault.run_id is None:
                 self._fault.run_id = self.identity.run_id
@@ -217,6 +227,10 @@ class Instance(Asking):
                 signals = self._signals_here()
                 signals.receive(event, ask)
                 signals.has_received()
+            case UpdateReceived():
+                self._updates_here().receive(event)
+                if self._signals is not None:
+                    self._signals.has_received()
             case ActivityFailed():
                 self._fail_activity(event, turn, index)
             case CancelRequested():

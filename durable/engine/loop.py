@@ -260,6 +260,8 @@ class DeterministicLoop(RunLoop):
         args: tuple[Any, ...],
         context: Context | None,
     ) -> Timer:
+        if self.runtime.is_looking:
+            raise DefinitionError("a validator only looks: it cannot wait for time to pass")
         if self.is_evicting and callback.__name__ == "_set_result_unless_cancelled":
             self.refuse()  # a sleep; a deadline, by contrast, is entered half-way and must not raise
         timer = Timer(when, callback, args, self, context)
@@ -305,6 +307,9 @@ class DeterministicLoop(RunLoop):
         if self._closed:
             coro.close()
             raise RuntimeError("Event loop is closed: the run has left this process's memory")
+        if self.runtime.is_looking:
+            coro.close()
+            raise DefinitionError("a validator only looks: it cannot start tasks; let the handler do that")
         frame = sys._getframe(1)
         if is_within_as_completed(frame):
             coro.close()

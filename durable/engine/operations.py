@@ -27,8 +27,9 @@ from durable.journal.events import (
     ScheduleActivity,
     StartChild,
     StartTimer,
+    UpdateAnswered,
 )
-from durable.journal.matching import label
+from durable.journal.matching import answer_of, label, update_name
 from durable.limits import NAME_LENGTH_MAX
 
 
@@ -150,20 +151,29 @@ class Closing:
 
 
 class Marker:
-    """A patch that takes effect here, or a line of the story. It waits for nothing and takes no number."""
+    """A patch that takes effect here, a line of the story, or the answer to an update. It waits for nothing and takes no number."""
 
     __slots__ = ("command", "detail", "kind", "name", "src")
 
     how: Final = ""
 
-    def __init__(self, command: Patched | Noted) -> None:
+    def __init__(self, command: Patched | Noted | UpdateAnswered) -> None:
         self.command = command
-        self.src = command.src
-        self.detail: str | None
-        if isinstance(command, Patched):
-            self.kind, self.name, self.detail = "patch", command.id, None
-        else:
-            self.kind, self.name, self.detail = "note", command.name, command.status
+        self.src = ""
+        self.detail: object = None
+        match command:
+            case Patched():
+                self.kind, self.name, self.src = "patch", command.id, command.src
+            case Noted():
+                self.kind, self.name, self.src, self.detail = (
+                    "note",
+                    command.name,
+                    command.src,
+                    command.status,
+                )
+            case UpdateAnswered():
+                self.kind, self.name = "update", update_name(command.name, command.msg)
+                self.detail = answer_of(command)
 
 
 Operation = Call | Timer | Wait
@@ -271,7 +281,7 @@ class Operations:
             self.waits.pop(wait.op, None)
 
     def mark(self, marker: Marker) -> None:
-        """A patch or a note: told in any case, even if the run ends in this activation."""
+        """A patch, a note or an answer: told in any case, even if the run ends in this activation."""
         self.pending.append(marker)
 
     def take_call(self, op: int) -> Call | None:
@@ -395,7 +405,11 @@ class Operations:
     def adopt(self, recorded: Sequence[Command], asked: Sequence[Asked | None]) -> None:
         """Number what the activation asked for as the journal did; `asked` is aligned with `recorded`."""
         for command, one in zip(recorded, asked, strict=True):
-            if isinstance(command, Patched | Noted) or isinstance(one, Marker) or one is None:
+            if (
+                isinstance(command, Patched | Noted | UpdateAnswered)
+                or isinstance(one, Marker)
+                or one is None
+            ):
                 continue
             op = command.op
             if isinstance(one, Closing):

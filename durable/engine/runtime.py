@@ -135,6 +135,16 @@ class SignalHandler(NamedTuple):
     takes_value: bool
 
 
+class UpdateHandler(NamedTuple):
+    """What is called with each update of a name, and returns its answer. `validator` is asked first, with the same value, and only looks."""
+
+    call: Callable[..., Any]
+    value_type: ValueType
+    takes_value: bool
+    result_type: ValueType
+    validator: Callable[..., Any] | None = None
+
+
 class Child(Protocol):
     """A child that was started and is not awaited, or not yet."""
 
@@ -160,6 +170,7 @@ class Runtime(Protocol):
     started_at_us: int
     is_replaying: bool
     is_evicting: bool
+    is_looking: bool  # a validator is being asked, which may not ask for anything
     # Awaited when the body has failed for good or was cancelled, before the end is recorded; it may raise another error.
     unwind: Unwind | None
     outermost: object | None  # the saga scope of the run's body, once there is one
@@ -213,12 +224,16 @@ class Runtime(Protocol):
         """From now on give the signals of that name to a handler, in the order of their sending; at once those that came before."""
         ...
 
+    def on_update(self, name: str, handler: UpdateHandler) -> None:
+        """From now on give the updates of that name to a handler, in the order of their sending; at once those that came before."""
+        ...
+
     def on_query(self, name: str, call: Callable[..., Any]) -> None:
         """Let a function answer the queries of that name, in whatever process replays the run to ask."""
         ...
 
     async def early_signals(self) -> None:
-        """Return once the signals that came before the run's first step have been given to their handlers."""
+        """Return once the signals and updates that came before the run's first step have been given to their handlers."""
         ...
 
     @property

@@ -10,9 +10,14 @@ Knows nothing of stores, workers or the loop.
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
 import msgspec
 
 from durable.failures import Failure
+
+UpdateVerdict = Literal["completed", "failed", "rejected", "given_up"]
+NO_RESULT: Final = msgspec.Raw(b"null")  # the default of a result, and hence not written
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field="e", kw_only=True):
@@ -73,6 +78,20 @@ class SignalReceived(Entry, frozen=True, tag="signal_received", kw_only=True):
     value: msgspec.Raw
     msg: int
     id: str | None = None
+
+
+class UpdateReceived(Entry, frozen=True, tag="update_received", kw_only=True):
+    """A call into the run that is answered, by an `UpdateAnswered` with its `msg`. `id` is the caller's, or generated.
+
+    `accepted`: an earlier life of the run had begun to handle it, so no validator is asked again.
+    """
+
+    at: int
+    name: str
+    value: msgspec.Raw
+    msg: int
+    id: str
+    accepted: bool = False
 
 
 class CancelRequested(Entry, frozen=True, tag="cancel_requested", kw_only=True):
@@ -163,6 +182,19 @@ class Noted(Entry, frozen=True, tag="noted", kw_only=True):
     src: str = ""
 
 
+class UpdateAnswered(Entry, frozen=True, tag="update_answered", kw_only=True):
+    """What the caller of update `msg` is told. A refused one has had no effect; of one that was given up the run ended before its answer.
+
+    `result` is that of one that was completed; `failure` says why another was refused, or what its handler raised.
+    """
+
+    msg: int
+    name: str
+    how: UpdateVerdict
+    result: msgspec.Raw = NO_RESULT
+    failure: Failure | None = None
+
+
 # ─ ends ──────────────────────────────────────────────────────────────────────
 
 
@@ -207,8 +239,17 @@ class TimedOut(Entry, frozen=True, tag="timed_out", kw_only=True):
     at: int
 
 
-Event = Started | Retried | ActivityCompleted | ActivityFailed | TimerFired | SignalReceived | CancelRequested
-Command = ScheduleActivity | StartChild | StartTimer | OpenWait | CloseOp | Patched | Noted
+Event = (
+    Started
+    | Retried
+    | ActivityCompleted
+    | ActivityFailed
+    | TimerFired
+    | SignalReceived
+    | UpdateReceived
+    | CancelRequested
+)
+Command = ScheduleActivity | StartChild | StartTimer | OpenWait | CloseOp | Patched | Noted | UpdateAnswered
 WorkflowEnd = Completed | Failed | Cancelled | ContinuedAsNew
 End = WorkflowEnd | Terminated | TimedOut
 AnyEntry = (
@@ -218,6 +259,7 @@ AnyEntry = (
     | ActivityFailed
     | TimerFired
     | SignalReceived
+    | UpdateReceived
     | CancelRequested
     | ScheduleActivity
     | StartChild
@@ -226,6 +268,7 @@ AnyEntry = (
     | CloseOp
     | Patched
     | Noted
+    | UpdateAnswered
     | Completed
     | Failed
     | Cancelled
@@ -240,7 +283,8 @@ EVENT_TYPES = (
     ActivityFailed,
     TimerFired,
     SignalReceived,
+    UpdateReceived,
     CancelRequested,
 )
-COMMAND_TYPES = (ScheduleActivity, StartChild, StartTimer, OpenWait, CloseOp, Patched, Noted)
+COMMAND_TYPES = (ScheduleActivity, StartChild, StartTimer, OpenWait, CloseOp, Patched, Noted, UpdateAnswered)
 END_TYPES = (Completed, Failed, Cancelled, ContinuedAsNew, Terminated, TimedOut)

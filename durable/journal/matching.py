@@ -26,12 +26,13 @@ from durable.journal.events import (
     StartChild,
     Started,
     StartTimer,
+    UpdateAnswered,
 )
 from durable.journal.turns import ENGINE_VERSION
 
 
 class Asked(Protocol):
-    """What today's code asked for. `kind` is "activity", "child", "timer", "signal", "condition", "closed", "patch" or "note"."""
+    """What today's code asked for. `kind` is "activity", "child", "timer", "signal", "condition", "closed", "patch", "note" or "update"."""
 
     @property
     def kind(self) -> str: ...
@@ -93,6 +94,8 @@ def _is_same(command: Command, asked: Asked) -> bool:
         return kind == "patch" and asked.name == command.id
     if isinstance(command, Noted):
         return kind == "note" and asked.name == command.name and asked.detail == command.status
+    if isinstance(command, UpdateAnswered):
+        return kind == "update" and asked.detail == answer_of(command) and asked.name == _name_of(command)
     if kind != "closed" or command.op != asked.detail:
         return False
     if asked.how == "wait" and command.how != "wait":
@@ -118,6 +121,22 @@ def _group(command: Command) -> tuple[str, str]:
             return "patch", command.id
         case Noted():
             return "note", command.name
+        case UpdateAnswered():
+            return "update", _name_of(command)
+
+
+def answer_of(command: UpdateAnswered) -> tuple[str, bytes]:
+    """Return what an answer is compared by: what became of the update, and its result. Why it failed may be told otherwise today."""
+    return command.how, bytes(command.result)
+
+
+def _name_of(command: UpdateAnswered) -> str:
+    return update_name(command.name, command.msg)
+
+
+def update_name(name: str, msg: int) -> str:
+    """Return what one update is called beside others of its name."""
+    return f"{name} (message {msg})"
 
 
 def _match_slowly(
@@ -197,6 +216,8 @@ def label(kind: str, name: str) -> str:
             return f"patch {name!r}"
         case "note":
             return f"note on {name!r}"
+        case "update":
+            return f"answer to update {name}"
         case _:
             return kind
 
@@ -278,6 +299,9 @@ def _recorded(command: Command | None, closed: Callable[[int], str]) -> tuple[st
         case Noted():
             name = label("note", command.name)
             return name, f"{name} ({command.status}), asked for at {_place(command.src)}"
+        case UpdateAnswered():
+            name = label("update", _name_of(command))
+            return name, f"{name}: {command.how.replace('_', ' ')}"
 
 
 def _asked(asked: Asked | None, source_text: Callable[[str], str]) -> tuple[str | None, str]:
@@ -287,6 +311,8 @@ def _asked(asked: Asked | None, source_text: Callable[[str], str]) -> tuple[str 
         name = f"end of {asked.name}"
         return name, f"{name} (operation {asked.detail}{_how(asked.how)})"
     name = label(asked.kind, asked.name)
+    if asked.kind == "update":
+        return name, name
     what = f"activity {name!r}" if asked.kind == "activity" else name
     if asked.kind == "timer":
         what = f"timer of {int(str(asked.detail)) / 1_000_000:g} s"

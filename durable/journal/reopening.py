@@ -8,7 +8,7 @@ done. Somebody may also say which activity's failure it was: then all is kept th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -26,6 +26,8 @@ from durable.journal.events import (
     SignalReceived,
     Terminated,
     TimedOut,
+    UpdateAnswered,
+    UpdateReceived,
 )
 
 Turns = Sequence[tuple[int, Sequence[AnyEntry]]]  # (number, entries), in order
@@ -36,14 +38,14 @@ COMPENSATION: Final = "compensation"  # the kind of an activity that undoes anot
 class Reopening(msgspec.Struct, frozen=True, kw_only=True):
     """The next generation's journal: turns 1 to `copy_turns` as they are, and `entries` as one more, if there are any.
 
-    `signals` were taken in after that point: they are delivered again. `forgotten` names the activities that were
+    `messages` were taken in after that point: they are delivered again. `forgotten` names the activities that were
     completed after it, in that order: what they did is not undone, and the workflow may ask for them again. `completed` names
     all that were.
     """
 
     copy_turns: int
     entries: tuple[AnyEntry, ...]
-    signals: tuple[SignalReceived, ...]
+    messages: tuple[SignalReceived | UpdateReceived, ...]
     forgotten: tuple[str, ...]
     completed: tuple[str, ...]
     kept_events: int
@@ -109,12 +111,30 @@ def reopening(
     return Reopening(
         copy_turns=turn - 1,
         entries=tuple(entries),
-        signals=tuple(e for e in dropped if isinstance(e, SignalReceived)),
+        messages=tuple(e for e in delivered_again(dropped) if not isinstance(e, CancelRequested)),
         forgotten=tuple(names[e.op] for e in dropped if isinstance(e, ActivityCompleted)),
         completed=tuple(names[e.op] for e in everything if isinstance(e, ActivityCompleted)),
         kept_events=kept_events,
         is_undone=is_undone,
     )
+
+
+def delivered_again(
+    dropped: Sequence[AnyEntry], begun: Collection[int] = ()
+) -> list[SignalReceived | UpdateReceived | CancelRequested]:
+    """Return the messages among entries that the next life does not keep, for it to take in.
+
+    An update that was refused stays refused. One that was handled, or is among those `begun` with, is handled again, and not refused any more.
+    """
+    answers = {entry.msg: entry.how for entry in dropped if isinstance(entry, UpdateAnswered)}
+    found: list[SignalReceived | UpdateReceived | CancelRequested] = []
+    for entry in dropped:
+        if isinstance(entry, SignalReceived | CancelRequested):
+            found.append(entry)
+        elif isinstance(entry, UpdateReceived) and answers.get(entry.msg) != "rejected":
+            was_begun = entry.msg in begun or answers.get(entry.msg) in ("completed", "failed")
+            found.append(msgspec.structs.replace(entry, accepted=entry.accepted or was_begun))
+    return found
 
 
 def _is_undone(turns: Turns) -> bool:

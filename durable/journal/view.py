@@ -30,8 +30,9 @@ EntryStatus = Literal[
     "skipped",
     "fired",
     "received",
+    "rejected",
 ]
-OPERATIONS: Final = ("timer", "signal", "condition", "cancel", "patch")
+OPERATIONS: Final = ("timer", "signal", "update", "condition", "cancel", "patch")
 
 
 class Entry(msgspec.Struct, kw_only=True):
@@ -40,7 +41,7 @@ class Entry(msgspec.Struct, kw_only=True):
     `attempts` of an activity whose outcome is not on record (the run, or its wait for it, ended before) are those that the journal
     knows of, and `is_counted` is False: further ones are counted beside the journal, and forgotten once nobody waits.
 
-    `kind` is "activity", "child", "timer", "signal", "condition", "cancel" or "patch"; of an activity that a pattern called also the pattern's
+    `kind` is "activity", "child", "timer", "signal", "update", "condition", "cancel" or "patch"; of an activity that a pattern called also the pattern's
     word for it, e.g. "predicate" or "compensation".
     """
 
@@ -111,12 +112,12 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Story(msgspec.Struct, kw_only=True):
-    """All of it: entries, what is open, and the last event's instant."""
+    """All of it: entries, what the run waits for (an update waits for the run), and the last event's instant."""
 
     entries: list[Entry]
     open: list[Entry]
     last_at: datetime | None
-    deliveries: int  # signals and cancel requests taken in
+    deliveries: int  # signals, updates and cancel requests taken in
 
 
 _US: Final = timedelta(microseconds=1)
@@ -149,6 +150,7 @@ def tell(
     """Fold a generation's entries into its story. `key_prefix` is what addresses of its questions begin with."""
     story: list[Entry] = []
     by_op: dict[int, Entry] = {}
+    updates: dict[int, Entry] = {}
     now: datetime | None = None
     deliveries = 0
     for number, entry in enumerate(entries, 1):
@@ -227,6 +229,25 @@ def tell(
                     )
                     story.append(waiting)
                 waiting.status, waiting.finished_at, waiting.result = "received", now, plain(entry.value)
+            case events.UpdateReceived():
+                deliveries += 1
+                updates[entry.msg] = line = Entry(
+                    number=number,
+                    name=entry.name,
+                    kind="update",
+                    status="running",
+                    started_at=now,
+                    input=plain(entry.value),
+                )
+                story.append(line)
+            case events.UpdateAnswered():
+                answered = updates.get(entry.msg)
+                if answered is not None:
+                    answered.finished_at = now
+                    answered.status = "cancelled" if entry.how == "given_up" else entry.how
+                    answered.result = plain(entry.result) if entry.how == "completed" else None
+                    answered.failure = entry.failure
+                    answered.error = None if entry.failure is None else describe(entry.failure)
             case events.CancelRequested():
                 deliveries += 1
                 story.append(
@@ -300,7 +321,7 @@ def tell(
             running.due_at = instant(row.due_at_us)
     return Story(
         entries=story,
-        open=[line for line in story if line.finished_at is None],
+        open=[line for line in story if line.finished_at is None and line.kind != "update"],
         last_at=now,
         deliveries=deliveries,
     )
@@ -377,7 +398,7 @@ def blockers(story: Story, now: datetime) -> list[Blocker]:
         Blocker(
             kind="nothing",
             name="",
-            text="nothing it asked for is open: only a signal with a handler, or a cancel, can move it",
+            text="nothing it asked for is open: only a signal or an update with a handler, or a cancel, can move it",
         )
     ]
 

@@ -171,7 +171,7 @@ def _of_story(facts: Facts, story: Story | None) -> Why:
     if facts.is_beginning:
         return _why(facts, WhyReason.TURN, "its worker drives it: first turn")
     if not story.open:
-        text = "nothing it asked for is open: only a signal with a handler, or a cancel, can move it"
+        text = "nothing it asked for is open: only a signal or an update with a handler, or a cancel, can move it"
         return _why(facts, WhyReason.DEADLOCK, text, since=story.last_at)
     line = min(story.open, key=_rank)
     timers = [one for one in story.open if one.kind == "timer"]

@@ -247,7 +247,7 @@ class Store(Protocol):
         """Add a message to a run's inbox and wake it. One transaction (P2, P4).
 
         Raises `RunNotFoundError`, or `WorkflowStateError` if the run is closed (a duplicate of a message taken in before
-        the close is no error), or `InboxFullError` for a signal if the run has `unread_max` unread messages already.
+        the close is no error), or `InboxFullError` for a signal or an update if the run has `unread_max` unread messages already.
         """
         ...
 
@@ -409,6 +409,10 @@ class Store(Protocol):
         ...
 
     async def read_journal(self, pk: int, generation: int) -> list[JournalRow]: ...
+
+    async def last_turn(self, pk: int, generation: int) -> int:
+        """Return the number of a journal's last turn, 0 if it has none."""
+        ...
 
     async def read_journal_page(
         self, pk: int, generation: int, *, after: tuple[int, int], limit: int

@@ -277,6 +277,9 @@ class SealedStore:
         rows = await self._store.read_journal(pk, generation)
         return self._seals.journal(rows, *self._seals.known.get((pk, generation), ("", (0, 0))))
 
+    async def last_turn(self, pk: int, generation: int) -> int:
+        return await self._store.last_turn(pk, generation)
+
     async def read_journal_page(
         self, pk: int, generation: int, *, after: tuple[int, int], limit: int
     ) -> list[JournalRow]:

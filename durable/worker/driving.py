@@ -62,6 +62,7 @@ class Driver:
         on_room: Callable[[], None],
         on_lost_run: Callable[[], None],
         on_children: Callable[[LiveRun, Instance], None],
+        on_answered: Callable[[int], None],
         code_of: Callable[[WorkflowDefinition], str],
         capacity: int,
         limits: Limits = DEFAULT_LIMITS,
@@ -85,6 +86,7 @@ class Driver:
         self._on_room = on_room
         self._on_lost_run = on_lost_run
         self._on_children = on_children
+        self._on_answered = on_answered
         self._code_of = code_of
         self._capacity = capacity
         self._limits = limits
@@ -307,6 +309,8 @@ class Driver:
         run = item.run
         if item.errands and verdict in ("committed", "stayed") and run.instance is not None:
             self._on_children(run, run.instance)
+        if item.is_awaited and verdict in ("committed", "stayed"):
+            self._on_answered(run.pk)
         if run.is_suspect:
             self.suspects.settled()
         if verdict == "committed" and item.turn is not None and run.phase is _COMMITTING:

@@ -24,8 +24,11 @@ from durable.journal.events import (
     CloseOp,
     ContinuedAsNew,
     Event,
+    Failed,
     Started,
     TimerFired,
+    UpdateAnswered,
+    UpdateReceived,
     WorkflowEnd,
 )
 from durable.journal.matching import environment
@@ -42,6 +45,7 @@ from durable.worker.reading import check_answer, child_event, message_event
 
 TURN_EVENTS_MAX: Final = 500  # P19
 TURN_BYTES_MAX: Final = 1 << 20
+HANDLED: Final = ("signal", "update", "accepted")  # the kinds of messages that handlers are given
 WARM_US: Final = 5_000_000  # a wait shorter than this, or of unknown length for so long, stays in memory
 
 
@@ -182,6 +186,7 @@ class Feeder:
             or not activities
             or instance.entrusted
             or instance.errands
+            or instance.updates is not None
             or (instance.events >= self._limits.journal_events_warn and not run.definition.is_long)
         ):
             return self.item_of(run, instance, entries, messages=[], taken=[outcome], slots=slots, now=now)
@@ -252,6 +257,8 @@ class Feeder:
                 item.attempts_done = done
         if run.opened:
             item.attempts_done = [*item.attempts_done, *_closed_open(run, entries)]
+        if instance.updates is not None or end is not None:
+            item.is_awaited = any(type(entry) is UpdateAnswered for entry in entries)
         item.entries = entries
         item.at_us = now
         item.taken = taken
@@ -280,7 +287,7 @@ class Feeder:
             engine=ENGINE_VERSION,
             python=python,
             hash_seed=hash_seed,
-            early=_leading_signals(run.inbox) if run.definition.signals else 0,
+            early=_leading_messages(run.inbox) if run.definition.signals or run.definition.updates else 0,
         )
 
     def _take_rest(
@@ -289,7 +296,9 @@ class Feeder:
         """See to what else was sent when a generation ends: it is delivered, though nobody reads it any more.
 
         If the run goes on as new, it stays in the inbox for the next generation; what became of activities and children of this one does not.
+        Callers of updates are told that nobody will, unless the workflow is tried again.
         """
+        is_retried = type(end) is Failed and run.claim.attempt <= run.definition.retries
         kept: deque[Message] = deque()
         while run.inbox:
             message = run.inbox.popleft()
@@ -299,12 +308,15 @@ class Feeder:
                 kept.append(message)
             else:
                 messages.append(message)
-                entries.append(message_event(message, now, parent=run.claim.parent))
+                event = message_event(message, now, parent=run.claim.parent)
+                entries.append(event)
+                if type(event) is UpdateReceived and not is_retried:
+                    entries.append(UpdateAnswered(msg=event.msg, name=event.name, how="given_up"))
         run.inbox = kept
 
 
-def _leading_signals(inbox: Iterable[Message]) -> int:
-    return sum(1 for _ in takewhile(lambda message: message.kind == "signal", inbox))
+def _leading_messages(inbox: Iterable[Message]) -> int:
+    return sum(1 for _ in takewhile(lambda message: message.kind in HANDLED, inbox))
 
 
 def _none_reserved() -> bool:

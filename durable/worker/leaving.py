@@ -26,18 +26,18 @@ from durable.journal.events import (
     EVENT_TYPES,
     AnyEntry,
     Cancelled,
-    CancelRequested,
     Completed,
     ContinuedAsNew,
     Failed,
     Retried,
     ScheduleActivity,
-    SignalReceived,
     WorkflowEnd,
 )
 from durable.journal.lifecycle import RunStatus
+from durable.journal.reopening import delivered_again
 from durable.journal.turns import encode_turn
 from durable.limits import Limits
+from durable.redelivery import redelivery_of
 from durable.store.records import (
     KEPT,
     After,
@@ -48,7 +48,6 @@ from durable.store.records import (
     NextGeneration,
     Outgoing,
     Park,
-    Redelivery,
     Stay,
     Wait,
     answer_id,
@@ -309,7 +308,7 @@ def _continued(item: Item, instance: Instance, now: int) -> NextGeneration:
         failure=None,
         copy_turns=0,
         parts=(),
-        redeliver=tuple(filter(None, map(_redelivery, instance.unread()))),
+        redeliver=tuple(map(redelivery_of, instance.unread())),
         ready_at_us=now,
         attempt=1,
         input=instance.next_input,
@@ -342,25 +341,8 @@ def _retried(item: Item, instance: Instance, failure: bytes, *, now: int, worker
         failure=failure,
         copy_turns=turn - 1,
         parts=encode_turn(worker_id, kept) if kept_any else (),
-        redeliver=tuple(filter(None, map(_redelivery, dropped))),
+        redeliver=tuple(map(redelivery_of, delivered_again(dropped, instance.begun_updates()))),
         ready_at_us=now + run.definition.retry_delay_us,
         attempt=attempt,
         new_epoch=instance.has_compensated,
     )
-
-
-def _redelivery(entry: AnyEntry) -> Redelivery | None:
-    """Return the message that an event of a journal came of, if it did."""
-    if isinstance(entry, SignalReceived):
-        return Redelivery(
-            msg=entry.msg, kind="signal", name=entry.name, data=bytes(entry.value), message_id=entry.id
-        )
-    if isinstance(entry, CancelRequested):
-        return Redelivery(
-            msg=entry.msg,
-            kind="cancel",
-            name="cancel",
-            data=msgspec.json.encode(entry.reason),
-            message_id=None,
-        )
-    return None

@@ -105,6 +105,7 @@ class Life:
             on_room=self._on_room,
             on_lost_run=self.client.watch.look,
             on_children=self._on_children,
+            on_answered=self.client.watch.has_answered,
             code_of=code_of,
             capacity=settings.max_runs,
             limits=settings.limits,

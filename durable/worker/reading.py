@@ -15,9 +15,15 @@ from durable.definitions import ActivityDefinition
 from durable.errors import UndecodableError
 from durable.failures import Failure
 from durable.in_activity import decode_details
-from durable.journal.events import ActivityCompleted, ActivityFailed, CancelRequested, SignalReceived
+from durable.journal.events import (
+    ActivityCompleted,
+    ActivityFailed,
+    CancelRequested,
+    SignalReceived,
+    UpdateReceived,
+)
 from durable.payloads.codec import sealed_fault
-from durable.store.records import PARENT_ENDED, AttemptRow, Message, child_notice
+from durable.store.records import PARENT_ENDED, AttemptRow, Message, child_notice, update_id
 
 
 class Misread(BaseException):
@@ -83,7 +89,7 @@ def child_event(message: Message, now_us: int) -> ActivityCompleted | ActivityFa
 
 def message_event(
     message: Message, now_us: int, *, parent: str | None = None
-) -> SignalReceived | CancelRequested:
+) -> SignalReceived | UpdateReceived | CancelRequested:
     """Return the event of a message to a run, which may be the child of another."""
     data = message.data
     try:
@@ -95,8 +101,20 @@ def message_event(
         data.decode()  # the check below lets through text that is not UTF-8
         value = msgspec.json.decode(data, type=msgspec.Raw)
     except _MALFORMED as error:
-        what = "cancel request" if message.kind == "cancel" else f"signal {message.name!r}"
-        raise UndecodableError(f"message {message.msg}, a {what}: {_reason(data, error)}") from None
+        if message.kind == "cancel":
+            what = "a cancel request"
+        else:
+            what = f"{'a signal' if message.kind == 'signal' else 'an update'} {message.name!r}"
+        raise UndecodableError(f"message {message.msg}, {what}: {_reason(data, error)}") from None
+    if message.kind in ("update", "accepted"):
+        return UpdateReceived(
+            at=now_us,
+            name=message.name,
+            value=value,
+            msg=message.msg,
+            id=update_id(message.message_id),
+            accepted=message.kind == "accepted",
+        )
     return SignalReceived(at=now_us, name=message.name, value=value, msg=message.msg, id=message.message_id)
 
 

@@ -41,6 +41,62 @@ def test_a_draining_worker_finishes_the_backlog_and_exits(cli: Cli, child: Start
     }  # fmt: skip
 
 
+CART = """
+from durable import wait_condition, workflow
+
+
+@workflow
+class Cart:
+    def __init__(self) -> None:
+        self.items: list[str] = []
+
+    async def run(self) -> list[str]:
+        await wait_condition(lambda: "end" in self.items)
+        return self.items
+
+    @workflow.update
+    def add(self, item: str) -> dict[str, int]:
+        if item == "7":
+            raise LookupError("no 7")
+        self.items.append(item)
+        return {"count": len(self.items)}
+
+    @add.validator
+    def check(self, item: str) -> None:
+        if not item:
+            raise ValueError("nothing to add")
+"""
+
+
+def test_a_run_is_called_into(cli: Cli, child: Start, here: Path) -> None:
+    """The answer is data, on stdout; a refusal and a failure end with 1, no answer in time with 5, a closed run with 6."""
+    (here / "cart.py").write_text(CART, encoding="utf-8")
+    assert cli("start", "cart.py:Cart", "--id", "c").code == 0
+    late = cli("update", "c", "add", "tea", "--message-id", "first", "--timeout", "10ms")
+    assert (late.code, late.out) == (5, "")
+    assert "has not answered update" in late.err
+    worker = child("worker", "cart.py")
+    worker.wait_for("ready")
+
+    first = cli("update", "c", "add", "tea", "--message-id", "first")
+    assert (first.code, first.out) == (0, '{"count":1}\n')
+    again = cli("update", "c", "add", "tea", "--message-id", "first", "-o", "json")
+    assert json.loads(again.out) == {"v": 1, "run_id": "c", "update": "add", "answer": {"count": 1}}
+    refused = cli("update", "c", "add", "", "--app", "cart.py")
+    assert (refused.code, refused.out) == (1, "")
+    assert "error: update 'add' of run 'c' was refused: ValueError: nothing to add" in refused.err
+    failed = cli("update", "c", "add", "7", "--app", "cart.py")  # text, as the method takes it
+    assert "error: update 'add' of run 'c' failed: LookupError: no 7" in failed.err
+    unfit = cli("update", "c", "add", ":=7")
+    assert (unfit.code, unfit.out) == (1, "")
+    assert "expected `str`, got `int`" in unfit.err
+    assert cli("update", "c", "add", "end").out == '{"count":2}\n'
+    assert cli("result", "c").out == '["tea","end"]\n'
+    assert cli("update", "c", "add", "more").code == 6
+    assert 'update add("tea")' in cli("show", "c").out
+    assert cli("update", "nosuch", "add").code == 3
+
+
 def test_a_worker_serves_the_queue_it_is_told(cli: Cli, child: Start) -> None:
     """--task-queue."""
     cli("start", "app.py:train", "--id", "gpu")

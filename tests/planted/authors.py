@@ -1,4 +1,4 @@
-"""Bugs in what meets the author's code where it is no plain function: handlers of signals, queries, and what code must not do."""
+"""Bugs in what meets the author's code where it is no plain function: handlers of signals and updates, queries, and what code must not do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HANDLERS: Final = (
         "signals that came first see the object of a class as its `__init__` made it",
         (
             "durable/worker/feeding.py",
-            "            early=_leading_signals(run.inbox) if run.definition.signals else 0,\n",
+            "            early=_leading_messages(run.inbox) if run.definition.signals or run.definition.updates else 0,\n",
             "            early=0,\n",
         ),
     ),
@@ -77,5 +77,38 @@ CHEATS: Final = (
             "    loop.on_guard(fault)  # also if the author's code swallows it\n",
             "",
         ),
+    ),
+)
+
+UPDATES: Final = (
+    bug(
+        "validators-are-asked-again",
+        "what the journal let in is in: a replay asks no validator",
+        (
+            "durable/engine/updates.py",
+            "        if is_refused is None and not update.accepted and handler.validator is not None:\n",
+            "        if not update.accepted and handler.validator is not None:\n",
+        ),
+        tests=("tests/unit/engine/test_updates.py", "-k", "no_replay_asks"),
+    ),
+    bug(
+        "acknowledged-updates-are-asked-about-again",
+        "an update that was answered is in the final state, whatever life that is of",
+        (
+            "durable/journal/reopening.py",
+            '            was_begun = entry.msg in begun or answers.get(entry.msg) in ("completed", "failed")\n',
+            "            was_begun = False\n",
+        ),
+        tests=("tests/worker/test_updates.py", "-k", "sqlite and life_from_the_beginning"),
+    ),
+    bug(
+        "the-last-answer-counts",
+        "whoever asks again with the id of an update is given the first answer",
+        (
+            "durable/updating.py",
+            "                if not is_later_life:\n                    break\n",
+            "                break\n",
+        ),
+        tests=("tests/worker/test_updates.py", "-k", "sqlite and workflow_retry_keeps"),
     ),
 )

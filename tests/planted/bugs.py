@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.planted.authors import CHEATS, HANDLERS
+from tests.planted.authors import CHEATS, HANDLERS, UPDATES
 from tests.planted.families import ELSEWHERE, FAMILIES, SCRIPTS
 from tests.planted.harness import bug
 from tests.planted.seen_by_tests import GUARDS, SERVER
@@ -79,7 +79,7 @@ MESSAGES: Final = (
         "messages that a workflow-level retry takes back are delivered again",
         (
             LEAVING,
-            "        redeliver=tuple(filter(None, map(_redelivery, dropped))),\n",
+            "        redeliver=tuple(map(redelivery_of, delivered_again(dropped, instance.begun_updates()))),\n",
             "        redeliver=(),\n",
         ),
     ),
@@ -551,5 +551,5 @@ PARKED: Final = (
 
 BUGS: Final = (
     *PATTERNS, *OUTSIDE, *MESSAGES, *OWNERSHIP, *COMMITS, *ACTIVITIES, *TIME, *LIVES, *ELSEWHERE, *FAMILIES, *SCRIPTS, *SERVER,
-    *GUARDS, *CHEATS, *HANDLERS, *PARKED,
+    *GUARDS, *CHEATS, *HANDLERS, *UPDATES, *PARKED,
 )  # fmt: skip

@@ -38,6 +38,8 @@ from durable.journal.events import (
     Started,
     StartTimer,
     TimerFired,
+    UpdateAnswered,
+    UpdateReceived,
 )
 from durable.journal.matching import environment
 from durable.journal.turns import Activated, decode_turn, encode_turn, split_activations
@@ -176,6 +178,29 @@ class EngineRun:
         data = msgspec.Raw(msgspec.json.encode(value))
         return self.feed(SignalReceived(at=self.later(), name=name, value=data, msg=msg))
 
+    def update(
+        self, name: str, value: object = None, *, msg: int = 1, accepted: bool = False
+    ) -> list[Command]:
+        """Feed an update; return what it led to."""
+        return self.feed(
+            UpdateReceived(
+                at=self.later(),
+                name=name,
+                value=msgspec.Raw(msgspec.json.encode(value)),
+                msg=msg,
+                id=f"id-{msg}",
+                accepted=accepted,
+            )
+        )
+
+    def answers(self) -> list[tuple[int, str, Any]]:
+        """What the callers of updates are told, in that order: number, verdict, and the result or the error's text."""
+        return [
+            (one.msg, one.how, one.failure.message if one.failure else msgspec.json.decode(one.result))
+            for one in self.entries()
+            if isinstance(one, UpdateAnswered)
+        ]
+
     def cancel(self, reason: str | None = None, *, msg: int = 1) -> list[Command]:
         return self.feed(CancelRequested(at=self.later(), msg=msg, reason=reason))
 
@@ -269,6 +294,9 @@ class EngineRun:
         if live.end is None:
             assert rebuilt.timers == live.timers
             assert rebuilt.waits == live.waits
+            assert rebuilt.unread() == live.unread()
+            assert rebuilt.begun_updates() == live.begun_updates()
+            assert rebuilt.open_handlers == live.open_handlers
             assert {op: (c.key, c.args, c.closing) for op, c in rebuilt.activities.items()} == {
                 op: (c.key, c.args, c.closing) for op, c in live.activities.items()
             }

@@ -13,6 +13,7 @@ from durable import (
     child,
     on_query,
     on_signal,
+    on_update,
     signal,
     workflow,
     workflow_of,
@@ -49,6 +50,20 @@ class Checkout:
     @workflow.signal(name="remark")
     async def add_remark(self, text: str) -> None: ...
 
+    @workflow.update
+    async def add(self, count: int) -> list[str]:
+        raise NotImplementedError
+
+    @add.validator
+    def check(self, count: int) -> None: ...
+
+    @workflow.update(name="size")
+    def count(self) -> int:
+        return 1
+
+    @count.validator
+    def check_size(self) -> None: ...
+
 
 @workflow(name="monthly", version=2, timeout=3)
 class Report:
@@ -70,6 +85,9 @@ async def objects() -> None:
     assert_type(await Checkout(Order(), gift=True).run(), Receipt)
     assert_type(Checkout(Order()).approve("ann"), None)
     await Checkout(Order()).add_remark("well")
+    assert_type(await Checkout(Order()).add(3), list[str])
+    assert_type(Checkout(Order()).count(), int)
+    Checkout(Order()).check("three")  # type: ignore[arg-type]
     Checkout(Order()).approve(3)  # type: ignore[arg-type]
     Checkout("no order")  # type: ignore[arg-type]
 
@@ -93,6 +111,15 @@ async def clients(client: Client) -> None:
     assert_type(await client.query("order-7", Checkout.status, 1), str)
     answer: int = await run.query("status", 1)
     assert_type(answer, int)
+    assert_type(await run.update(Checkout.add, 3, id="a", timeout=5), list[str])
+    assert_type(await run.update(Checkout.count), int)
+    assert_type(await client.update("order-7", Checkout.add, 3), list[str])
+    assert_type(await client.update("order-7", Checkout.count, id="a"), int)
+    told: int = await run.update("add", 3)
+    assert_type(told, int)
+    await run.update(Checkout.add, "three")  # type: ignore[arg-type]
+    await run.update(Checkout.add)  # type: ignore[arg-type]
+    await run.update(Checkout.count, 3)  # type: ignore[arg-type]
     await run.query(Checkout.status, "one")  # type: ignore[call-overload]
     await run.query(Checkout.status, 1, loud=True)  # type: ignore[call-arg]
     await client.signal("order-7", Checkout.add_remark, "well", id="m1")
@@ -105,6 +132,9 @@ async def clients(client: Client) -> None:
 def handlers() -> None:
     on_signal("go", print)
     on_query("status", lambda: "well")
+    on_update("add", lambda count: count + 1, lambda count: None)
+    on_update("add", 3)  # type: ignore[arg-type]
+    workflow.update(nome="x")  # type: ignore[call-overload]
     on_signal(Signal("number", int), lambda number: None)
     workflow.signal(nome="x")  # type: ignore[call-overload]
 

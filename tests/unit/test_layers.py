@@ -59,6 +59,8 @@ FLOORS: Final = {
     "operating": 4,
     "talking": 4,
     "recorded": 4,
+    "redelivery": 4,
+    "updating": 4,
     "replaying": 4,
     "stacks": 4,
     "run_handle": 4,

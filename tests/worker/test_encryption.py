@@ -23,6 +23,8 @@ from durable import (
     RunParkedError,
     Signal,
     UndecodableError,
+    UpdateFailedError,
+    UpdateRejectedError,
     WorkflowFailedError,
     activity,
     activity_info,
@@ -31,6 +33,7 @@ from durable import (
     heartbeat,
     raise_complete_async,
     sleep,
+    wait_condition,
     workflow,
 )
 from durable.worker import task_performing
@@ -202,6 +205,58 @@ async def test_answers_from_outside_are_encrypted(client: Client, tmp_path: Path
         await client.complete_activity(tokens[1], CANARY)
         assert await run.result(60) == CANARY
         assert holders(tmp_path) == []
+
+
+@pytest.mark.stores("sqlite")  # looks into files
+async def test_updates_and_their_answers_are_encrypted(client: Client, tmp_path: Path) -> None:
+    """What is asked, answered, refused and raised; also in the inbox, and where a life that is tried again takes it back."""
+
+    @workflow(retries=1, retry_delay=0)
+    class Talks:
+        def __init__(self) -> None:
+            self.heard: list[str] = []
+
+        async def run(self) -> list[str]:
+            await wait_condition(lambda: "end" in self.heard)
+            await fragile("x")
+            return self.heard
+
+        @workflow.update
+        def say(self, text: str) -> str:
+            if text.endswith("?"):
+                raise LookupError(f"no {text}")
+            self.heard.append(text)
+            return f"{text}!"
+
+        @say.validator
+        def check(self, text: str) -> None:
+            if text.endswith("."):
+                raise ValueError(f"not {text}")
+
+    chances.names.clear()
+    run = await client.start(Talks, run_id="t")
+    asking = asyncio.create_task(run.update(Talks.say, CANARY, id="a", timeout=60))
+    await until(lambda: _has_message(client, "t"))
+    assert holders(tmp_path) == []
+    async with running_worker(client, Talks):
+        assert await asking == f"{CANARY}!"
+        with pytest.raises(UpdateFailedError, match=f"no {CANARY}"):
+            await run.update(Talks.say, f"{CANARY}?", timeout=60)
+        with pytest.raises(UpdateRejectedError, match=f"not {CANARY}"):
+            await run.update(Talks.say, f"{CANARY}.", timeout=60)
+        await run.update(Talks.say, "end", timeout=60)
+        assert await run.result(60) == [CANARY, "end"]
+        async with encrypted(client.url) as other:
+            assert await other.update("t", Talks.say, CANARY, id="a", timeout=60) == f"{CANARY}!"
+    assert (await run.describe()).generation == 2
+    assert holders(tmp_path) == []
+    async with connect(client.url) as plain:
+        with pytest.raises(UndecodableError, match=r"encrypted \(key k1\), and no codec"):
+            await plain.update("t", "say", CANARY, id="a", timeout=60)
+
+
+async def _has_message(client: Client, run_id: str) -> bool:
+    return (await client.store.get_run(run_id)).unread > 0
 
 
 async def test_a_retry_of_an_encrypted_run_is_run_now(url: str) -> None:

@@ -447,9 +447,11 @@ async def test_unfinished_handlers_are_given_up_with_a_warning(
             assert await run.result(60) == "ended"
 
     (warning,) = [
-        record.getMessage() for record in caplog.records if "handlers of signals" in record.getMessage()
+        record.getMessage()
+        for record in caplog.records
+        if "handlers of signals or updates" in record.getMessage()
     ]
-    assert f"run {run.run_id} ends while handlers of signals have not: slow." in warning
+    assert f"run {run.run_id} ends while handlers of signals or updates have not: slow." in warning
 
 
 async def test_signals_go_on_to_the_next_generation(client: Client) -> None:

@@ -192,6 +192,8 @@ class Driving(Opened):
         for commit, verdict in zip(commits, verdicts, strict=True):
             if verdict == "messages":
                 self._skipped.add(commit.pk)
+            if commit.is_awaited:
+                changed = ends = True
             kind = commit.after.__class__
             is_told = bool(commit.errands or commit.tasks or commit.tasks_closed)
             if kind is not Stay or is_told:

@@ -19,7 +19,7 @@ from durable.store.postgres.connection import Database, Session
 from durable.store.postgres.faults import KeyTaken
 from durable.store.postgres.opened import Opened
 from durable.store.postgres.reading import run_not_found
-from durable.store.records import CRASH, CRASHES_MAX, DueOutcome, Outgoing, SendOutcome
+from durable.store.records import BOUNDED, CRASH, CRASHES_MAX, DueOutcome, Outgoing, SendOutcome
 from durable.store.refusals import run_is_closed
 
 T = TypeVar("T")
@@ -109,8 +109,8 @@ async def send_message(
 ) -> SendOutcome:
     """Count the message on the run row and put it into the inbox under that number (P2). Others are told through `channel`."""
     values = {**msgspec.structs.asdict(message), "now_us": now_us, "channel": channel, "sender": sender}
-    if message.kind != "signal":
-        values["unread_max"] = None  # a cancel or an answer always finds room
+    if message.kind not in BOUNDED:
+        values["unread_max"] = None
     for _ in range(LOOKS_MAX):
         try:
             msg = await database.value("send_message", **values)
@@ -133,10 +133,11 @@ async def _why_not(db: Session, message: Outgoing) -> SendOutcome | None:
         msg = await db.value("find_message_id", run=run, message_id=message.message_id)
         if msg is not None:
             await db.fetch("wait_for_disk")  # the first one may still be on its way there
-            return SendOutcome(msg=msg, duplicate=True)
+            is_unread = await db.value("is_unread", run=run, msg=msg)
+            return SendOutcome(msg=msg, duplicate=True, is_unread=is_unread)
     if is_closed(code):
         raise run_is_closed(message.run_id, code, started, "it takes no more messages")
-    if message.kind == "signal" and message.unread_max is not None:
+    if message.kind in BOUNDED and message.unread_max is not None:
         unread = await db.value("count_unread", run=run, count=message.unread_max)
         if unread >= message.unread_max:
             raise InboxFullError(message.run_id, message.unread_max)

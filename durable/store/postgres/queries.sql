@@ -846,6 +846,9 @@ CALL durable.send_message(
 -- The commit after it is not over before all that was committed before is on the disk, if the session waits for that at all.
 SELECT pg_logical_emit_message(true, 'wait', '');
 
+-- name: is_unread
+SELECT EXISTS (SELECT 1 FROM durable.inbox WHERE run = :run AND msg = :msg);
+
 -- name: count_unread
 SELECT count(*) FROM (SELECT 1 FROM durable.inbox WHERE run = :run LIMIT :count) AS unread;
 
@@ -1247,6 +1250,9 @@ LIMIT :count;
 
 -- name: read_journal
 SELECT turn, part, data FROM durable.journal WHERE run = :run AND generation = :generation ORDER BY turn, part;
+
+-- name: last_turn
+SELECT coalesce(max(turn), 0) FROM durable.journal WHERE run = :run AND generation = :generation;
 
 -- name: read_journal_page
 SELECT turn, part, data FROM durable.journal

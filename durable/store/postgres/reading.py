@@ -48,6 +48,10 @@ class Reading(Opened):
     async def read_journal(self, pk: int, generation: int) -> list[JournalRow]:
         return [JournalRow(*row) for row in await self._look("read_journal", run=pk, generation=generation)]
 
+    async def last_turn(self, pk: int, generation: int) -> int:
+        ((turn,),) = await self._look("last_turn", run=pk, generation=generation)
+        return int(turn)
+
     async def read_journal_page(
         self, pk: int, generation: int, *, after: tuple[int, int], limit: int
     ) -> list[JournalRow]:

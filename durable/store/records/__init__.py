@@ -23,6 +23,7 @@ from durable.store.records.claims import (
     Trial,
 )
 from durable.store.records.inbox import (
+    BOUNDED,
     CHILD_CONFLICT,
     ITS_PARENT_HAS_ENDED,
     KEPT,
@@ -41,6 +42,8 @@ from durable.store.records.inbox import (
     child_notice,
     child_notice_id,
     retry_id,
+    update_id,
+    update_message_id,
 )
 from durable.store.records.runs import (
     AS_NEW,
@@ -93,6 +96,7 @@ from durable.store.records.workers import (
 
 __all__ = [
     "AS_NEW",
+    "BOUNDED",
     "CHILD_CONFLICT",
     "CRASH",
     "CRASHES_MAX",
@@ -165,4 +169,6 @@ __all__ = [
     "lets_children_go",
     "retry_id",
     "same_bytes",
+    "update_id",
+    "update_message_id",
 ]

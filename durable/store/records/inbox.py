@@ -1,4 +1,4 @@
-"""Messages to a run that its journal has not consumed: signals, cancel requests, answers of activities, notices of children."""
+"""Messages to a run that its journal has not consumed: signals, updates, cancel requests, answers of activities, notices of children."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from durable.errors import UndecodableError
 
 
 class Message(msgspec.Struct, gc=False, frozen=True, kw_only=True):
-    """One row of the inbox: a signal, a cancel request or an activity's answer that the journal has not consumed.
+    """One row of the inbox: a signal, an update, a cancel request or an activity's answer that the journal has not consumed.
 
+    An update that an earlier life of the run had begun to handle is "accepted". Its `message_id` is `update_message_id`.
     An answer's `name` is its kind, its `message_id` names the attempt (`answer_id`). One of the name `RETRY_NOW` answers nothing: the
     attempt has failed, and the next is not to wait any longer (`retry_id`).
     """
@@ -19,7 +20,7 @@ class Message(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     inbox_id: int
     run_pk: int
     msg: int
-    kind: Literal["signal", "cancel", "activity", "child"]
+    kind: Literal["signal", "update", "accepted", "cancel", "activity", "child"]
     name: str
     data: bytes  # the value, or for a cancel the JSON reason (a string or null)
     message_id: str | None
@@ -27,7 +28,7 @@ class Message(msgspec.Struct, gc=False, frozen=True, kw_only=True):
 
 
 class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
-    """A message on its way to a run's inbox. A signal is refused if the run has `unread_max` unread messages already."""
+    """A message on its way to a run's inbox. Of `BOUNDED` kinds it is refused if the run has `unread_max` unread messages already."""
 
     run_id: str
     kind: str
@@ -38,15 +39,16 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SendOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """`duplicate`: that message id was already taken in; nothing was added."""
+    """`duplicate`: that message id was already taken in; nothing was added. `is_unread`: and the run has not consumed it yet."""
 
     msg: int
     duplicate: bool
+    is_unread: bool = True
 
 
 class Redelivery(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     msg: int
-    kind: Literal["signal", "cancel"]
+    kind: Literal["signal", "update", "accepted", "cancel"]
     name: str
     data: bytes
     message_id: str | None
@@ -74,6 +76,20 @@ AnswerVerdict = Literal[
 def answer_id(generation: int, op: int, attempt: int) -> str:
     """Return the message id of the one answer an attempt can have."""
     return f"activity/{generation}/{op}/{attempt}"
+
+
+BOUNDED: Final = ("signal", "update")  # a cancel or an answer always finds room
+_UPDATE: Final = "update/"
+
+
+def update_message_id(id: str) -> str:
+    """Return the message id of the update that its caller calls `id`: signals have ids of their own."""
+    return _UPDATE + id
+
+
+def update_id(message_id: str | None) -> str:
+    """Return what `update_message_id` was made of."""
+    return (message_id or "").removeprefix(_UPDATE)
 
 
 RETRY_NOW: Final = "retry"

@@ -114,7 +114,7 @@ class TurnCommit(msgspec.Struct, gc=False, kw_only=True):
     ids explicitly (P3). `attempts` are upserted, rows of `attempts_done` removed. Of `tasks` those are inserted whose operation has no
     row of attempts yet, with that row ("remote"), so that one that is written twice is there once. `errands` are done for children.
     `answers` are what activities came to whose outcome the turn could not take in, of a run that parks or is handed back: messages for
-    whoever goes on with it, each with a row of attempts that is "answered".
+    whoever goes on with it, each with a row of attempts that is "answered". `is_awaited`: callers of updates may wait for what it says.
     """
 
     pk: int
@@ -131,6 +131,7 @@ class TurnCommit(msgspec.Struct, gc=False, kw_only=True):
     tasks: Sequence[NewTask] = ()
     tasks_closed: Sequence[TaskClosing] = ()
     answers: Sequence[Outgoing] = ()
+    is_awaited: bool = False
 
 
 Verdict = Literal[

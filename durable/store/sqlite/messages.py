@@ -6,7 +6,7 @@ import sqlite3
 
 from durable.errors import InboxFullError
 from durable.store.codes import is_closed
-from durable.store.records import CRASH, CRASHES_MAX, DueOutcome, Outgoing, SendOutcome
+from durable.store.records import BOUNDED, CRASH, CRASHES_MAX, DueOutcome, Outgoing, SendOutcome
 from durable.store.refusals import run_is_closed
 from durable.store.sqlite.closing import terminate, time_out
 from durable.store.sqlite.inbox import put_message
@@ -69,10 +69,11 @@ def send_message(db: sqlite3.Connection, sql: Statements, message: Outgoing, now
     if message.message_id is not None:
         key = {"run": run, "message_id": message.message_id}
         if (row := db.execute(sql["find_message_id"], key).fetchone()) is not None:
-            return SendOutcome(msg=row[0], duplicate=True)
+            unread = db.execute(sql["is_unread"], {"run": run, "msg": row[0]}).fetchone()[0]
+            return SendOutcome(msg=row[0], duplicate=True, is_unread=bool(unread))
     if is_closed(code):
         raise run_is_closed(message.run_id, code, started, "it takes no more messages")
-    if message.kind == "signal" and message.unread_max is not None:
+    if message.kind in BOUNDED and message.unread_max is not None:
         bounded = {"run": run, "count": message.unread_max}
         if db.execute(sql["count_unread"], bounded).fetchone()[0] >= message.unread_max:
             raise InboxFullError(message.run_id, message.unread_max)

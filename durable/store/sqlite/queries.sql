@@ -494,6 +494,9 @@ SELECT id, generation, status, started_at_us FROM run WHERE run_id = :run_id;
 -- name: find_message_id
 SELECT msg FROM message_id WHERE run = :run AND message_id = :message_id;
 
+-- name: is_unread
+SELECT EXISTS (SELECT 1 FROM inbox WHERE run = :run AND msg = :msg);
+
 -- name: count_unread
 SELECT count(*) FROM (SELECT 1 FROM inbox WHERE run = :run LIMIT :count);
 

@@ -67,6 +67,11 @@ class Reading(Opened):
             rows = reader.execute(self._sql["read_journal"], {"run": pk, "generation": generation})
             return [JournalRow(*row) for row in rows]
 
+    async def last_turn(self, pk: int, generation: int) -> int:
+        with self._reading() as reader:
+            chosen = {"run": pk, "generation": generation}
+            return int(reader.execute(self._sql["last_turn"], chosen).fetchone()[0])
+
     async def read_journal_page(
         self, pk: int, generation: int, *, after: tuple[int, int], limit: int
     ) -> list[JournalRow]:
