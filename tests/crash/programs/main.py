@@ -29,6 +29,7 @@ from tests.crash.programs import (
     parked_used,
     patterns_used,
     racing,
+    updates_used,
     workflows,
 )
 from tests.support import boundaries, crash_ledger, crash_points
@@ -60,6 +61,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         "child_worker",
         "classes",
         "class_worker",
+        "updates",
+        "update_worker",
         "rolling",
         "rolling_worker",
         "bulk",
@@ -326,6 +329,22 @@ async def class_worker(options: Options) -> None:
             await classes_used.tell_the_rest(client)
             for run_id in classes_used.OUTCOMES:
                 await demands.closed(client, run_id)
+
+
+async def updates(options: Options) -> None:
+    """A plain script that calls into the run it drives."""
+    durable.configure(url(options), durability=options.durability)
+    await updates_used.execute_all()
+
+
+async def update_worker(options: Options) -> None:
+    """The same on a worker, which ends when the run is closed."""
+    async with (
+        durable.connect(url(options), durability=options.durability) as client,
+        Worker(client, updates_used, lease_seconds=options.lease_seconds),
+    ):
+        await updates_used.call_one(client)
+        await demands.closed(client, "cart")
 
 
 async def rolling(options: Options) -> None:
