@@ -30,6 +30,7 @@ from durable.testing.clock import SkippingClock
 from durable.testing.environment import MEMORY
 from durable.testing.lives import START_US, At, LifeStore, Observed, Strike, Subject, Trial
 from durable.testing.virtual import VirtualClock, VirtualLoop
+from durable.updating import Called
 from durable.worker.serving import Serving
 from durable.workflows import Named, Workflow
 
@@ -109,6 +110,7 @@ def crash_everywhere(
     reset: Callable[[], object] | None = None,
     mocks: Mapping[Activity[..., Any], Callable[..., Any]] | None = None,
     signals: Sequence[tuple[Sent, object]] = (),
+    updates: Sequence[tuple[Called, object]] = (),
     seed: int = 0,
     trials: int = 250,
     **kwargs: object,
@@ -120,7 +122,8 @@ def crash_everywhere(
     the run's outcome, and what `effects()` returns: whatever the activities did to the world, as a value that can be compared.
     `reset()` is called before each trial and makes the world new.
 
-    `mocks` are functions that stand for activities. `signals` are sent at the beginning of each trial. At most `trials` are made, by `seed`
+    `mocks` are functions that stand for activities. `signals` are sent at the beginning of each trial, then `updates`, each once the one before is
+    answered; the answers are a part of the outcome. At most `trials` are made, by `seed`
     the same each time: all deaths and lost results, if that is enough for them, and a sample of the rest. Time is virtual. Call it from a plain
     function: it runs event loops of its own.
     Raises `DefinitionError` if the effects differ although nothing happened.
@@ -131,6 +134,7 @@ def crash_everywhere(
         args=args,
         kwargs=kwargs,
         signals=tuple(signals),
+        updates=tuple(updates),
         mocks=dict(mocks or {}),
         seed=seed,
     )

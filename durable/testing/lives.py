@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import msgspec
 
@@ -24,8 +24,11 @@ from durable.definitions import ActivityDefinition
 from durable.errors import (
     PlatformFault,
     RunCancelledError,
+    RunParkedError,
     RunTerminatedError,
     StoreError,
+    UpdateFailedError,
+    UpdateRejectedError,
     WorkerLostError,
     WorkflowFailedError,
     WorkflowStateError,
@@ -35,6 +38,7 @@ from durable.failures import describe, record
 from durable.in_activity import activity_info
 from durable.journal.events import ActivityCompleted, ActivityFailed, ScheduleActivity, StartTimer, TimerFired
 from durable.messages import Sent
+from durable.run_handle import RunHandle
 from durable.seams import spawn
 from durable.store.records import TurnCommit, Verdict
 from durable.store.sqlite.preparing import Prepared
@@ -50,6 +54,7 @@ from durable.testing.virtual import (
     VirtualThreads,
     throw_away,
 )
+from durable.updating import Called
 from durable.worker.live import Item
 from durable.worker.worker import Worker
 from durable.workflows import Workflow
@@ -105,6 +110,7 @@ class Subject(msgspec.Struct, kw_only=True):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     signals: Sequence[tuple[Sent, object]]
+    updates: Sequence[tuple[Called, object]]
     mocks: Mapping[Activity[..., Any], Callable[..., Any]]
     seed: int
 
@@ -329,6 +335,15 @@ class Life:
                 await run.signal(signal, value, id=f"signal {number}")
             except WorkflowStateError:
                 break
+        if not subject.updates:
+            return await self._end(client, run)
+        answers = [
+            await _answer(run, update, value, id=f"update {number}")
+            for number, (update, value) in enumerate(subject.updates)
+        ]
+        return f"{await self._end(client, run)}, and answered {'; '.join(answers)}"
+
+    async def _end(self, client: Client, run: RunHandle[Any]) -> str:
         try:
             return f"returned {await run.result(timeout=PATIENCE_SECONDS)!r}"
         except WorkflowFailedError as error:
@@ -339,6 +354,16 @@ class Life:
         except TimeoutError:
             why = await client.why(RUN_ID)
             return f"did not end: {why.text}"
+
+
+async def _answer(run: RunHandle[Any], update: Called, value: object, *, id: str) -> str:
+    """Call into the run, and return what came of it. A life that begins anew calls again, with the same id."""
+    try:
+        return repr(await run.update(cast(Any, update), value, id=id, timeout=PATIENCE_SECONDS))
+    except (UpdateFailedError, UpdateRejectedError) as error:
+        return f"{type(error).__name__}: {error.__cause__!r}"
+    except (WorkflowStateError, PlatformFault, RunParkedError, TimeoutError) as error:
+        return type(error).__name__
 
 
 class LifeStore(SqliteStore):

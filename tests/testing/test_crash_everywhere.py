@@ -186,6 +186,56 @@ def test_a_class_that_handles_signals_comes_through_everything() -> None:
     assert report.trials >= 10
 
 
+@workflow
+class Till:
+    """Is called into; each call writes once."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    async def run(self) -> list[int]:
+        await wait_condition(lambda: len(self.taken) == 2)
+        await wait_condition(all_handlers_finished)
+        return self.taken
+
+    @workflow.update
+    async def take(self, cents: int) -> str:
+        await pay(cents)
+        self.taken.append(cents)
+        return f"{len(self.taken)} taken"
+
+    @take.validator
+    def check(self, cents: int) -> None:
+        if cents < 0:
+            raise ValueError(cents)
+
+
+def test_a_class_that_is_called_into_comes_through_everything() -> None:
+    """Each call takes effect once, and is answered the same whatever happens to whom."""
+    report = crash(Till, updates=[(Till.take, 5), ("take", -1), (Till.take, 7)])
+
+    assert report.failed == 0
+    assert report.trials >= 10
+
+
+def test_a_call_whose_handler_is_not_idempotent_is_found() -> None:
+    @workflow
+    class Careless:
+        async def run(self) -> None:
+            await wait_condition(lambda: hasattr(self, "is_over"))
+            await wait_condition(all_handlers_finished)
+
+        @workflow.update
+        async def take(self, cents: int) -> None:
+            await write(cents)
+            self.is_over = True
+
+    with pytest.raises(NotCrashSafeError) as found:
+        crash(Careless, updates=[(Careless.take, 5)])
+
+    assert {finding.activity for finding in found.value.report.findings} == {"write (call 1)"}
+
+
 def test_the_step_that_is_not_idempotent_is_found_and_named() -> None:
     """With the place that showed it, and what differs."""
     with pytest.raises(NotCrashSafeError) as found:

@@ -36,6 +36,7 @@ from durable import (
     workflow_of,
 )
 from durable.journal.events import Started, UpdateAnswered, UpdateReceived
+from durable.recorded import RecordedRun
 from durable.testing import Environment, replay
 from tests.support.workers import Calls, is_released, is_waiting, running_worker, status_is, until
 
@@ -97,7 +98,9 @@ class Cart:
 
 
 async def check_replay(client: Client, run: RunHandle[Any], workflow: Any) -> None:
-    assert replay(await client.recorded(run.run_id), workflow).warnings == ()
+    recorded = await client.recorded(run.run_id)
+    assert replay(recorded, workflow).warnings == ()
+    assert replay(RecordedRun.from_json(recorded.to_json()), workflow).warnings == ()
 
 
 async def answers(run: RunHandle[Any]) -> list[tuple[str, str]]:
