@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, TypedDict, get_args
 
 import msgspec
 
-from durable.definitions import shown
+from durable.definitions import check_pattern, shown
 from durable.errors import ArgumentsError, RunNotFoundError, UndecodableError
 from durable.journal.lifecycle import RunStatus
 from durable.reading import decode_entries
@@ -16,7 +16,7 @@ from durable.recorded import RecordedRun, UnreadableRun
 from durable.retry import Seconds, seconds
 from durable.seams import EPOCH, Clock
 from durable.store.contract import Store
-from durable.store.records import RunFilter, RunRecord
+from durable.store.records import CountBy, RunFilter, RunRecord
 
 PAGE_MAX: Final = 1000  # runs read at a time
 GENERATION_DIGITS_MAX: Final = 9  # more no store can hold
@@ -71,6 +71,49 @@ def statuses_of(status: Statuses) -> tuple[RunStatus, ...]:
         return tuple(RunStatus(one) for one in statuses)
     except ValueError as error:
         raise ArgumentsError(f"{error}; statuses: {', '.join(RunStatus)}") from None
+
+
+class Filters(TypedDict, total=False):
+    """Which runs are meant: those that fit all of them. See `Client.list`."""
+
+    status: Statuses
+    workflow: str | None
+    task_queue: str | None
+    run_id: str | None
+    since: Seconds | datetime | None
+    until: Seconds | datetime | None
+
+
+def filter_of(
+    clock: Clock, filters: Filters, statuses: tuple[RunStatus, ...], *, limit: int = PAGE_MAX
+) -> RunFilter:
+    """Return the filter of rows for these filters, whose statuses are those that rows tell; raise `ArgumentsError`."""
+    return RunFilter(
+        status=statuses,
+        workflow=check_pattern(filters.get("workflow")),
+        task_queue=filters.get("task_queue"),
+        run_id=check_pattern(filters.get("run_id")),
+        created_since_us=instant_us(clock, filters.get("since")),
+        created_until_us=instant_us(clock, filters.get("until")),
+        limit=min(limit, PAGE_MAX),
+    )
+
+
+def counted(clock: Clock, filters: Filters) -> RunFilter:
+    """Return the filter of the runs that are to be counted: by what their rows tell; raise `ArgumentsError`."""
+    wanted = statuses_of(filters.get("status"))
+    if RunStatus.COMPENSATING in wanted:
+        raise ArgumentsError(
+            "that a run is compensating is told by its journal, which nobody reads to count: list them"
+        )
+    return filter_of(clock, filters, wanted)
+
+
+def check_by(by: CountBy | None) -> CountBy | None:
+    """Return what runs are to be counted by; raise `ArgumentsError`."""
+    if by not in (None, *get_args(CountBy)):
+        raise ArgumentsError(f"runs are counted by status, workflow or queue, not {shown(by)}")
+    return by
 
 
 def closed_statuses(status: Statuses) -> tuple[RunStatus, ...]:

@@ -36,6 +36,7 @@ COMMANDS: Final = MappingProxyType(
         "worker": Listed("serving", "Run", "Serve workflows: claim runs and drive them."),
         "start": Listed("operate", "Run", "Store a run for a worker to drive."),
         "list": Listed("see", "See", "List runs, and what they wait for."),
+        "count": Listed("see", "See", "Count runs."),
         "show": Listed("see", "See", "Tell the story of one run."),
         "result": Listed("see", "See", "Wait for a run and print its result."),
         "wait": Listed("see", "See", "Wait until runs are closed."),

@@ -21,6 +21,7 @@ from durable.store.records import (
     CaredTasks,
     Claim,
     ClosedRuns,
+    CountBy,
     DueOutcome,
     Expiry,
     FailedAttempt,
@@ -406,6 +407,13 @@ class Store(Protocol):
 
     async def list_runs(self, filter: RunFilter) -> list[RunRecord]:
         """Return the latest generations that fit, newest first."""
+        ...
+
+    async def count_runs(self, filter: RunFilter, by: CountBy | None) -> dict[str, int]:
+        """Return how many latest generations fit, by the name of what `by` says ("": all of them together); only names that occur.
+
+        Statuses are those of the rows, as for `list_runs`. `limit` and `before` do not count.
+        """
         ...
 
     async def read_journal(self, pk: int, generation: int) -> list[JournalRow]: ...

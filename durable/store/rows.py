@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ import msgspec
 from durable.store.codes import HELD, READY, is_known, shown_status
 from durable.store.records import (
     AttemptRow,
+    CountBy,
     HeldTask,
     Message,
     OpenRuns,
@@ -225,3 +227,16 @@ def open_tasks(rows: Sequence[Sequence[Any]]) -> tuple[OpenTasks, ...]:
         OpenTasks(task_queue=task_queue, activity=activity, state=state, tasks=tasks, since_us=since_us)
         for task_queue, activity, state, tasks, since_us in rows
     )
+
+
+def counts_of(rows: Iterable[Sequence[Any]], by: CountBy | None) -> dict[str, int]:
+    """Return what `count_runs` has found, the most first."""
+    counts: Counter[str] = Counter()
+    for name, count in rows:
+        counts[_status_name(int(name)) if by == "status" else name] += count
+    return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
+
+
+def _status_name(code: int) -> str:
+    """Return the status that `count_runs` means by a number."""
+    return str(shown_status(READY, has_started=False) if code < 0 else shown_status(code, has_started=True))

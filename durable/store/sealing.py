@@ -19,6 +19,7 @@ from durable.store.records import (
     AttemptRow,
     CaredTasks,
     Claim,
+    CountBy,
     Expiry,
     HeldTask,
     JournalRow,
@@ -272,6 +273,9 @@ class SealedStore:
 
     async def list_runs(self, filter: RunFilter) -> list[RunRecord]:
         return [self._seals.record(one) for one in await self._store.list_runs(filter)]
+
+    async def count_runs(self, filter: RunFilter, by: CountBy | None) -> dict[str, int]:
+        return await self._store.count_runs(filter, by)
 
     async def read_journal(self, pk: int, generation: int) -> list[JournalRow]:
         rows = await self._store.read_journal(pk, generation)

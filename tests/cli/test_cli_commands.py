@@ -151,6 +151,24 @@ def test_list_filters(app: Cli) -> None:
     assert app("list", "--since", "soon").code == 2
 
 
+def test_count_has_the_filters_of_list(app: Cli) -> None:
+    """A number; with --by a line for each, the most first."""
+    for name in ("h-1", "h-2"):
+        app("start", "hello", "W", "--id", name)
+    app("run", "app.py:hello", "W", "--id", "done")
+
+    assert app("count").out == "3\n"
+    assert app("count", "--id", "h-*", "--status", "pending").out == "2\n"
+    assert app("count", "--by", "status").out == "pending\t2\ncompleted\t1\n"
+    assert json.loads(app("count", "-o", "json").out) == {"v": 1, "count": 3}
+    assert json.loads(app("count", "--by", "workflow", "-o", "json").out) == {
+        "v": 1,
+        "by": "workflow",
+        "counts": {"hello": 3},
+    }
+    assert "told by its journal" in app("count", "--status", "compensating").err
+
+
 def test_list_says_what_runs_wait_for(app: Cli) -> None:
     """In text and in JSON."""
     app("start", "noted", "--id", "n")

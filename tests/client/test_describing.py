@@ -478,3 +478,26 @@ async def test_a_list_reads_the_journals_of_driven_runs_only(
 @workflow
 async def waiting_for_a_number() -> int:
     return await number.wait()
+
+
+async def test_runs_are_counted_by_what_their_rows_tell(client: Client) -> None:
+    """With the filters of lists; what only a journal tells is refused."""
+
+    @workflow
+    async def counted(number: int) -> int:
+        return number
+
+    for number in range(3):
+        await client.start(counted, number, run_id=f"c-{number}")
+    await client.terminate("c-0")
+
+    assert await client.count() == 3
+    assert await client.count(run_id="c-*", status=["pending", "terminated"]) == 3
+    assert await client.count(status="failed") == 0
+    assert await client.count(by="status") == {"pending": 2, "terminated": 1}
+    assert await client.count(by="workflow", status="pending") == {counted.name: 2}
+    assert await client.count(by="queue", since=3600) == {"default": 3}
+    with pytest.raises(ArgumentsError, match="told by its journal"):
+        await client.count(status="compensating")
+    with pytest.raises(ArgumentsError, match="by status, workflow or queue, not 'day'"):
+        await client.count(by="day")  # type: ignore[call-overload]

@@ -8,7 +8,7 @@ from store_steps import NOW, a_worker, close, commit, start, started_by, turn
 from durable.errors import StoreError
 from durable.journal.lifecycle import RunStatus
 from durable.store.contract import Store
-from durable.store.records import Park, RunFilter
+from durable.store.records import CountBy, Park, RunFilter
 
 
 async def listed(store: Store, **changes: object) -> list[str]:
@@ -54,6 +54,31 @@ async def test_runs_are_listed_newest_first_and_filtered(
     await some_runs(store)
 
     assert await listed(store, **changes) == found
+    if "limit" not in changes:
+        counted = await store.count_runs(RunFilter(**changes), None)  # type: ignore[arg-type]
+        assert sum(counted.values()) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("by", "changes", "counts"),
+    [
+        ("status", {}, {"completed": 1, "failed": 1, "pending": 1, "running": 1}),
+        ("status", {"status": (RunStatus.PENDING, RunStatus.FAILED)}, {"failed": 1, "pending": 1}),
+        ("workflow", {}, {"w": 3, "other": 1}),
+        ("queue", {"run_id": "b-*"}, {"default": 1, "gpu": 1}),
+        (None, {"workflow": "w"}, {"": 3}),
+        (None, {"workflow": "nosuch"}, {}),
+        ("status", {"task_queue": "nosuch"}, {}),
+    ],
+)
+async def test_runs_are_counted(
+    store: Store, by: CountBy | None, changes: dict[str, object], counts: dict[str, int]
+) -> None:
+    """By the filters of lists; the most first, names that occur."""
+    await some_runs(store)
+
+    found = await store.count_runs(RunFilter(**changes), by)  # type: ignore[arg-type]
+    assert list(found.items()) == list(counts.items())
 
 
 async def test_parked_runs_are_listed_among_those_that_did_not_do_well(store: Store) -> None:

@@ -79,8 +79,12 @@ async def test_a_repeated_message_is_taken_once(store: Store) -> None:
     held = await started_by(store, worker, "x")
     first = await signal(store, "x", message_id="m")
     assert await signal(store, "x", message_id="m") == first
+    assert (await store.send_message(to("x", message_id="m"), NOW)).is_unread
     (message,) = await store.read_inbox(worker)
+    assert await store.last_turn(held.pk, held.generation) == 0
     await commit(store, worker, turn(held, 1, consumed=[message.inbox_id], seen=1))
+    assert await store.last_turn(held.pk, held.generation) == 1
+    assert not (await store.send_message(to("x", message_id="m"), NOW)).is_unread
     assert await signal(store, "x", message_id="m") == first
     assert await store.read_inbox(worker) == []
 

@@ -1248,6 +1248,27 @@ LIMIT :count;
 -- By the index of those, whose condition it names: a few among all the runs that did well.
 -- like: list_runs, with (status = 3 OR status > 10) for TRUE
 
+-- name: count_runs
+-- Statuses by number: -1 stands for pending, as in list_runs, and 1 for all others that are not at rest.
+SELECT
+    CASE :by::text
+        WHEN 'workflow' THEN workflow
+        WHEN 'queue' THEN task_queue
+        WHEN 'status' THEN CAST(
+            CASE WHEN status IN (0, 4) AND started_at_us IS NULL THEN -1 WHEN status IN (0, 4) THEN 1 ELSE status END AS text
+        )
+        ELSE ''
+    END AS name,
+    count(*)
+FROM durable.run
+WHERE (:statuses::integer[] IS NULL OR CASE WHEN status IN (0, 4) AND started_at_us IS NULL THEN -1 ELSE status END = ANY (:statuses::integer[]))
+    AND (:workflow::text IS NULL OR workflow LIKE :workflow::text)
+    AND (:task_queue::text IS NULL OR task_queue = :task_queue::text)
+    AND (:run_id::text IS NULL OR run_id LIKE :run_id::text)
+    AND (:since_us::bigint IS NULL OR created_at_us >= :since_us::bigint)
+    AND (:until_us::bigint IS NULL OR created_at_us < :until_us::bigint)
+GROUP BY 1;
+
 -- name: read_journal
 SELECT turn, part, data FROM durable.journal WHERE run = :run AND generation = :generation ORDER BY turn, part;
 

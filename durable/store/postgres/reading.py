@@ -10,9 +10,9 @@ from durable.store import refusals
 from durable.store.codes import are_troubled, filter_codes
 from durable.store.postgres.connection import Session
 from durable.store.postgres.opened import Opened
-from durable.store.records import AttemptRow, Claim, JournalRow, RunFilter, RunRecord
+from durable.store.records import AttemptRow, Claim, CountBy, JournalRow, RunFilter, RunRecord
 from durable.store.refusals import RECENT_RUNS, generation_not_found
-from durable.store.rows import NAMED_RUNS, attempt_row, message, run_record
+from durable.store.rows import NAMED_RUNS, attempt_row, counts_of, message, run_record
 
 
 class Reading(Opened):
@@ -44,6 +44,12 @@ class Reading(Opened):
         is_troubled = bool(filter.status) and are_troubled(filter_codes(filter.status))
         name = "list_troubled_runs" if is_troubled else "list_runs"
         return self._records(await self._look(name, **filter_parameters(filter)))
+
+    async def count_runs(self, filter: RunFilter, by: CountBy | None) -> dict[str, int]:
+        chosen = filter_parameters(filter)
+        for name in ("before_us", "before_run", "count"):
+            del chosen[name]
+        return counts_of(await self._look("count_runs", **chosen, by=by), by)
 
     async def read_journal(self, pk: int, generation: int) -> list[JournalRow]:
         return [JournalRow(*row) for row in await self._look("read_journal", run=pk, generation=generation)]

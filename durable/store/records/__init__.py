@@ -47,6 +47,7 @@ from durable.store.records.inbox import (
 )
 from durable.store.records.runs import (
     AS_NEW,
+    CountBy,
     DueOutcome,
     IfClosed,
     IfOpen,
@@ -119,6 +120,7 @@ __all__ = [
     "Claim",
     "Close",
     "ClosedRuns",
+    "CountBy",
     "DueOutcome",
     "Expiry",
     "FailedAttempt",

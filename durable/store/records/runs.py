@@ -76,6 +76,9 @@ class RunRecord(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     retention_us: int | None = None  # as in `StartRequest`
 
 
+CountBy = Literal["status", "workflow", "queue"]
+
+
 class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
     """AND of all that is set. `run_id` may hold `*`; `workflow` too.
 

@@ -812,6 +812,28 @@ LIMIT :count;
 -- name: list_troubled_runs_without_large_payloads
 -- like: list_troubled_runs, with run_seen for run_whole
 
+-- name: count_runs
+-- Statuses by number: -1 stands for pending, as in list_runs, and 1 for all others that are not at rest.
+SELECT
+    CASE :by
+        WHEN 'workflow' THEN workflow
+        WHEN 'queue' THEN task_queue
+        WHEN 'status' THEN CAST(
+            CASE WHEN status IN (0, 4) AND started_at_us IS NULL THEN -1 WHEN status IN (0, 4) THEN 1 ELSE status END AS TEXT
+        )
+        ELSE ''
+    END AS name,
+    count(*)
+FROM run
+WHERE (:statuses IS NULL OR CASE WHEN status IN (0, 4) AND started_at_us IS NULL THEN -1 ELSE status END
+        IN (SELECT value FROM json_each(:statuses)))
+    AND (:workflow IS NULL OR workflow GLOB :workflow)
+    AND (:task_queue IS NULL OR task_queue = :task_queue)
+    AND (:run_id IS NULL OR run_id GLOB :run_id)
+    AND (:since_us IS NULL OR created_at_us >= :since_us)
+    AND (:until_us IS NULL OR created_at_us < :until_us)
+GROUP BY 1;
+
 -- name: read_journal
 SELECT turn, part, coalesce((SELECT payload.data FROM payload WHERE payload.id = journal.payload), data)
 FROM journal WHERE run = :run AND generation = :generation ORDER BY turn, part;

@@ -11,13 +11,14 @@ from durable.store.codes import are_troubled, filter_codes
 from durable.store.records import (
     AttemptRow,
     Claim,
+    CountBy,
     JournalRow,
     Message,
     RunFilter,
     RunRecord,
 )
 from durable.store.refusals import RECENT_RUNS, generation_not_found
-from durable.store.rows import NAMED_RUNS, attempt_row, json_text, message, run_record
+from durable.store.rows import NAMED_RUNS, attempt_row, counts_of, json_text, message, run_record
 from durable.store.sqlite.opened import Opened
 from durable.store.statements import Statements
 
@@ -61,6 +62,9 @@ class Reading(Opened):
         rows = await self._scan(name, filter_parameters(filter))
         now_us = self._clock.now_us()
         return [run_record(row, now_us) for row in rows]
+
+    async def count_runs(self, filter: RunFilter, by: CountBy | None) -> dict[str, int]:
+        return counts_of(await self._scan("count_runs", {**filter_parameters(filter), "by": by}), by)
 
     async def read_journal(self, pk: int, generation: int) -> list[JournalRow]:
         with self._reading() as reader:
