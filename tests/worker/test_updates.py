@@ -38,7 +38,15 @@ from durable import (
 from durable.journal.events import Started, UpdateAnswered, UpdateReceived
 from durable.recorded import RecordedRun
 from durable.testing import Environment, replay
-from tests.support.workers import Calls, is_released, is_waiting, running_worker, status_is, until
+from tests.support.workers import (
+    Calls,
+    declare_dead,
+    is_released,
+    is_waiting,
+    running_worker,
+    status_is,
+    until,
+)
 
 
 class Item(msgspec.Struct):
@@ -331,6 +339,45 @@ async def test_a_run_that_is_tried_again_while_nobody_looked_is_asked_again(clie
     await client.retry(run.run_id, from_start=True)
 
     assert "the run ended before" in str(await failed(calling))
+
+
+async def test_an_answer_comes_from_whoever_goes_on_with_the_run(client: Client) -> None:
+    """The worker that had begun with the update stops, or is taken for dead: what the handler waits for is not lost."""
+
+    @workflow
+    class Gate:
+        def __init__(self) -> None:
+            self.is_open = False
+            self.passed = 0
+
+        async def run(self) -> int:
+            await wait_condition(lambda: self.passed == 2)
+            await wait_condition(all_handlers_finished)
+            return self.passed
+
+        @workflow.update
+        async def go_through(self, number: int) -> int:
+            await wait_condition(lambda: self.is_open)
+            self.passed += 1
+            return await double(number)
+
+        @workflow.signal
+        def open(self) -> None:
+            self.is_open = True
+
+    run = await client.start(Gate)
+    async with running_worker(client, Gate):
+        first = asyncio.create_task(run.update(Gate.go_through, 1, timeout=60))
+        await received(client, run, 1)
+    async with running_worker(client, Gate) as worker:
+        second = asyncio.create_task(run.update(Gate.go_through, 2, timeout=60))
+        await received(client, run, 2)
+        await declare_dead(client, worker)
+        await run.signal(Gate.open)
+        assert await asyncio.gather(first, second) == [2, 4]
+        assert await run.result(60) == 2
+
+    await check_replay(client, run, Gate)
 
 
 async def test_a_parked_run_is_told_at_once_and_answers_when_it_is_resumed(client: Client) -> None:
