@@ -164,9 +164,9 @@ def is_meant(activity: str | int, *, number: int, name: str) -> bool:
 
 async def resume_run(connection: Connection, run_id: str) -> None:
     """See `RunHandle.resume`."""
-    store = connection.store
-    was_paused = await store.resume_run(check_run_id(run_id))
-    was_parked = await store.unpark_run(run_id, connection.clock.now_us())
+    store, now_us = connection.store, connection.clock.now_us()
+    was_paused = await store.resume_run(check_run_id(run_id), now_us)
+    was_parked = await store.unpark_run(run_id, now_us)
     if not was_paused and not was_parked:
         status = (await store.get_run(run_id)).status
         text = f"run {run_id!r} is {status}: only a paused or parked run can be resumed"

@@ -367,8 +367,8 @@ class Store(Protocol):
         """
         ...
 
-    async def resume_run(self, run_id: str) -> bool:
-        """End the pause of a run, and set it ready if it was held; return False if it was not paused."""
+    async def resume_run(self, run_id: str, now_us: int) -> bool:
+        """End the pause of a run, and set it ready, from now on, if it was held; return False if it was not paused."""
         ...
 
     async def pause(self, kind: PauseKind, name: str, reason: str | None, now_us: int) -> bool:

@@ -455,7 +455,7 @@ class Machine(RuleBasedStateMachine):
                 case "pause":
                     return str(await store.pause_run(run_id, None, NOW))
                 case "resume":
-                    return str(await store.resume_run(run_id))
+                    return str(await store.resume_run(run_id, NOW))
                 case "unpark":
                     return str(await store.unpark_run(run_id, NOW))
                 case _:

@@ -49,8 +49,8 @@ async def test_a_paused_run_is_claimed_when_it_is_resumed(store: Store) -> None:
     seen = await store.get_run("r")
     assert (seen.status, seen.paused_at_us, seen.pause_reason) == (RunStatus.PENDING, NOW + 1, "ask ann")
 
-    assert await store.resume_run("r")
-    assert not await store.resume_run("r")
+    assert await store.resume_run("r", NOW)
+    assert not await store.resume_run("r", NOW)
     assert await claimed(store, worker) == ["r"]
     assert (await store.get_run("r")).paused_at_us is None
 
@@ -60,7 +60,7 @@ async def test_a_delayed_start_keeps_its_instant(store: Store) -> None:
     worker = await a_worker(store)
     await start(store, "r", ready_at_us=LATER)
     await store.pause_run("r", None, NOW)
-    await store.resume_run("r")
+    await store.resume_run("r", NOW)
 
     assert await claimed(store, worker, LATER - 1) == []
     assert await claimed(store, worker, LATER) == ["r"]
@@ -75,7 +75,7 @@ async def test_a_delayed_start_that_falls_due_while_paused_is_claimed_at_the_end
     await store.pause_run("r", None, NOW)
 
     assert await claimed(store, worker) == []
-    await store.resume_run("r")
+    await store.resume_run("r", NOW)
     assert await claimed(store, worker) == ["r"]
 
 
@@ -127,7 +127,7 @@ async def test_whatever_sets_a_paused_run_ready_leaves_it_held(store: Store, way
         assert await store.unpark_run("r", NOW)
 
     assert await claimed(store, other) == []
-    assert await store.resume_run("r")
+    assert await store.resume_run("r", NOW)
     ((again),) = await claim(store, other, now_us=LATER)
     assert (again.run_id, len(again.inbox)) == ("r", int(way == "message"))
 
@@ -138,7 +138,7 @@ async def test_a_waiting_run_that_is_paused_and_resumed_goes_on_waiting(store: S
     held = await started_by(store, worker, "r")
     await commit(store, worker, turn(held, after=Wait(due_at_us=LATER)))
     await store.pause_run("r", None, NOW)
-    await store.resume_run("r")
+    await store.resume_run("r", NOW)
 
     assert await status(store, "r") is RunStatus.WAITING
     assert await claimed(store, worker, NOW + 2) == []
@@ -230,10 +230,10 @@ async def test_a_backlog_knows_that_paused_runs_wait_for_somebody(store: Store) 
         await store.pause_run(run_id, None, NOW)
     assert not await store.has_backlog(["default"], W1)
 
-    await store.resume_run("timer")
+    await store.resume_run("timer", NOW)
     assert await store.has_backlog(["default"], W1)
     await store.pause_run("timer", None, NOW)
-    await store.resume_run("ready")
+    await store.resume_run("ready", NOW)
     assert await store.has_backlog(["default"], W1)
     await store.pause("task_queue", "default", None, NOW)
     assert not await store.has_backlog(["default"], W1)
@@ -242,7 +242,7 @@ async def test_a_backlog_knows_that_paused_runs_wait_for_somebody(store: Store) 
 async def test_an_unknown_run_cannot_be_paused(store: Store) -> None:
     """With near ids."""
     await start(store, "order-7")
-    for call in (store.pause_run("order-8", None, NOW), store.resume_run("order-8")):
+    for call in (store.pause_run("order-8", None, NOW), store.resume_run("order-8", NOW)):
         with pytest.raises(RunNotFoundError, match="order-7"):
             await call
 
@@ -264,7 +264,7 @@ async def test_parked_runs_that_are_paused_are_not_tried_with_other_code(store: 
 
     assert await tried() == []
     if what == "run":
-        await store.resume_run("r")
+        await store.resume_run("r", NOW)
     else:
         await store.resume(what, "default" if what == "task_queue" else "web-1")  # type: ignore[arg-type]  # as above
     assert await tried() == ["r"]

@@ -48,8 +48,8 @@ async def store(url: str) -> AsyncIterator[Any]:
     await store.close()
 
 
-async def claimed(store: Any, worker: int, limit: int = 100) -> list[Claim]:
-    return await store.claim_ready_runs(worker, now_us=0, limit=limit, task_queue="default", definitions=W1)  # type: ignore[no-any-return]  # of a Store
+async def claimed(store: Any, worker: int, limit: int = 100, queue: str = "default") -> list[Claim]:
+    return await store.claim_ready_runs(worker, now_us=0, limit=limit, task_queue=queue, definitions=W1)  # type: ignore[no-any-return]  # of a Store
 
 
 async def come_and_go(store: Any, worker: int, runs: int) -> None:
@@ -162,11 +162,67 @@ async def test_what_became_ready_late_with_an_earlier_instant_is_found_by_who_lo
     await close(store, worker, soon)
     assert await claimed(store, worker) == []
 
-    store._look_outs[worker]._back_at = 0.0  # as after so long
+    store._look_outs[worker, "default"]._back_at = 0.0  # as after so long
     assert await claimed(store, worker) == []
-    await store._looking_back[worker]
+    await store._looking_back[worker, "default"]
     assert [one.run_id for one in await claimed(store, worker)] == ["late"]
     assert store._looking_back == {}
+
+
+@pytest.fixture
+def costly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look is costly, and nobody looks back."""
+    monkeypatch.setattr(claiming, "COSTLY_SECONDS", 0.0)
+    monkeypatch.setattr(claiming, "BACK_SHARE", 1e9)
+    monkeypatch.setattr(claiming, "BACK_SECONDS_MAX", 1e9)
+
+
+def an_hour_ago(url: str) -> None:
+    """Whatever is ready has been so for long."""
+    looked_up(url, "UPDATE run SET ready_at_us = ready_at_us - 3600000000")
+
+
+@pytest.mark.usefixtures("costly")
+async def test_a_run_that_is_resumed_waits_for_nobody_to_look_back(store: Any, url: str) -> None:
+    """It is ready from then on, and not since before it was paused."""
+    worker = await a_worker(store)
+    await store.start_runs([request("paused")], 0)
+    await store.pause_run("paused", None, 0)
+    an_hour_ago(url)
+    assert await claimed(store, worker) == []
+
+    await store.resume_run("paused", 0)
+
+    assert [one.run_id for one in await claimed(store, worker)] == ["paused"]
+
+
+@pytest.mark.usefixtures("costly")
+@pytest.mark.parametrize(("kind", "name"), [("task_queue", "default"), ("worker", "test")])
+async def test_what_was_held_back_together_waits_for_nobody_to_look_back(
+    store: Any, url: str, kind: str, name: str
+) -> None:
+    """A look at a paused queue, or of a paused worker, has seen nothing."""
+    worker = await a_worker(store, "test")
+    await store.pause(kind, name, None, 0)
+    await store.start_runs([request("held")], 0)
+    assert await claimed(store, worker) == []
+    an_hour_ago(url)  # so long it was held
+
+    await store.resume(kind, name)
+
+    assert [one.run_id for one in await claimed(store, worker)] == ["held"]
+
+
+@pytest.mark.usefixtures("costly")
+async def test_a_look_at_one_queue_says_nothing_of_another(store: Any, url: str) -> None:
+    """A worker that serves both gets on with the long one, batch by batch, while the other is empty."""
+    worker = await a_worker(store)
+    await store.start_runs([request(f"r{n}", task_queue="long") for n in range(4)], 0)
+    an_hour_ago(url)
+
+    for _ in range(2):
+        assert len(await claimed(store, worker, 2, "long")) == 2
+        assert await claimed(store, worker, 2) == []
 
 
 async def test_a_store_that_is_closed_looks_back_no_more(
@@ -182,8 +238,8 @@ async def test_a_store_that_is_closed_looks_back_no_more(
         async with locker.transaction():
             await locker.execute(f"LOCK TABLE {locate(url, '').schema}.run IN ACCESS EXCLUSIVE MODE")
             claiming_late = asyncio.ensure_future(claimed(store, worker))
-            await until(lambda: worker in store._looking_back)
-            looking = store._looking_back[worker]
+            await until(lambda: (worker, "default") in store._looking_back)
+            looking = store._looking_back[worker, "default"]
             claiming_late.cancel()
             await asyncio.wait([claiming_late])
             await store.close()

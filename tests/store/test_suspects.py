@@ -260,7 +260,7 @@ async def test_a_paused_run_is_not_tried(store: Store) -> None:
     await store.pause_run("a", None, NOW)
 
     assert await parked_claims(store, worker, "new") == []
-    await store.resume_run("a")
+    await store.resume_run("a", NOW)
     assert await parked_claims(store, worker, "new") == ["a"]
 
 

@@ -212,7 +212,7 @@ async def test_paused_queues_workers_and_runs_are_left_alone(store: Store) -> No
     await store.resume("worker", "gpu-1")
     await store.pause_run("r", None, NOW)
     assert await take(store, performer) == []
-    await store.resume_run("r")
+    await store.resume_run("r", NOW)
 
     assert len(await take(store, performer)) == 1
 

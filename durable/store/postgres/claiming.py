@@ -4,7 +4,8 @@ A run that is claimed leaves its entry in the index of ready ones until the serv
 snapshot (a long report, a forgotten BEGIN) it may not, and every look would walk past all runs that were claimed since, in the order
 in which they became ready. So once such a look has become costly, looks begin near where the last one
 ended, and beside them somebody looks back now and then, in no claim's way: for what became ready late, with an older instant. If there is any,
-the next look begins there. Nothing is lost by a look that begins too late, it is only found by a later one.
+the next look begins there. Nothing is lost by a look that begins too late, it is only found by a later one. Each queue has looks of its own, and a look that a pause has
+held back counts for nothing; what is resumed is ready from then on.
 
 The index of owners keeps entries of the same kind. Messages are looked for by it as long as that is cheap, which spares naming
 every run; else by the runs themselves.
@@ -23,7 +24,7 @@ SLACK_US: Final = (
 
 
 class LookOut:
-    """Where one worker's looks begin. Not for stores with a clock of their own: that may be set back."""
+    """Where one worker's looks at one queue begin. Not for stores with a clock of their own: that may be set back."""
 
     def __init__(self) -> None:
         self._next_us = 0

@@ -72,7 +72,7 @@ class Driving(Opened):
         elif task_queue is None:
             found = await self._claim("claim_ready_runs_of_any_queue", **parameters)
         else:
-            found = await self._claim_of_queue(worker_id, limit, **parameters, task_queue=task_queue)
+            found = await self._claim_of_queue(worker_id, task_queue, limit, **parameters)
         if not found[0]["yes"]:
             raise lease_lost(worker_id)
         claimed = [row["id"] for row in found if row["id"] is not None]
@@ -84,27 +84,32 @@ class Driving(Opened):
         async with self._slots.take() as slot:
             return await self._database.fetch(name, slot=slot, **parameters)
 
-    async def _claim_of_queue(self, worker_id: int, limit: int, /, **parameters: object) -> list[Any]:
-        """The claim of workers: where the look begins is decided by what earlier ones took."""
-        look_out = self._look_outs.setdefault(worker_id, LookOut())
+    async def _claim_of_queue(
+        self, worker_id: int, task_queue: str, limit: int, /, **parameters: object
+    ) -> list[Any]:
+        """The claim of workers: where the look begins is decided by what earlier ones at this queue took."""
+        key = worker_id, task_queue
+        parameters["task_queue"] = task_queue
+        look_out = self._look_outs.setdefault(key, LookOut())
         began = self._clock.monotonic()
         since_us = 0
         if isinstance(self._clock, ServerClock):
             since_us = look_out.since_us()
-            if look_out.is_back_due(began) and worker_id not in self._looking_back:
+            if look_out.is_back_due(began) and key not in self._looking_back:
                 wanted = {
                     name: parameters[name] for name in ("now_us", "task_queue", "workflows", "versions")
                 }
                 looking = spawn(
                     self._look_back(look_out, before_us=since_us, **wanted), name="durable look back"
                 )
-                self._looking_back[worker_id] = looking
-                looking.add_done_callback(lambda _: self._looking_back.pop(worker_id, None))
+                self._looking_back[key] = looking
+                looking.add_done_callback(lambda _: self._looking_back.pop(key, None))
         found = await self._claim("claim_ready_runs", **parameters, since_us=since_us)
         is_full = len(found) == limit and found[0]["id"] is not None
         reached_us = found[0]["ready_at_us"] if is_full else found[0]["now_us"]
         now = self._clock.monotonic()
-        look_out.looked(since_us, now, took=now - began, reached_us=reached_us)
+        if found[0]["has_looked"]:
+            look_out.looked(since_us, now, took=now - began, reached_us=reached_us)
         return found
 
     async def _look_back(self, look_out: LookOut, /, **parameters: object) -> None:
@@ -220,7 +225,7 @@ class Driving(Opened):
     # ─ what is owned ──
 
     async def read_inbox(self, worker_id: int, pks: Sequence[int] | None = None) -> list[Message]:
-        look_out = self._look_outs.setdefault(worker_id, LookOut())
+        look_out = self._look_outs.setdefault((worker_id, None), LookOut())
         began = self._clock.monotonic()
         if pks is not None and look_out.avoids_owners(began):
             rows = await self._read("read_inbox_of_runs", worker=worker_id, runs=list(pks))

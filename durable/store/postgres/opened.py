@@ -45,8 +45,8 @@ class Opened:
         self._wakeups = Wakeups(database, asyncio.get_running_loop())
         self._workers: set[int] = set()  # registered here, not retired
         self._writing: set[asyncio.Task[list[Verdict]]] = set()
-        self._look_outs: dict[int, LookOut] = {}  # by worker
-        self._looking_back: dict[int, asyncio.Task[None]] = {}  # by worker
+        self._look_outs: dict[tuple[int, str | None], LookOut] = {}  # by worker and queue; None: for messages
+        self._looking_back: dict[tuple[int, str], asyncio.Task[None]] = {}  # by worker and queue
         self._skipped: set[int] = set()  # runs whose close met somebody's open transaction
         self._gone: str | None = None  # why the store cannot be used any more
         forks.track(self)

@@ -23,8 +23,9 @@ class Pausing(Opened):
         self._wakeups.tell(work=True)
         return paused
 
-    async def resume_run(self, run_id: str) -> bool:
-        resumed = await self._write(lambda db: change_run(db, "resume_run", run_id))
+    async def resume_run(self, run_id: str, now_us: int) -> bool:
+        given = self._given(now_us)
+        resumed = await self._write(lambda db: change_run(db, "resume_run", run_id, now_us=given))
         if resumed:
             self._wakeups.tell(work=True)
         return resumed

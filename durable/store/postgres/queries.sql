@@ -310,7 +310,8 @@ WHERE id = :run;
 -- SQLite looks first and claims what it found; here both are one statement, and whoever comes second skips what the first one
 -- has locked. One bounded seek per definition: runs that nobody here serves, however many and old, are never looked at (P13).
 -- `since_us` spares a look the entries of runs that were claimed before, as long as an old snapshot keeps those: see claiming.py.
--- The fence row is locked only if there is something to claim: an idle claimer writes nothing. First column: is the worker alive.
+-- The fence row is locked only if there is something to claim: an idle claimer writes nothing. First column: is the worker alive;
+-- second: has it looked, which it has not while it or the queue is paused.
 WITH may_claim AS MATERIALIZED (
     SELECT NOT EXISTS (SELECT 1 FROM durable.pause WHERE kind = 'task_queue' AND name = :task_queue)
         AND NOT EXISTS (
@@ -352,9 +353,9 @@ WITH may_claim AS MATERIALIZED (
     FROM chosen WHERE run.id = chosen.id AND EXISTS (SELECT 1 FROM fence)
     RETURNING run.id, run.ready_at_us, run.generation, run.claim_no, run.msg_seq
 )
-SELECT alive.yes, claimed.id, claimed.generation, claimed.claim_no, claimed.msg_seq, claimed.ready_at_us,
+SELECT alive.yes, may_claim.yes AS has_looked, claimed.id, claimed.generation, claimed.claim_no, claimed.msg_seq, claimed.ready_at_us,
     durable.instant(:now_us) AS now_us
-FROM (SELECT EXISTS (SELECT 1 FROM durable.worker_fence WHERE worker = :worker) AND ((SELECT count(*) FROM chosen) = 0 OR EXISTS (SELECT 1 FROM fence)) AS yes) AS alive
+FROM may_claim CROSS JOIN (SELECT EXISTS (SELECT 1 FROM durable.worker_fence WHERE worker = :worker) AND ((SELECT count(*) FROM chosen) = 0 OR EXISTS (SELECT 1 FROM fence)) AS yes) AS alive
 LEFT JOIN claimed ON true
 ORDER BY claimed.ready_at_us, claimed.id;
 
@@ -1156,7 +1157,11 @@ WHERE run_id = :run_id AND status < 10 AND paused_at_us IS NULL
 RETURNING id;
 
 -- name: resume_run
-UPDATE durable.run SET paused_at_us = NULL, pause_reason = NULL, status = CASE WHEN status = 4 THEN 0 ELSE status END
+-- Ready from now on: looks that begin late would not see one that has been so since before its pause.
+UPDATE durable.run SET
+    paused_at_us = NULL, pause_reason = NULL,
+    ready_at_us = CASE WHEN status = 4 THEN greatest(ready_at_us, durable.instant(:now_us)) ELSE ready_at_us END,
+    status = CASE WHEN status = 4 THEN 0 ELSE status END
 WHERE run_id = :run_id AND status < 10 AND paused_at_us IS NOT NULL
 RETURNING id;
 

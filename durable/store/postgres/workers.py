@@ -45,7 +45,8 @@ class Workers(Opened):
         """Stop the incarnation and set its runs ready. Waits for what it is still writing."""
         released = await self._write(lambda db: retire_worker(db, worker_id, self._given()))
         self._workers.discard(worker_id)
-        self._look_outs.pop(worker_id, None)
+        for key in [key for key in self._look_outs if key[0] == worker_id]:
+            del self._look_outs[key]
         if released:
             self._wakeups.tell(work=True)
 

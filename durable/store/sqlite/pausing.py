@@ -20,8 +20,8 @@ class Pausing(Opened):
         self._wakeups.tell(others=True)
         return paused
 
-    async def resume_run(self, run_id: str) -> bool:
-        resumed = await self._write(lambda db: resume_run(db, self._sql, run_id))
+    async def resume_run(self, run_id: str, now_us: int) -> bool:
+        resumed = await self._write(lambda db: resume_run(db, self._sql, run_id, now_us))
         self._wakeups.tell(others=True)
         return resumed
 
@@ -60,9 +60,9 @@ def pause_run(db: sqlite3.Connection, sql: Statements, run_id: str, reason: str 
     return bool(db.execute(sql["pause_run"], {"run": run, "reason": reason, "now_us": now_us}).rowcount)
 
 
-def resume_run(db: sqlite3.Connection, sql: Statements, run_id: str) -> bool:
+def resume_run(db: sqlite3.Connection, sql: Statements, run_id: str, now_us: int) -> bool:
     address(db, sql, run_id)
-    return bool(db.execute(sql["resume_run"], {"run_id": run_id}).rowcount)
+    return bool(db.execute(sql["resume_run"], {"run_id": run_id, "now_us": now_us}).rowcount)
 
 
 def pause(

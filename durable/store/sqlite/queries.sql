@@ -715,7 +715,11 @@ UPDATE run SET
 WHERE id = :run AND status < 10 AND paused_at_us IS NULL;
 
 -- name: resume_run
-UPDATE run SET paused_at_us = NULL, pause_reason = NULL, status = CASE WHEN status = 4 THEN 0 ELSE status END
+-- Ready from now on, as on a server.
+UPDATE run SET
+    paused_at_us = NULL, pause_reason = NULL,
+    ready_at_us = CASE WHEN status = 4 THEN max(ready_at_us, :now_us) ELSE ready_at_us END,
+    status = CASE WHEN status = 4 THEN 0 ELSE status END
 WHERE run_id = :run_id AND status < 10 AND paused_at_us IS NOT NULL;
 
 -- name: pause
