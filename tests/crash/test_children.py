@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from durable.journal.events import ActivityCompleted, ScheduleActivity
-from tests.crash.programs.children_used import OUTCOMES, RESULT, TAKERS
+from tests.crash.programs.children_used import GENERATIONS, OUTCOMES, RESULTS, TAKERS
 from tests.support.crash_checks import Reading, entries_of, undone
 from tests.support.crash_points import Plan, Side, at_commit
 from tests.support.crashes import Scene, Stage, until_untouched
@@ -36,7 +36,8 @@ def every_point(mode: str, directory: Path, stage: Stage, points: Sequence[int] 
 def check(scene: Scene) -> None:
     final = scene.check({})
     assert {run_id: run.status for run_id, run in final.runs.items()} == OUTCOMES, scene.story()
-    assert final.runs["family"].result == RESULT, scene.story()
+    assert {run_id: final.runs[run_id].result for run_id in RESULTS} == RESULTS, scene.story()
+    assert {run_id: final.generations[run_id] for run_id in GENERATIONS} == GENERATIONS, scene.story()
     for run_id in TAKERS:  # one that is cancelled early has perhaps taken nothing
         assert undone(final, run_id) == taken(final, run_id), f"{run_id}\n{scene.story()}"
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import errno
 import signal
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,12 +43,19 @@ def judge_operator(scene: Scene) -> None:
     }
     final = scene.check(completed | {"asking": Outcome(status=RunStatus.COMPLETED, result="yes")})
     assert set(final.runs) == set(completed), scene.story()
-    with closing(sqlite3.connect(scene.database)) as database:
-        rows = database.execute("SELECT data FROM kept_rows ORDER BY rowid").fetchall()
-        assert [row for (row,) in rows] == operators_used.ROWS, scene.story()
-        assert database.execute("SELECT name FROM pause").fetchall() == [("elsewhere",)]
-        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    assert {"paused", "large"} <= set(read_database(scene.directory / "copy.db").runs), scene.story()
+    assert not scene.ownerless(), scene.story()
+    kept, pauses = scene.select(
+        "SELECT data FROM pattern_row WHERE name = 'kept_rows' ORDER BY number"
+        if scene.is_server
+        else "SELECT data FROM kept_rows ORDER BY rowid",
+        "SELECT name FROM pause",
+    )
+    assert [bytes(row) for (row,) in kept] == operators_used.ROWS, scene.story()
+    assert pauses == [("elsewhere",)], scene.story()
+    assert final.generations["anew"] == 2, scene.story()
+    if not scene.is_server:  # a server's copies are its operator's
+        assert scene.select("PRAGMA integrity_check") == [[("ok",)]]
+        assert {"paused", "large"} <= set(read_database(scene.directory / "copy.db").runs), scene.story()
 
 
 def judge_bulk(scene: Scene) -> None:
@@ -74,8 +79,6 @@ PROGRAMS: Final[Mapping[str, tuple[str, dict[str, Any], Judge]]] = {
 }
 
 
-# A server's copies are its operator's.
-SERVER_PROGRAMS: Final = tuple(name for name in PROGRAMS if name != "operator")
 # An item's body is begun by the slice it is in, not by a turn of its own.
 UNCHECKED: Final = ("apart", "holding")
 
@@ -181,7 +184,7 @@ def test_what_happens_at_some_boundaries_changes_no_outcome(
 @pytest.mark.slow
 @pytest.mark.stores("postgres")
 @pytest.mark.parametrize("how", SERVER_MAKERS)
-@pytest.mark.parametrize("name", SERVER_PROGRAMS)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_what_happens_to_some_messages_changes_no_outcome(
     name: str, how: str, tmp_path: Path, watched_stage: Stage
 ) -> None:
@@ -244,7 +247,7 @@ def test_what_happens_at_any_boundary_changes_no_outcome(
 @pytest.mark.long
 @pytest.mark.stores("postgres")
 @pytest.mark.parametrize("how", SERVER_MAKERS)
-@pytest.mark.parametrize("name", SERVER_PROGRAMS)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_what_happens_to_any_message_changes_no_outcome(
     name: str, how: str, tmp_path: Path, watched_stage: Stage
 ) -> None:

@@ -313,7 +313,7 @@ class Checks:
             if not starts:
                 continue  # cancelled before its body began
             name = key.rpartition("/")[2].partition("#")[0]
-            lives = self.reading.generations[starts[0].run_id]
+            lives = self.reading.generations.get(starts[0].run_id, 1)  # it may be deleted
             owed = {line.pid for line in starts} & self.shaken
             if len(starts) > self.undisturbed_starts.get(name, 1) + len(owed):
                 yield f"{key} started {len(starts)} times, though only {owed or 'nobody'} died in it: {starts}"

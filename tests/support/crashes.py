@@ -9,12 +9,14 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +46,17 @@ SERVER_SLACK_US: Final = 20_000
 _schemas = itertools.count(1)
 AT_ONCE: Final = 6  # scenes side by side
 LOG_CHARACTERS_MAX: Final = 6000
+OF_A_RUN: Final = (  # tables with a column `run`
+    "journal",
+    "attempt",
+    "inbox",
+    "message_id",
+    "request",
+    "run_payload",
+    "generation",
+    "activity_task",
+    "child",
+)
 
 ATTEMPTS_MAX: Final = {
     value.name: value.definition.retry.max_attempts
@@ -226,6 +239,23 @@ class Scene:
 
     def _read(self) -> Reading:
         return read_schema(self.url) if self.is_server else read_database(self.database)
+
+    def select(self, *statements: str) -> list[list[tuple[Any, ...]]]:
+        """Return the rows of each statement, all as of one moment."""
+        if self.is_server:
+            return postgres.snapshot(self.url, "journal", statements) or []
+        with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=10)) as connection:
+            connection.execute("BEGIN")
+            return [connection.execute(statement).fetchall() for statement in statements]
+
+    def ownerless(self) -> list[str]:
+        """Return the tables that hold rows of runs that are not there."""
+        tables = OF_A_RUN if self.is_server else (*OF_A_RUN, "payload")
+        found = self.select(
+            *(f"SELECT count(*) FROM {table} WHERE run NOT IN (SELECT id FROM run)" for table in tables),  # noqa: S608  # our own names
+            "SELECT count(*) FROM retention_run",
+        )
+        return [table for table, [(count,)] in zip((*tables, "retention_run"), found, strict=True) if count]
 
     def peek(self) -> Reading:
         """Read the database and forget it again: for conditions that are looked at often."""

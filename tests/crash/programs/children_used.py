@@ -10,17 +10,22 @@ from durable import (
     Client,
     Retry,
     RunCancelledError,
+    RunHandle,
     RunStatus,
     Signal,
     WorkflowFailedError,
     activity,
+    continue_as_new,
     saga_step,
     workflow,
 )
+from tests.crash.programs import demands
 from tests.support.crash_ledger import effect
 
 RETRY: Final = Retry(initial=0.01, maximum=0.01)
+ANNEX: Final = "annex"  # the queue of one child
 never: Final = Signal("never", int)
+go: Final = Signal("go", int)
 OUTCOMES: Final = {
     "family": RunStatus.COMPLETED,
     "family@1/add#1": RunStatus.COMPLETED,
@@ -31,12 +36,26 @@ OUTCOMES: Final = {
     "family@1/idle#1": RunStatus.CANCELLED,
     "family@1/idle#2": RunStatus.CANCELLED,
     "family@1/doomed#1": RunStatus.TERMINATED,
+    "estate": RunStatus.COMPLETED,
+    "estate@1/climb#1": RunStatus.COMPLETED,
+    "estate@1/add#1": RunStatus.COMPLETED,
+    "estate@1/idle#1": RunStatus.CANCELLED,
+    "estate@1/outlive#1": RunStatus.COMPLETED,
+    "estate@2/outlive#1": RunStatus.COMPLETED,
 }
-RESULT: Final = [3, 7, 16, "family@1/breaks#1"]
+RESULTS: Final = {
+    "family": [3, 7, 16, "family@1/breaks#1"],
+    "estate": [6, 11],
+    "estate@1/climb#1": 6,
+    "estate@1/outlive#1": 8,
+    "estate@2/outlive#1": 9,
+}
+GENERATIONS: Final = {"estate": 2, "estate@1/climb#1": 3}
 TAKERS: Final = (
     "family@1/breaks#1",
     "family@1/idle#1",
     "family@1/idle#2",
+    "estate@1/idle#1",
 )  # they give back what they have taken
 
 
@@ -99,16 +118,74 @@ async def family() -> list[object]:
     return [*sums, deep, told if left.run_id else None]
 
 
+@workflow
+async def climb(steps: int, height: int = 0) -> int:
+    """Each step is a generation."""
+    height = await plus(steps, height)
+    if steps > 1:
+        continue_as_new(steps - 1, height)
+    return height
+
+
+@workflow
+async def outlive(number: int) -> int:
+    """Goes on when its parent is closed."""
+    return await plus(number, await go.wait())
+
+
+@workflow
+async def estate(queue: str, found: list[int] | None = None) -> list[int]:
+    """A child that continues as new, one on another queue; in either generation one that outlives it, the second started as the last thing."""
+    if found is None:
+        await outlive.options(on_parent_close="abandon").start(1)
+        await idle.start()
+        climbed = await climb(3)
+        continue_as_new(queue, [climbed, await add.options(task_queue=queue)(5, 6)])
+    await outlive.options(on_parent_close="abandon").start(2)
+    return found
+
+
 async def execute_all() -> None:
-    """In this process; the child that was left behind is somebody's, too."""
-    assert await family(run_id="family") == RESULT
+    """In this process; the children that were left behind are somebody's, too."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_execute_family())
+        group.create_task(_execute_estate())
+
+
+async def _execute_family() -> None:
+    assert await family(run_id="family") == RESULTS["family"]
     for run_id in ("family@1/idle#1", "family@1/idle#2"):
-        try:
-            await (await idle.attach(run_id)).result()
-        except RunCancelledError:
-            pass
+        await _see_cancelled(run_id)
+
+
+async def _execute_estate() -> None:
+    assert await estate("default", run_id="estate") == RESULTS["estate"]
+    await _see_cancelled("estate@1/idle#1")
+    for run_id in ("estate@1/outlive#1", "estate@2/outlive#1"):
+        left = await outlive.attach(run_id)
+        await _let(left)
+        assert await left.result() == RESULTS[run_id]
+
+
+async def _see_cancelled(run_id: str) -> None:
+    try:
+        await (await idle.attach(run_id)).result()
+    except RunCancelledError:
+        pass
+
+
+async def _let(run: RunHandle[int]) -> None:
+    await run.signal(go, 7, id="go")
 
 
 async def store_all(client: Client) -> None:
-    """Store the run for a worker."""
+    """Store the runs for a worker."""
     await client.start(family, run_id="family")
+    await client.start(estate, ANNEX, run_id="estate")
+
+
+async def let_all(client: Client) -> None:
+    """Once it is closed, let the children go on that outlive their parent."""
+    await demands.closed(client, "estate")
+    for run_id in ("estate@1/outlive#1", "estate@2/outlive#1"):
+        await _let(await client.get(run_id))

@@ -24,11 +24,13 @@ from tests.crash.programs import (
     classes_used,
     demands,
     graphs_used,
+    handlers_used,
     nested_used,
     operators_used,
     parked_used,
     patterns_used,
     racing,
+    scopes_used,
     updates_used,
     workflows,
 )
@@ -70,6 +72,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         "operator",
         "parking",
         "racer",
+        "scopes",
+        "scope_worker",
+        "handlers",
+        "handler_worker",
     ]
     directory: str
     url: str = ""  # default: a SQLite file in the directory
@@ -139,11 +145,7 @@ def acknowledge(options: Options, what: str, *details: object) -> None:
 async def embedded(options: Options) -> None:
     """A plain script: the engine lives in this process."""
     durable.configure(url(options), durability=options.durability)
-
-    async def start(workflow: Workflow[..., Any], argument: Any, *, run_id: str) -> RunHandle[Any]:
-        return await workflow.start(argument, run_id=run_id)
-
-    await demands.make((await engine_here()).client, start)
+    await demands.make((await engine_here()).client, start_here)
 
 
 async def embedded_one(options: Options) -> None:
@@ -284,6 +286,42 @@ async def pattern_worker(options: Options) -> None:
                 await demands.closed(client, run_id)
 
 
+async def start_here(workflow: Workflow[..., Any], *arguments: Any, run_id: str) -> RunHandle[Any]:
+    """Start a run, and drive it in this process."""
+    return await workflow.start(*arguments, run_id=run_id)
+
+
+async def scopes(options: Options) -> None:
+    """A plain script with scopes of sagas."""
+    durable.configure(url(options), durability=options.durability)
+    await scopes_used.make((await engine_here()).client, start_here)
+
+
+async def scope_worker(options: Options) -> None:
+    """The same on a worker."""
+    async with (
+        durable.connect(url(options), durability=options.durability) as client,
+        Worker(client, scopes_used, lease_seconds=options.lease_seconds),
+    ):
+        await scopes_used.make(client, client.start)
+
+
+async def handlers(options: Options) -> None:
+    """A plain script whose runs have handlers, and ask people."""
+    durable.configure(url(options), durability=options.durability)
+    client = (await engine_here()).client
+    await handlers_used.store_early(client)
+    await handlers_used.make(client, start_here)
+
+
+async def handler_worker(options: Options) -> None:
+    """The same on a worker."""
+    async with durable.connect(url(options), durability=options.durability) as client:
+        await handlers_used.store_early(client)
+        async with Worker(client, handlers_used, lease_seconds=options.lease_seconds):
+            await handlers_used.make(client, client.start)
+
+
 async def nested(options: Options) -> None:
     """A plain script with patterns in patterns."""
     durable.configure(url(options), durability=options.durability)
@@ -310,7 +348,12 @@ async def child_worker(options: Options) -> None:
     """The same on a worker, which ends when all of them are closed."""
     async with durable.connect(url(options), durability=options.durability) as client:
         await children_used.store_all(client)
-        async with Worker(client, children_used, lease_seconds=options.lease_seconds):
+        lease = {"lease_seconds": options.lease_seconds}
+        async with (
+            Worker(client, children_used, **lease),
+            Worker(client, children_used, task_queue=children_used.ANNEX, **lease),
+        ):
+            await children_used.let_all(client)
             for run_id in children_used.OUTCOMES:
                 await demands.closed(client, run_id)
 

@@ -1,7 +1,8 @@
 """What operators and people outside do to the runs of the crash suite, repeatable from the start after any death.
 
-Pauses and resumes, a retry of a failed run, an answer by token, heartbeats that tell something, payloads too large for a
-row, rows of a pattern, a backup, a deletion. What they ask for is asked for again until it is so.
+Pauses and resumes of a run, of a task queue and of a worker, a retry of a failed run, an attempt that is hurried on, an answer by
+token, heartbeats that tell something, payloads too large for a row, rows of a pattern, a backup of a file, a deletion, a pruning, a
+closed run that is started anew, one that is deleted and started again. What they ask for is asked for again until it is so.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from durable import (
     ActivityClosedError,
     Client,
     NonRetryableError,
+    RetryAfter,
     RunNotFoundError,
     RunStatus,
     Worker,
@@ -23,6 +25,7 @@ from durable import (
     activity_info,
     heartbeat,
     raise_complete_async,
+    sleep,
     workflow,
 )
 from tests.crash.programs import demands, workflows
@@ -31,6 +34,9 @@ from tests.support.crash_ledger import effect
 
 LARGE: Final = "x" * 40_000
 ROWS: Final = [b"[1]", b"[2]", b"[3]"]
+HELD: Final = "held"  # a worker's name, and its queue's
+PASSING: Final = [f"passing-{number}" for number in range(3)]
+FOR_EVER: Final = 3600.0
 
 
 @activity(retry=QUICK)
@@ -63,6 +69,16 @@ async def asked(order: str) -> str:
     raise_complete_async()
 
 
+@activity(retry=QUICK)
+async def hurried(order: str) -> str:
+    """Would wait for an hour after its first attempt, if nobody hurried it on."""
+    with effect() as done:
+        if activity_info().attempt == 1:
+            raise RetryAfter(FOR_EVER)
+        done.value = f"hurried {order}"
+        return done.value
+
+
 @workflow
 async def retried(order: str) -> list[str]:
     return [await workflows.reserve(order), await mended(order)]
@@ -78,13 +94,29 @@ async def asking(order: str) -> str:
     return await asked(order)
 
 
+@workflow
+async def hurrying(order: str) -> str:
+    return await hurried(order)
+
+
+@workflow
+async def passing(burden: str) -> str:
+    """Closes, and is pruned."""
+    await sleep(0.001)
+    return burden
+
+
 OUTCOMES: Final = {
     "paused": [0, 1, 4],
     "retried": ["reserved r", "mended r"],
     "large": "40000",
     "asking": "yes",
+    "hurrying": "hurried h",
+    "held": [0, 1],
+    "anew": [0, 1],
+    "reborn": [0, 1],
 }
-FUNCTIONS: Final = (workflows.chain, retried, large, asking)
+FUNCTIONS: Final = (workflows.chain, retried, large, asking, hurrying, passing)
 
 
 def directory() -> Path:
@@ -95,12 +127,14 @@ async def operate(client: Client, *, lease_seconds: float) -> None:
     """Do all of it, with a worker beside; return when everything is as it should be."""
     await client.start(workflows.chain, 3, run_id="paused")
     await _pause(client)
-    async with Worker(client, *FUNCTIONS, lease_seconds=lease_seconds), asyncio.TaskGroup() as group:
-        group.create_task(_resume(client))
-        group.create_task(_retry(client))
-        group.create_task(_answer(client))
-        group.create_task(_large(client))
-    await _keep(client)
+    async with (
+        Worker(client, *FUNCTIONS, lease_seconds=lease_seconds),
+        Worker(client, *FUNCTIONS, task_queue=HELD, name=HELD, lease_seconds=lease_seconds),
+        asyncio.TaskGroup() as group,
+    ):
+        for work in (_resume, _retry, _answer, _large, _hurry, _resume_worker, _start_anew, _prune):
+            group.create_task(work(client))
+    await _keep(client, lease_seconds=lease_seconds)
 
 
 async def _pause(client: Client) -> None:
@@ -109,6 +143,8 @@ async def _pause(client: Client) -> None:
     except WorkflowStateError:
         pass  # done in an earlier life
     await client.pause_task_queue("elsewhere", "for ever")
+    await client.pause_worker(HELD, "not yet")
+    await client.start(workflows.chain, 2, run_id=HELD, task_queue=HELD)
 
 
 async def _resume(client: Client) -> None:
@@ -144,12 +180,61 @@ async def _large(client: Client) -> None:
     await demands.closed(client, "large")
 
 
-async def _keep(client: Client) -> None:
+async def _hurry(client: Client) -> None:
+    await client.start(hurrying, "h", run_id="hurrying")
+    while not (await client.store.get_run("hurrying")).status.is_closed:
+        try:
+            await client.retry_now("hurrying")
+        except WorkflowStateError:
+            pass  # it waits for nothing yet, or no more
+        await asyncio.sleep(0.01)
+
+
+async def _resume_worker(client: Client) -> None:
+    await client.resume_worker(HELD)
+    await demands.closed(client, HELD)
+
+
+async def _start_anew(client: Client) -> None:
+    """A closed run; and one that was deleted before."""
+    try:
+        await client.get("anew")
+    except RunNotFoundError:
+        await client.start(workflows.chain, 1, run_id="anew")
+    await demands.closed(client, "anew")
+    if (await client.store.get_run("anew")).generation == 1:
+        await client.start(workflows.chain, 2, run_id="anew", if_closed="new")
+    if not (former := directory() / "reborn").exists():
+        await client.start(workflows.chain, 0, run_id="reborn")
+        await demands.closed(client, "reborn")
+        former.touch()
+    try:
+        if not await (await client.get("reborn")).result():
+            await client.delete("reborn")
+    except RunNotFoundError:
+        pass  # an earlier life deleted it
+    await client.start(workflows.chain, 2, run_id="reborn")
+    for run_id in ("anew", "reborn"):
+        await demands.closed(client, run_id)
+
+
+async def _prune(client: Client) -> None:
+    if (done := directory() / "pruned").exists():
+        return
+    for run_id in PASSING:
+        await client.start(passing, LARGE, run_id=run_id)
+    for run_id in PASSING:
+        await demands.closed(client, run_id)
+    await client.prune(0, workflow="passing")
+    done.touch()
+
+
+async def _keep(client: Client, *, lease_seconds: float) -> None:
     """Rows of a pattern, a copy of it all, and away with a run that nobody needs."""
     kept = len(await client.read_rows("kept_rows", "k"))
     await client.append_rows("kept_rows", "k", ROWS[kept:], after=kept)
     copy = directory() / "copy.db"
-    if not copy.exists():
+    if not copy.exists() and client.url.startswith("sqlite"):
         await client.backup(copy)
     try:
         await client.get("gone")
@@ -158,6 +243,6 @@ async def _keep(client: Client) -> None:
             return
         await client.start(workflows.chain, 0, run_id="gone")
         directory().joinpath("deleted").touch()
-    async with Worker(client, *FUNCTIONS):
+    async with Worker(client, *FUNCTIONS, lease_seconds=lease_seconds):
         await demands.closed(client, "gone")
     await client.delete("gone")

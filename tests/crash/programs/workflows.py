@@ -246,7 +246,7 @@ async def prompt(order: str) -> str:
 
 
 # How often a body may start when nothing dies, where that is not once. How often one with a timeout does is a matter of the machine's
-# speed: as often as its policy allows. The last two are those of `operators_used`.
+# speed: as often as its policy allows. The last three are those of `operators_used`.
 UNDISTURBED_STARTS: Final = {
     "flaky": 3,
     "slow": QUICK.max_attempts,
@@ -259,6 +259,7 @@ UNDISTURBED_STARTS: Final = {
     "asked_later": 2,
     "mended": 2,
     "copied": 3,
+    "hurried": 2,
 }
 
 
