@@ -53,6 +53,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 0
     rows_least: int = 2  # "within": how many rows a statement must write to be cut in half
     only: str = ""  # count only transactions of this name
+    later: bool = False  # count only from the moment that the program says
 
     def __str__(self) -> str:
         if self.kind == "answered":
@@ -79,6 +80,7 @@ class _Points:
     def __init__(self) -> None:
         self.plan = Plan()
         self.deaths = Path(os.devnull)
+        self.is_counting = True
         self.begun = 0
         self.answered = 0
         self.stoppable: list[threading.Lock] = []
@@ -86,11 +88,15 @@ class _Points:
 
     def begin(self, name: str) -> bool:
         """Count a write transaction; return whether it is the one."""
-        if name in UNCOUNTED or (self.plan.only and name != self.plan.only):
+        if not self.is_counting or name in UNCOUNTED or (self.plan.only and name != self.plan.only):
             return False
         self.begun += 1
         self.names.append(name)
         return self.begun == self.plan.n
+
+    def count_from_here(self) -> None:
+        """What a plan waits for that counts later."""
+        self.is_counting = True
 
     def answer(self) -> None:
         """A call of a client has returned."""
@@ -176,7 +182,7 @@ def name_of(work: Callable[..., Any]) -> str:
 
 def install(plan: Plan, deaths: Path, *, warm_us: int | None = None, spill: bool = False) -> None:
     """Make this process follow the plan. `spill`: SQLite writes half-done transactions to its log all the time."""
-    points.plan, points.deaths = plan, deaths
+    points.plan, points.deaths, points.is_counting = plan, deaths, not plan.later
     if warm_us is not None:
         feeding.WARM_US = warm_us  # type: ignore[misc]
     connect = sqlite3.connect

@@ -23,6 +23,7 @@ from tests.crash.programs import (
     children_used,
     classes_used,
     demands,
+    drained_used,
     graphs_used,
     handlers_used,
     nested_used,
@@ -30,6 +31,7 @@ from tests.crash.programs import (
     parked_used,
     patterns_used,
     racing,
+    retention_used,
     scopes_used,
     updates_used,
     workflows,
@@ -76,6 +78,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         "scope_worker",
         "handlers",
         "handler_worker",
+        "retention_maker",
+        "pruner",
+        "drainer",
+        "leaver",
+        "finisher",
     ]
     directory: str
     url: str = ""  # default: a SQLite file in the directory
@@ -240,6 +247,37 @@ async def operator(options: Options) -> None:
     """A worker, and people who hold it back, retry, answer, copy and delete."""
     async with durable.connect(url(options), durability=options.durability) as client:
         await operators_used.operate(client, lease_seconds=options.lease_seconds)
+
+
+async def retention_maker(options: Options) -> None:
+    """A worker that closes runs, and goes."""
+    async with durable.connect(url(options), durability=options.durability) as client:
+        await retention_used.make(client, lease_seconds=options.lease_seconds)
+
+
+async def pruner(options: Options) -> None:
+    """Somebody who deletes what is closed: by a call, or as a worker. `run_id` says which."""
+    how: Literal["call", "worker"] = "call" if options.run_id == "call" else "worker"
+    async with durable.connect(url(options), durability=options.durability) as client:
+        await retention_used.prune(client, how, lease_seconds=options.lease_seconds)
+
+
+async def drainer(options: Options) -> None:
+    """A worker that is told to stop while it is at work."""
+    async with durable.connect(url(options), durability=options.durability) as client:
+        await drained_used.drain(client, lease_seconds=options.lease_seconds)
+
+
+async def leaver(options: Options) -> None:
+    """A plain script that ends before its runs do."""
+    durable.configure(url(options), durability=options.durability)
+    await drained_used.begin((await engine_here()).client, start_here, serves_all=False)
+
+
+async def finisher(options: Options) -> None:
+    """Who comes after them."""
+    async with durable.connect(url(options), durability=options.durability) as client:
+        await drained_used.finish(client, lease_seconds=options.lease_seconds)
 
 
 async def parking(options: Options) -> None:
