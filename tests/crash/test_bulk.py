@@ -206,6 +206,54 @@ def test_a_death_at_any_commit_neither_loses_nor_doubles_a_child(tmp_path: Path,
     assert every_point_of_children(place, tmp_path) >= 15
 
 
+def every_point_of_limits(place: Place, directory: Path, points: Sequence[int] | None = None) -> int:
+    def die_at(point: int) -> bool:
+        scene = directory / str(point)
+        scene.mkdir()
+        was_killed = run(place, scene, at_commit(point), "limits")
+        before, recorded = starts(scene), recorded_items(place.read(scene))
+        if was_killed:
+            assert not run(place, scene, Plan(), "limits")
+            assert not recorded & set(starts(scene)[len(before) :]), "recorded, and begun again"
+        check_limits(scene, place.read(scene))
+        return was_killed
+
+    return until_untouched(die_at, points)
+
+
+def check_limits(scene: Path, final: Reading) -> None:
+    """All have ended as they do; what an operation that was late tells of is what is on record of it."""
+    assert {run_id: str(one.status) for run_id, one in final.runs.items()} == {
+        "streamed": "completed",
+        "breaking": "completed",
+        "late": "timed_out",
+    }
+    partial = msgspec.json.decode((scene / "partial.json").read_bytes())
+    done = {f"late#{value // 10 + 1}" for value in partial}
+    assert len(partial) == len(done)
+    assert done == {key for key in recorded_items(final) if key.startswith("late#")}
+
+
+@pytest.mark.slow
+def test_a_death_at_some_commits_changes_nothing_of_streams_breakers_and_limits(
+    tmp_path: Path, place: Place
+) -> None:
+    """A few of the points of the next test."""
+    assert every_point_of_limits(place, tmp_path, [9, 20]) >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_death_at_any_commit_changes_nothing_of_streams_breakers_and_limits(
+    tmp_path: Path, place: Place
+) -> None:
+    """A stream tells all results again; a breaker lets all through in the end; who is late tells what was recorded by then."""
+    died = every_point_of_limits(place, tmp_path)
+
+    print(f"killed at {died} points")
+    assert died >= 20
+
+
 def test_an_item_that_kills_its_worker_fails_alone(tmp_path: Path, place: Place) -> None:
     """Whoever was on the way with it is tried apart from it; it has its attempts, and then it has failed."""
     lives = 0

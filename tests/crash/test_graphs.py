@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from durable.journal.events import SignalReceived
-from tests.crash.programs.graphs_used import FINAL_STATE, OUTCOMES
+from tests.crash.programs.graphs_used import FINAL_STATE, MINDS_STATE, OUTCOMES
 from tests.support.crash_checks import entries_of
 from tests.support.crash_points import at_commit
 from tests.support.crashes import Scene, Stage, until_untouched
@@ -46,6 +46,7 @@ def check(scene: Scene) -> None:
     assert {run_id: run.status for run_id, run in final.runs.items()} == OUTCOMES, scene.story()
     assert final.runs["order"].result["final_state"] == FINAL_STATE, scene.story()
     assert final.runs["careful"].result["final_state"] == FINAL_STATE, scene.story()
+    assert final.runs["minds"].result["final_state"] == MINDS_STATE, scene.story()
     assert final.runs["inside"].result == FINAL_STATE, scene.story()
     assert final.runs["nested"].result == {"undone": ["book"]}, scene.story()
     for run_id in ("order", "careful", "inside"):

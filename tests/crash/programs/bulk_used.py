@@ -1,6 +1,6 @@
 """The bulk operations and state machines of the crash suite: a script that may be killed, and is run again with the same ids.
 
-`python -m tests.crash.programs.bulk_used DIRECTORY PLAN [poisoned|children]`.
+`python -m tests.crash.programs.bulk_used DIRECTORY PLAN [poisoned|children|limits]`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from typing import Any, Final
 import msgspec
 
 import durable
-from durable import BulkOperation, BulkOperationConfig, StateMachine, Transition, workflow
+from durable import (
+    BulkOperation,
+    BulkOperationConfig,
+    BulkOperationTimeoutError,
+    CircuitBreakerConfig,
+    StateMachine,
+    Transition,
+    workflow,
+)
 from tests.support import crash_ledger, crash_points
 from tests.support.crash_ledger import effect
 from tests.support.crash_points import Plan
@@ -24,6 +32,8 @@ ITEMS: Final = 14
 WIDTH: Final = 3  # items in work at a time
 PADDING: Final = "x" * 6000  # so that the items of one operation do not fit into the run's input
 CONFIG: Final = BulkOperationConfig(batch_size=4, max_concurrency=WIDTH, retry_attempts=2, retry_delay=0.01)
+PROMPT: Final = 4  # items that take no time
+LATE_SECONDS: Final = 0.6  # how long an operation may take whose other items take for ever
 RESULTS: Final = [item * 10 for item in range(ITEMS) if item != 5]
 CHILDREN: Final = ("starting@1/apart#1", "starting@1/apart/keep#1/apart#1")
 STORY: Final = ["open", "lock"]
@@ -93,6 +103,68 @@ async def children(directory: Path) -> None:
     assert await starting(run_id="starting") == [CHILDREN[0], counts, CHILDREN[1], counts]
 
 
+async def once_refused(item: int) -> int:
+    """No item gets through at its first attempt: the breaker opens, and again when one that may try fails."""
+    with effect() as done:
+        if durable.activity_info().attempt == 1:
+            raise ConnectionError(f"not {item} yet")
+        done.value = item * 10
+        return item * 10
+
+
+async def hanging(item: int) -> int:
+    """The later items take for ever."""
+    with effect() as done:
+        if item >= PROMPT:
+            await asyncio.sleep(3600)
+        done.value = item * 10
+        return item * 10
+
+
+streamed: Final = BulkOperation(process, CONFIG, name="streamed")
+breaking: Final = BulkOperation(
+    once_refused,
+    BulkOperationConfig(
+        batch_size=2,
+        max_concurrency=WIDTH,
+        retry_attempts=5,
+        retry_delay=0.01,
+        circuit_breaker_config=CircuitBreakerConfig(failure_threshold=3, reset_timeout=0.03),
+    ),
+    name="breaking",
+)
+late: Final = BulkOperation(
+    hanging,
+    BulkOperationConfig(batch_size=2, max_concurrency=WIDTH, timeout=LATE_SECONDS, retry_delay=0.01),
+    name="late",
+)
+
+
+async def limits(directory: Path) -> None:
+    """Results as they come, a breaker that opens, a time limit with what was done by then. Repeatable from the start after any death."""
+    durable.configure(url(directory), durability="process")
+    async with asyncio.TaskGroup() as group:
+        for one in (_stream(), _break(), _be_late(directory)):
+            group.create_task(one)
+
+
+async def _stream() -> None:
+    stream = streamed.stream(items(), run_id="streamed")
+    assert sorted([value async for value in stream]) == RESULTS
+    assert [error.index for error in stream.errors] == [5]
+
+
+async def _break() -> None:
+    found = (await breaking.execute(range(2 * WIDTH), run_id="breaking")).unwrap()
+    assert found.results == [item * 10 for item in range(2 * WIDTH)], found
+
+
+async def _be_late(directory: Path) -> None:
+    error = (await late.execute(range(2 * PROMPT), run_id="late")).unwrap_err()
+    assert isinstance(error, BulkOperationTimeoutError), error
+    directory.joinpath("partial.json").write_bytes(msgspec.json.encode(error.partial.results))
+
+
 async def deadly(item: int) -> int:
     if item == 3:
         os._exit(9)
@@ -134,6 +206,6 @@ if __name__ == "__main__":
     os.environ[crash_ledger.VARIABLE] = str(where / "ledger.jsonl")
     logging.basicConfig(level=logging.WARNING)
     crash_points.install(msgspec.json.decode(sys.argv[2], type=Plan), where / "deaths.jsonl")
-    programs = {"poisoned": poisoned, "children": children}
+    programs = {"poisoned": poisoned, "children": children, "limits": limits}
     asyncio.run((programs[sys.argv[3]] if sys.argv[3:] else main)(where))
     print("write transactions:", len(crash_points.points.names))

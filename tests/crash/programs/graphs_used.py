@@ -1,7 +1,7 @@
 """The graphs of the crash suite. Whatever dies, they end the same way, and every body leaves its trace.
 
-Between them: a fan-out with a join, a subgraph, a cycle, a gate, a reducer, people, a graph that fails, one inside a workflow, and a saga in a
-graph's node in a pipeline's step in a workflow.
+Between them: a fan-out with a join, a subgraph, a cycle, a gate, a reducer, people, a graph that fails, one inside a workflow, nodes that call a
+model, an agent and a tool, and a saga in a graph's node in a pipeline's step in a workflow.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from typing import Any, Final
 from durable import (
     AbstractSaga,
     AbstractWorkflowNode,
+    AgentNode,
     Client,
     Err,
     FunctionStep,
     GraphConfig,
     HumanInputRequiredError,
     HumanNode,
+    LLMNode,
     Pipeline,
     RunStatus,
     SagaStep,
     SubworkflowNode,
+    ToolNode,
     WorkflowBuilder,
     WorkflowEngine,
     WorkflowStateError,
@@ -38,6 +41,7 @@ OUTCOMES: Final = {
     "order": RunStatus.COMPLETED,
     "careful": RunStatus.COMPLETED,
     "refused": RunStatus.FAILED,
+    "minds": RunStatus.COMPLETED,
     "inside": RunStatus.COMPLETED,
     "nested": RunStatus.COMPLETED,
     "nested@1/line/graph#1/inner#1": RunStatus.COMPLETED,
@@ -57,6 +61,14 @@ def act(value: Any) -> Any:
     with effect() as done:
         done.value = value
         return value
+
+
+MINDS_STATE: Final = {
+    "item": "lamp",
+    "risk": "low risk: lamp",
+    "plan": "ship low risk: lamp",
+    "parcel": {"id": 7, "for": "ship low risk: lamp", "item": "lamp"},
+}
 
 
 class Node(AbstractWorkflowNode):
@@ -130,6 +142,46 @@ refused: Final = WorkflowEngine(
 )
 
 
+# ─ minds ──
+
+
+class Mind:
+    """A model, an agent and a tool. What it comes to is left as the node's output."""
+
+    async def complete(self, messages: list[Any], **options: Any) -> Any:
+        return act({"risk": f"{options['model']} risk: {messages[-1].content}"})["risk"]
+
+    async def run(self, message: str) -> Any:
+        return act({"plan": f"ship {message}"})["plan"]
+
+    def execute(self, args: State) -> Any:
+        return act({"parcel": {"id": 7, "for": args["input"], "item": args["item"]}})["parcel"]
+
+
+def thinking() -> WorkflowEngine:
+    builder = WorkflowBuilder("minds").add_node(Node("ask", lambda state: {"item": "lamp"}))
+    for node in (
+        LLMNode(
+            "score", llm=Mind(), prompt_template="{item}", output_key="risk", model="low", retry_delay=DELAY
+        ),
+        AgentNode("plan", agent=Mind(), message_template="{risk}", output_key="plan", retry_delay=DELAY),
+        ToolNode(
+            "pack",
+            tool=Mind(),
+            input_key="plan",
+            output_key="parcel",
+            extra_keys=("item",),
+            retry_delay=DELAY,
+        ),
+    ):
+        builder.add_node(node)
+    builder.add_edge("ask", "score").add_edge("score", "plan").add_edge("plan", "pack")
+    return WorkflowEngine(builder.build())
+
+
+minds: Final = thinking()
+
+
 # ─ one in the other ──
 
 
@@ -185,6 +237,7 @@ async def execute_all() -> None:
         group.create_task(_answered(careful, "careful"))
         group.create_task(_inside())
         group.create_task(refused.execute(run_id="refused"))
+        group.create_task(minds.execute(run_id="minds"))
         group.create_task(nested(run_id="nested"))
 
 
@@ -216,7 +269,8 @@ async def _answer_once(answer: Callable[[bool], Any]) -> None:
 
 async def store_all(client: Client) -> None:
     """Store a run of each, for a worker."""
-    for engine, run_id in ((waves, "order"), (careful, "careful"), (refused, "refused")):
+    runs = ((waves, "order"), (careful, "careful"), (refused, "refused"), (minds, "minds"))
+    for engine, run_id in runs:
         (made,) = engine.__durable_workflows__()
         await client.start(made, run_id=run_id)
     await client.start(inside, run_id="inside")
