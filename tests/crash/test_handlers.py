@@ -63,12 +63,11 @@ def every_point(mode: str, directory: Path, stage: Stage, points: Sequence[int] 
 @pytest.mark.parametrize("mode", ["script", "worker"])
 def test_a_death_at_some_commits_changes_no_outcome(mode: str, tmp_path: Path, stage: Stage) -> None:
     """A few of the points of the next test, so that what breaks often breaks early."""
-    points = [7, 16, 25, 34, 43]
-
-    assert every_point(mode, tmp_path, stage, points) >= len(points) // 2
+    assert every_point(mode, tmp_path, stage, [11, 24, 37]) >= 2
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["script", "worker"])
 def test_a_death_at_any_commit_changes_no_outcome(mode: str, tmp_path: Path, stage: Stage) -> None:
     """Until one comes through untouched."""

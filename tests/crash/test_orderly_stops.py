@@ -65,10 +65,11 @@ def test_a_death_at_some_commits_of_an_orderly_stop_changes_no_outcome(
     how: str, tmp_path: Path, stage: Stage
 ) -> None:
     """A few of the points of the next test, so that what breaks often breaks early."""
-    assert every_commit(how, tmp_path, stage, [1, 2, 3, 4]) >= 2
+    assert every_commit(how, tmp_path, stage, [1, 3, 4]) >= 2
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["worker", "script"])
 def test_a_death_at_any_commit_of_an_orderly_stop_changes_no_outcome(
     how: str, tmp_path: Path, stage: Stage

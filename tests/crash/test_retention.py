@@ -97,6 +97,7 @@ def test_a_death_at_some_batches_leaves_every_run_whole_or_gone(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["call", "worker"])
 def test_a_death_at_any_batch_leaves_every_run_whole_or_gone(how: str, tmp_path: Path, stage: Stage) -> None:
     """What is left is deleted by the next who is asked to."""

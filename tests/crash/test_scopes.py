@@ -75,12 +75,11 @@ def every_point(mode: str, directory: Path, stage: Stage, points: Sequence[int] 
 @pytest.mark.parametrize("mode", ["script", "worker"])
 def test_a_death_at_some_commits_changes_no_outcome(mode: str, tmp_path: Path, stage: Stage) -> None:
     """A few of the points of the next test, so that what breaks often breaks early."""
-    points = [6, 17, 28, 39, 46]
-
-    assert every_point(mode, tmp_path, stage, points) >= len(points) // 2
+    assert every_point(mode, tmp_path, stage, [17, 34, 47]) >= 2
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["script", "worker"])
 def test_a_death_at_any_commit_changes_no_outcome(mode: str, tmp_path: Path, stage: Stage) -> None:
     """Also between a compensation's effect and its record, and around the cancel that comes in while it undoes."""
