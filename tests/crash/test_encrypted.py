@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,9 @@ async def opened(scene: Scene, reading: Reading) -> Reading:
     return msgspec.structs.replace(reading, journal=journal, runs=runs)
 
 
-@pytest.mark.slow
-def test_a_death_at_some_commits_changes_no_outcome(tmp_path: Path, stage: Stage) -> None:
-    """Retries, failures, heartbeats and cancellations, all of them encrypted; the next process has the key, too."""
-
+def every_point(directory: Path, stage: Stage, points: Sequence[int] | None = None) -> int:
     def die_at(point: int) -> bool:
-        with stage(tmp_path / f"encrypted-{point}") as scene:
+        with stage(directory / f"encrypted-{point}") as scene:
             was_killed = scene.has_died(
                 scene.launch("embedded_one", plan=at_commit(point), key="k1", **ASKED)
             )
@@ -64,7 +62,23 @@ def test_a_death_at_some_commits_changes_no_outcome(tmp_path: Path, stage: Stage
             assert all(is_sealed(data) for data in final.journal.values())
             return was_killed
 
-    assert until_untouched(die_at, range(4, 32, 3)) >= 5
+    return until_untouched(die_at, points)
+
+
+@pytest.mark.slow
+def test_a_death_at_some_commits_changes_no_outcome(tmp_path: Path, stage: Stage) -> None:
+    """Retries, failures, heartbeats and cancellations, all of them encrypted; the next process has the key, too."""
+    assert every_point(tmp_path, stage, range(4, 32, 3)) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_death_at_any_commit_changes_no_outcome(tmp_path: Path, stage: Stage) -> None:
+    """The same before and after each of them."""
+    died = every_point(tmp_path, stage)
+
+    print(f"killed at {died} points")
+    assert died >= 15
 
 
 @pytest.mark.slow

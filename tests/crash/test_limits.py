@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -33,13 +33,22 @@ OUTCOME: Final = Outcome(
 )
 
 
-def every_point(directory: Path, stage: Stage, points: Sequence[int] | None = None) -> int:
+PROGRAMS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "script": ("embedded_one", ASKED),
+    "worker": ("worker_one", ASKED),
+    "elsewhere": ("worker_one", ASKED | {"elsewhere": "annex"}),
+}
+
+
+def every_point(mode: str, directory: Path, stage: Stage, points: Sequence[int] | None = None) -> int:
+    program, asked = PROGRAMS[mode]
+
     def die_at(point: int) -> bool:
         with stage(directory / f"limits-{point}") as scene:
             plan = at_commit(point)
-            was_killed = scene.has_died(scene.launch("embedded_one", plan=plan, **ASKED))
+            was_killed = scene.has_died(scene.launch(program, plan=plan, **asked))
             if was_killed:
-                assert not scene.has_died(scene.launch("embedded_one", **ASKED))
+                assert not scene.has_died(scene.launch(program, **asked))
             scene.check({"limited": OUTCOME})
             return was_killed
 
@@ -48,15 +57,23 @@ def every_point(directory: Path, stage: Stage, points: Sequence[int] | None = No
 
 def test_a_death_at_some_commits_changes_no_outcome(tmp_path: Path, stage: Stage) -> None:
     """A few of the points of the next test, so that what breaks often breaks early."""
-    assert every_point(tmp_path, stage, [7, 14, 21]) >= 1
+    assert every_point("script", tmp_path, stage, [7, 14, 21]) >= 1
 
 
 @pytest.mark.slow
-def test_a_death_at_any_commit_changes_no_outcome(tmp_path: Path, stage: Stage) -> None:
-    """Whichever limit has passed, and whatever was cancelled, before the process died."""
-    died = every_point(tmp_path, stage)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "script",
+        pytest.param("worker", marks=pytest.mark.long),
+        pytest.param("elsewhere", marks=pytest.mark.long),
+    ],
+)
+def test_a_death_at_any_commit_changes_no_outcome(mode: str, tmp_path: Path, stage: Stage) -> None:
+    """Whichever limit has passed, and whatever was cancelled, before the process died; also with the activities on another worker."""
+    died = every_point(mode, tmp_path, stage)
 
-    print(f"killed at {died} points")
+    print(f"{mode}: killed at {died} points")
     assert died >= 15
 
 

@@ -129,17 +129,20 @@ class Touchy:
 
     @workflow.signal
     async def tell(self, what: str) -> None:
-        mended = await fragile(what)
-        await wait_condition(lambda: bool(self.heard))
-        self.heard.append(mended)
+        await wait_condition(lambda: bool(self.heard))  # what is on its way in a life that fails begins anew
+        self.heard.append(await fragile(what))
 
 
 @workflow
 class Rude:
-    """An activity of its handler fails for good, while another of the workflow goes on."""
+    """An activity of its handler fails for good, while the workflow sleeps."""
+
+    def __init__(self) -> None:
+        self.is_seated = False
 
     async def run(self) -> None:
         await take("chair")
+        self.is_seated = True
         try:
             await durable.sleep(3600)
         finally:
@@ -148,6 +151,7 @@ class Rude:
 
     @workflow.signal
     async def tell(self, what: str) -> None:
+        await wait_condition(lambda: self.is_seated)
         await take("table")
         await decline(what)
 

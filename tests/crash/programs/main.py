@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -50,6 +50,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     program: Literal[
         "embedded",
         "embedded_one",
+        "worker_one",
         "worker",
         "client",
         "starter",
@@ -100,6 +101,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     workflow: str = ""
     argument: Any = None
     run_id: str = ""
+    elsewhere: str = ""  # a queue whose activities are performed by a second worker
     key: str = ""  # which of KEYS its payloads are encrypted with; "": none
     until: Literal["result", "mistake", "return"] = "result"
     grace_seconds: float = GRACE_SECONDS
@@ -168,6 +170,23 @@ async def embedded_one(options: Options) -> None:
         await asyncio.sleep(0.005)
     if options.until == "mistake":
         raise RuntimeError("a mistake in the script")
+
+
+async def worker_one(options: Options) -> None:
+    """A worker that ends with one workflow; with `elsewhere` another one beside it performs its activities."""
+    async with durable.connect(url(options), durability=options.durability) as client:
+        workflow: Workflow[..., Any] = getattr(workflows, options.workflow)
+        queue, lease = options.elsewhere, options.lease_seconds
+        arguments = (options.argument, queue) if queue else (options.argument,)
+        await client.start(workflow, *arguments, run_id=options.run_id)
+        async with AsyncExitStack() as workers:
+            await workers.enter_async_context(Worker(client, workflow, lease_seconds=lease))
+            if queue:
+                performer = Worker(
+                    client, activities=[workflows], task_queue=queue, lease_seconds=lease, retention=None
+                )
+                await workers.enter_async_context(performer)
+            await demands.closed(client, options.run_id)
 
 
 async def asker(options: Options) -> None:

@@ -17,6 +17,7 @@ import anyio
 
 import durable
 from durable import (
+    Activity,
     ActivityTimeoutError,
     NonRetryableError,
     Retry,
@@ -421,16 +422,20 @@ async def rolling(generations: int, read: list[int] | None = None) -> list[int]:
 
 
 @workflow
-async def limited(order: str) -> list[str]:
-    """Limits that pass, errors that say what is retried and when, cancelled activities of each type, and a patch."""
-    said = ["new" if durable.patched("limited") else "old", await silent(order)]
-    said += [await picky(order), await asked_later(order)]
+async def limited(order: str, queue: str | None = None) -> list[str]:
+    """Limits that pass, errors that say what is retried and when, cancelled activities of each type, and a patch. `queue`: where they are performed."""
+
+    def there(step: Activity[[str], str]) -> Activity[[str], str]:
+        return step.options(task_queue=queue)
+
+    said = ["new" if durable.patched("limited") else "old", await there(silent)(order)]
+    said += [await there(picky)(order), await there(asked_later)(order)]
     try:
-        await final(order)
+        await there(final)(order)
     except Refused:
         said.append("final")
     try:
-        said.append(await hopeless(order))
+        said.append(await there(hopeless)(order))
     except Exception:
         said.append("gave up")
     try:
@@ -440,7 +445,7 @@ async def limited(order: str) -> list[str]:
     for step in (hang, tidy, left):
         try:
             async with asyncio.timeout(0.03):
-                said.append(await step(order))
+                said.append(await there(step)(order))
         except TimeoutError:
             said.append(f"{step.name} is late")
     return said
