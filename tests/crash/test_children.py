@@ -59,7 +59,7 @@ def test_a_death_at_some_commits_changes_no_outcome(mode: str, tmp_path: Path, s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["script", "worker"])
+@pytest.mark.parametrize("mode", [pytest.param("script", marks=pytest.mark.long), "worker"])
 def test_a_death_at_any_commit_changes_no_outcome(mode: str, tmp_path: Path, stage: Stage) -> None:
     """Before and after the commit that starts a child, that closes one and tells its parent, that closes the parent, and all others."""
     died = every_point(mode, tmp_path, stage)
