@@ -242,7 +242,7 @@ SAME: Final = {
     "decide_all": "start_runs",
 }
 READING: Final = frozenset(
-    {"get_run", "settled", "why_not", "probe", "read_claims"}
+    {"get_run", "settled", "why_not", "probe", "read_claims", "find_stray_tasks"}
 )  # several statements, none writes
 
 
