@@ -235,6 +235,7 @@ def check_limits(scene: Path, final: Reading) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long_on_postgres
 def test_a_death_at_some_commits_changes_nothing_of_streams_breakers_and_limits(
     tmp_path: Path, place: Place
 ) -> None:
