@@ -24,6 +24,8 @@ from durable import (
     RunParkedError,
     RunTerminatedError,
     StoreError,
+    UpdateFailedError,
+    UpdateRejectedError,
     WorkflowFailedError,
     WorkflowStateError,
     WorkflowTimeoutError,
@@ -83,6 +85,10 @@ class Errand:
                 listener, simulation.choices.steps, clocks_agree=not simulation.faults.has_odd_clocks
             )
             self.plan = plan[:steps]
+        self.calls = 0  # into the run, in its first life
+        if self.listens and self.workflow is not listening.BREAKS:
+            self.calls = simulation.listeners.calls(position)
+        self.told_of_calls: dict[int, str] = {}  # what their callers were told
         self.answer: list[list[Any]] = []  # to the last query of this life
         self._begin_life(ending)
 
@@ -131,6 +137,8 @@ class Errand:
         await sending  # what is on its way must not reach the next life
         if self.listens and self.outcome == "completed" and self.workflow is not listening.BREAKS:
             await self._insist(lambda: self._ask_at_the_end(client), "last query")
+        for value in list(self.told_of_calls) if self.life == 1 else ():
+            await self._call(client, value)
         self._judge()
 
     async def _sleep_until(self, instant: float) -> None:
@@ -299,6 +307,8 @@ class Errand:
                 group.create_task(self._hurry(client, life))
                 if self.listens:
                     group.create_task(self._ask(client, life))
+                if self.calls and life == 1:
+                    group.create_task(self._call_again_and_again(client))
             while self.life == life and not self.is_done:  # noqa: ASYNC110
                 await asyncio.sleep(0.5)
 
@@ -368,6 +378,44 @@ class Errand:
         except (WorkflowStateError, RunNotFoundError):
             return
         self.simulation.features["hurried"] += 1
+
+    async def _call_again_and_again(self, client: Client) -> None:
+        """Call into the run; now and then twice, which is one call."""
+        await self._until_started(1)
+        chance = random.Random(f"calling {self.simulation.seed} {self.run_id}")
+        for value in range(self.calls):
+            await asyncio.sleep(chance.choice((0.0, 0.1, 1.0, 6.0)) * chance.random())
+            while value not in self.told_of_calls:
+                if not self._is_open(1):
+                    return
+                again = [
+                    asyncio.create_task(self._call(client, value)) for _ in range(chance.choice((1, 1, 2)))
+                ]
+                await asyncio.gather(*again)
+
+    async def _call(self, client: Client, value: int) -> None:
+        """Call into the run once, and compare what one is told with what one was told before."""
+        told = await self._insist(lambda: self._call_once(client, value), f"call {value}")
+        if told is None:
+            return
+        self.simulation.features[f"call {told.partition(':')[0]}"] += 1
+        if self.told_of_calls.setdefault(value, told) != told:
+            self.simulation.violation(
+                f"I14: call {value} of {self.run_id} was answered {self.told_of_calls[value]!r}, and then {told!r}"
+            )
+
+    async def _call_once(self, client: Client, value: int) -> str | None:
+        try:
+            answer = await client.update(
+                self.run_id, "call", value, id=f"{self.run_id}/call/{value}", timeout=60
+            )
+        except UpdateRejectedError as error:
+            return f"refused: {error.__cause__!r}"
+        except UpdateFailedError as error:
+            return "given up" if error.__cause__ is None else f"failed: {error.__cause__!r}"
+        except (WorkflowStateError, RunNotFoundError, RunParkedError, PlatformFault, TimeoutError):
+            return None
+        return f"answered: {answer}"
 
     async def _ask(self, client: Client, life: int) -> None:
         """Ask a run that listens how far it is, again and again; sometimes for what no query may do."""
@@ -469,6 +517,8 @@ class Errand:
         outcome, fail = self.outcome, self.simulation.violation
         self.simulation.trace("errand", self.run_id, str(outcome))
         self.simulation.outcomes[f"{self.workflow.name} {outcome}"] += 1
+        if outcome == "completed" and self.calls and self.life == 1:
+            self._judge_calls()
         match outcome:
             case "completed" if self.workflow in (programs.waits_for_ever, programs.fails, listening.BREAKS):
                 fail(f"model: {self.run_id} completed with {self.result!r}")
@@ -484,6 +534,20 @@ class Errand:
                 fail(f"model: {self.run_id} timed out")
             case "failed" if not self._may_fail():
                 fail(f"model: {self.run_id} {self.plan} failed: {self.result}")
+
+    def _judge_calls(self) -> None:
+        """I14: what was acknowledged is in the final state, once; what was refused is not."""
+        called = self.result["called"]
+        if len(called) != len(set(called)):
+            self.simulation.violation(f"I14: {self.run_id} was called with {called}")
+        for value, told in self.told_of_calls.items():
+            how = told.partition(":")[0]
+            if (how == "answered" and value not in called) or (
+                how in ("refused", "failed") and value in called
+            ):
+                self.simulation.violation(
+                    f"I14: {self.run_id} was called with {called}, and {value} was {told}"
+                )
 
     def _may_fail(self) -> bool:
         """Whether the error is the program's own, or that of a machine whose database was away for all of its attempts."""

@@ -259,7 +259,9 @@ class Endings:
             self._fail(
                 "I2", f"{errand.run_id} began before {there - entries[0].early} signals that were there"
             )
-        received = [entry for entry in entries if type(entry).__name__ == "SignalReceived"]
+        received = [
+            entry for entry in entries if type(entry).__name__ in ("SignalReceived", "UpdateReceived")
+        ]
         early = [entry for entry in received[: entries[0].early] if entry.name in listening.LETTERS]
         if end != "Completed" or any(type(entry).__name__ == "Retried" for entry in entries):
             return

@@ -19,6 +19,7 @@ from durable import (
     note,
     on_query,
     on_signal,
+    on_update,
     uuid4,
     wait_condition,
     workflow,
@@ -54,6 +55,11 @@ FEATURES: Final = frozenset(
         "again of a listener",
         "asked",
         "asked for too much",
+        "call answered",
+        "call failed",
+        "call given up",
+        "call refused",
+        "called",
         "child Heeds Cancelled",
         "child Heeds Completed",
         "deaf",
@@ -69,8 +75,17 @@ FEATURES: Final = frozenset(
 class Listening:
     """What the handlers of one run were told, and a plan some of whose steps wait for that."""
 
-    def __init__(self, plan: Plan, told: list[list[Any]] | None = None, part: int = 0) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        told: list[list[Any]] | None = None,
+        part: int = 0,
+        called: list[int] | None = None,
+    ) -> None:
         self.plan = plan
+        self.called = (
+            called or []
+        )  # what it was called with, by updates that were not refused and did not fail
         # [signal, value, whether the first step was done, in which generation], in the order of handlers' first steps
         self.told = told or []
         self.part = part
@@ -80,7 +95,13 @@ class Listening:
     async def run(self) -> dict[str, Any]:
         self.has_begun = True
         values = await self.performed()
-        return {"values": values, "told": self.told, "slow": self.slow, "part": self.part}
+        return {
+            "values": values,
+            "told": self.told,
+            "slow": self.slow,
+            "part": self.part,
+            "called": self.called,
+        }
 
     async def performed(self) -> list[Any]:
         values = []
@@ -88,7 +109,7 @@ class Listening:
             for position, (kind, key, *details) in enumerate(self.plan):
                 if kind == "again":
                     reach("again of a listener")
-                    continue_as_new(self.plan[position + 1 :], self.told, self.part + 1)
+                    continue_as_new(self.plan[position + 1 :], self.told, self.part + 1, self.called)
                 reach(kind)
                 values.append(await self._step(kind, key, *details))
         except asyncio.CancelledError:
@@ -102,6 +123,7 @@ class Listening:
                 on_signal("number", self.number)
                 on_signal("slowly", self.slowly)
                 on_signal("relapses", self.relapses)
+                on_update("call", self.call, self.is_wanted)
             case "told":
                 await wait_condition(lambda: len(self.told) >= details[0])
             case "finished":
@@ -149,6 +171,21 @@ class Listening:
             await asyncio.sleep(1.0)
             raise
 
+    @workflow.update
+    async def call(self, value: int) -> list[int]:
+        reach("called")
+        if value % 5 == 4:
+            raise ValueError(value)
+        if value % 2:
+            await work(f"call{value}", value % 4 // 2, 0.2)
+        self.called.append(value)
+        return [self.part, len(self.called)]
+
+    @call.validator
+    def is_wanted(self, value: int) -> None:
+        if value % 7 == 6 or value in self.called:
+            raise KeyError(value)
+
     @workflow.query
     def progress(self) -> list[list[Any]]:
         return self.told
@@ -168,8 +205,8 @@ class Heeds(Listening):
 class Breaks(Listening):
     """A run that one of its handlers breaks: what was booked is undone, whether it heeds that or not."""
 
-    def __init__(self, plan: Plan, told: list[list[Any]] | None = None, part: int = 0) -> None:
-        super().__init__(plan, told, part)
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
         self.is_broken = False
 
     async def run(self) -> dict[str, Any]:
@@ -213,9 +250,11 @@ class Breaks(Listening):
 
 
 @workflow(retries=100, retry_delay=0.5)
-async def hears(plan: Plan, told: list[list[Any]] | None = None, part: int = 0) -> dict[str, Any]:
+async def hears(
+    plan: Plan, told: list[list[Any]] | None = None, part: int = 0, called: list[int] | None = None
+) -> dict[str, Any]:
     """The same as a function: it listens from some step on, and gets what came before."""
-    listening = Listening(plan, told, part)
+    listening = Listening(plan, told, part, called)
     on_query("progress", listening.progress)
     on_query("meddles", listening.meddles)
     return await listening.run()
@@ -259,6 +298,10 @@ class Listeners:
         chance = random.Random(f"listeners {seed}")
         self.is_on = chance.random() < SHARE_OF_WORLDS
         self._seed = seed
+
+    def calls(self, position: int) -> int:
+        """Return how often a run is called into that listens."""
+        return random.Random(f"calls {self._seed} {position}").choice((0, 0, 2, 5, 9))
 
     def chance(self, position: int) -> random.Random | None:
         """Return what a run is drawn from, if it listens."""
