@@ -392,6 +392,7 @@ class Errand:
                     asyncio.create_task(self._call(client, value)) for _ in range(chance.choice((1, 1, 2)))
                 ]
                 await asyncio.gather(*again)
+                await asyncio.sleep(0.3)  # it may be closed, though nobody has told us yet
 
     async def _call(self, client: Client, value: int) -> None:
         """Call into the run once, and compare what one is told with what one was told before."""
