@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from itertools import product
 from typing import Any, Final
 
 from durable import (
@@ -43,6 +44,7 @@ from tests.simulation.programs import LIFE, Plan, Plans
 SHARE_OF_WORLDS: Final = 0.3
 SHARE_OF_RUNS: Final = 0.6
 SHARE_OF_OWN_STEPS: Final = 0.3
+SIDE_BY_SIDE: Final = 3
 LETTERS: Final = ("number", "number", "number", "slowly", "slowly", "relapses")  # what a run is told by
 BREAKING: Final = ("break", "break later", "break by activity")
 OWN_STEPS: Final = ("class child", "told child", "timed elsewhere", "moves inside")
@@ -140,11 +142,7 @@ class Listening:
                 await tell(handle.run_id, details[1])
                 return await handle.result()
             case "timed elsewhere":
-                timed = work.options(task_queue=ELSEWHERE, schedule_to_start_timeout=details[0])
-                try:
-                    return await timed(key, 0, 0.1)
-                except ActivityTimeoutError:
-                    return "late"
+                return await asyncio.gather(*(_timed(f"{key}.{j}", *details) for j in range(SIDE_BY_SIDE)))
             case "moves inside":
                 return await moves(str(uuid4()), details[0])
             case _:
@@ -269,6 +267,15 @@ async def hears(
     return await listening.run()
 
 
+async def _timed(key: str, begins_within: float) -> str:
+    """One of several that have to begin in time, where there may be room for one alone."""
+    timed = work.options(task_queue=ELSEWHERE, schedule_to_start_timeout=begins_within)
+    try:
+        return await timed(key, 0, 0.4)
+    except ActivityTimeoutError:
+        return "late"
+
+
 HEEDS, BREAKS = workflow_of(Heeds), workflow_of(Breaks)
 WORKFLOWS: Final = (HEEDS, BREAKS, hears)
 
@@ -380,7 +387,7 @@ def _own_step(key: str, plans: Plans, chance: random.Random) -> list[Any]:
             count = chance.randint(1, 5)
             return [kind, key, [*plans.draw(relapses=True, depth=3), ["told", "all", count]], count]
         case "timed elsewhere":
-            return [kind, key, chance.choice((0.3, 1.5, 5.0))]
+            return [kind, key, chance.choice((0.3, 0.7, 1.5, 5.0))]
         case _:
             return [kind, key, ["go"] * chance.randint(1, 4)]
 
@@ -422,7 +429,7 @@ def _allowed(kind: str, key: str, details: list[Any]) -> list[Any]:
         case "listen" | "told" | "finished":
             return [kind]
         case "timed elsewhere":
-            return [key, "late"]
+            return [list(one) for one in product(*((f"{key}.{j}", "late") for j in range(SIDE_BY_SIDE)))]
         case "moves inside":
             states = ["busy", "idle"] * len(details[0])
             return [states[: len(details[0])] * 2]
