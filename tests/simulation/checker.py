@@ -23,7 +23,7 @@ from durable.store.records import (
     Verdict,
 )
 from durable.worker.live import AttemptState, Item, LiveRun
-from tests.simulation.activities import Body
+from tests.simulation.activities import Body, this_node
 from tests.simulation.codec import looked_at
 from tests.simulation.node import START_US
 
@@ -372,6 +372,8 @@ class Checker:
             if (
                 body is None
                 or body.attempt != attempt.number
+                or body.node
+                != this_node().name  # else it was lost with its worker, whatever came of it there
                 or attempt.is_remote
                 or attempt.answer is not None
             ):

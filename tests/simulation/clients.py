@@ -555,7 +555,7 @@ class Errand:
         text = str(self.result)
         # A child may still have been giving way to the former life.
         if text.startswith("RunCancelledError") and self.tried_again:
-            return any(step[0] in programs.CHILDREN for step in self.plan)
+            return any(step[0] in (*programs.CHILDREN, *listening.CLASS_CHILDREN) for step in self.plan)
         if text.startswith(("Store", "WorkerLost")):
             return any(step[0] == "machine" for step in self.plan)
         if self.workflow is listening.BREAKS:

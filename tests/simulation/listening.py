@@ -47,7 +47,8 @@ SHARE_OF_OWN_STEPS: Final = 0.3
 SIDE_BY_SIDE: Final = 3
 LETTERS: Final = ("number", "number", "number", "slowly", "slowly", "relapses")  # what a run is told by
 BREAKING: Final = ("break", "break later", "break by activity")
-OWN_STEPS: Final = ("class child", "told child", "timed elsewhere", "moves inside")
+CLASS_CHILDREN: Final = ("class child", "told child")
+OWN_STEPS: Final = (*CLASS_CHILDREN, "timed elsewhere", "moves inside")
 NOT_HERE: Final = ("signal", "signal or not", "again")  # a signal that has a handler is not waited for
 FEATURES: Final = frozenset(
     {

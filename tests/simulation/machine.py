@@ -259,6 +259,8 @@ class Machine:
         await self._simulation.operator.leave()
         for place in self.places:
             assert place.node is not None
+            if self._is_outdated(place.node) and not place.node.has_begun:
+                place.node.kill()  # there is nothing to stop yet
             if place.node.is_dead:
                 self._restart(place, place.node)
                 continue
