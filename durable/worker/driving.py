@@ -38,6 +38,7 @@ from durable.worker.rebuilding import rebuild, take_up
 from durable.worker.suspects import Suspects
 from durable.worker.watchdog import Interrupted, Watch, evict
 
+LEAVE_SECONDS: Final = 1.0  # for the code of a run that leaves, to end
 PUMP_SECONDS_MAX: Final = 0.05  # then the loop breathes
 BATCH_MIN: Final = 48  # of fewer turns no batch is made while there is more to drive
 # Looking a member of an enumeration up costs more than comparing it.
@@ -240,12 +241,15 @@ class Driver:
             if (
                 instance is not None
                 and len(outcomes) == 1
-                and not (run.inbox or run.is_held or run.has_open or run.fault)
+                and not (run.inbox or run.is_held or run.has_open or run.fault or run.leave_asked)
                 and (outcome := outcomes[0]).failure is None
             ):
                 item = self._common_turn(run, instance, outcome, self._now_us)
             elif run.fault is not None:
-                raise run.fault
+                item = self._park(run, run.fault)
+            elif run.leave_asked:
+                self.release(run)
+                return
             elif run.is_held and not outcomes:
                 return
             else:
@@ -273,8 +277,10 @@ class Driver:
             self.feeder.undo(run, (), last.taken, last.slots)
         fault = self.watch.fault(run.run_id)
         log.error("%s", fault)
-        run.phase = _COMMITTING
-        self.items.append(self._park(run, fault))
+        item = self._park(run, fault)
+        if item is not None:
+            run.phase = _COMMITTING
+            self.items.append(item)
 
     def _rest(self, run: LiveRun, instance: Instance) -> None:
         """Nothing to do for this run now: note since when, and see to its next timer."""
@@ -283,8 +289,27 @@ class Driver:
         if instance.timers:
             self._arm(min(instance.timers.values()), run.pk)
 
-    def _park(self, run: LiveRun, fault: Exception) -> Item:
-        return parked(run, fault, code=self._code_of(run.definition))
+    def _park(self, run: LiveRun, fault: Exception) -> Item | None:
+        """Return what parks the run; None if code of it is to end first."""
+        if not self._has_code_to_end(run):
+            return parked(run, fault, code=self._code_of(run.definition))
+        run.fault = fault
+        self._forget_instance(run)  # it met the fault: nothing is fed to it any more
+        return None
+
+    def _has_code_to_end(self, run: LiveRun) -> bool:
+        """Tell the code of a run that leaves to end; whether it has not done so yet, and has time left for it.
+
+        What still ran when it was written that the run leaves could act, or end well, and would be begun again all the same.
+        """
+        if run.leaves_at is None and run.has_running_attempts and not self.performer.is_over:
+            run.leaves_at = asyncio.get_running_loop().call_later(LEAVE_SECONDS, self._wait_no_more, run)
+            self.performer.stop_run(run)
+        return run.has_running_attempts and not (run.is_waited_out or self.performer.is_over)
+
+    def _wait_no_more(self, run: LiveRun) -> None:
+        run.is_waited_out = True
+        self.mark(run)
 
     def _rebuild(self, run: LiveRun) -> Instance:
         """Replay the journal into a fresh instance and pair its open activities with the work at hand."""
@@ -453,6 +478,8 @@ class Driver:
 
     def _leave(self, run: LiveRun) -> None:
         run.phase = Phase.GONE
+        if run.leaves_at is not None:
+            run.leaves_at.cancel()
         if run.is_suspect:
             self.suspects.settled()
         if (
@@ -488,7 +515,10 @@ class Driver:
         )
 
     def release(self, run: LiveRun, rows: Sequence[AttemptRow] = ()) -> None:
-        """Hand back a run of which nothing is on its way; `rows` tell of attempts that it does not know of itself."""
+        """Hand back a run of which nothing is on its way, once its code has ended; `rows` tell of attempts that it does not know of itself."""
+        run.leave_asked = True
+        if self._has_code_to_end(run):
+            return
         self.items.append(handed_back(run, rows))
         run.phase = Phase.COMMITTING
         self.schedule_pump()

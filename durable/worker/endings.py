@@ -169,7 +169,7 @@ class Endings:
         run, group = attempt.run, attempt.call.definition.group
         are_open = any(
             other.call.definition.group is group
-            and other.state not in (AttemptState.DONE, AttemptState.DROPPED)
+            and other.state not in (AttemptState.DONE, AttemptState.DROPPED, AttemptState.STOPPED)
             for other in run.attempts.values()
         )
         if are_open and not self._performer.is_draining:

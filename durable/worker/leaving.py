@@ -145,7 +145,7 @@ def _given_up(run: LiveRun) -> list[AttemptRow]:
             op=op, attempt=attempt.number - 1, state="handed_back", details=attempt.latest_details()
         )
         for op, attempt in run.attempts.items()
-        if attempt.state is AttemptState.RUNNING
+        if attempt.state in (AttemptState.RUNNING, AttemptState.STOPPED)
         and attempt.answer is None
         and (attempt.is_misread or not issubclass(WorkerLostError, attempt.call.definition.retry.no_retry))
     ]
@@ -252,7 +252,10 @@ def is_near_limit(run: LiveRun, instance: Instance, limits: Limits) -> bool:
 
 
 def heed_length(run: LiveRun, instance: Instance, item: Item, *, limits: Limits, code: str) -> None:
-    """Warn once of a long journal. At its limit the turn is kept, and the run parks: nothing it asked for begins."""
+    """Warn once of a long journal. At its limit the turn is kept, and the run parks: nothing it asked for begins.
+
+    If code of it runs, that is raised: the code is to end first, and then the turn is made anew.
+    """
     before = instance.events - len(item.entries)
     if before < limits.journal_events_warn:
         log.warning(
@@ -261,6 +264,8 @@ def heed_length(run: LiveRun, instance: Instance, item: Item, *, limits: Limits,
         )  # fmt: skip
     if instance.events < limits.journal_events or not item.entries:
         return
+    if run.has_running_attempts:
+        raise too_long(run, instance, limits)
     _park(item, run, too_long(run, instance, limits), code)
     item.tasks = ()
     item.answers = _answers(run)

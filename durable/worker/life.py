@@ -41,7 +41,7 @@ from durable.worker.watchdog import Watchdog
 GRACE_SECONDS: Final = 30.0
 HOUSEKEEPING_SECONDS: Final = 1.0
 UNWIND_SECONDS: Final = 1.0
-THREADS_SECONDS: Final = 0.25  # for threads that ask whether they are to stop, after the grace
+THREADS_SECONDS: Final = 0.25  # for threads that were told to stop, after the grace
 log = logging.getLogger("durable.worker")
 
 
@@ -339,8 +339,8 @@ class Life:
         await asyncio.gather(*loops, return_exceptions=True)
         self.performer.begin_no_more()
         self.tasks.performer.begin_no_more()
-        await self.performer.hear_out_threads(THREADS_SECONDS)
-        await self.tasks.performer.hear_out_threads(THREADS_SECONDS)
+        for performer in (self.performer, self.tasks.performer):
+            await performer.hear_out(coroutines_seconds=UNWIND_SECONDS, threads_seconds=THREADS_SECONDS)
         worker_id = self.tenure.worker_id()
         try:
             if not self.tenure.is_lost():

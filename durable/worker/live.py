@@ -16,7 +16,6 @@ import msgspec
 from durable.definitions import WorkflowDefinition
 from durable.engine.instance import Instance
 from durable.engine.runtime import ActivityCall
-from durable.errors import PlatformFault
 from durable.failures import Failure
 from durable.in_activity import Pulse
 from durable.journal.events import AnyEntry
@@ -37,6 +36,7 @@ class AttemptState(Enum):
     RUNNING = "running"
     BACKOFF = "backoff"
     OPEN = "open"  # its code has ended; somebody outside completes it
+    STOPPED = "stopped"  # its code has ended because its run leaves: whoever takes the run begins it
     DONE = "done"  # its outcome is on its way into the journal
     DROPPED = "dropped"  # nobody waits for it any more
 
@@ -66,6 +66,9 @@ class Attempt(msgspec.Struct, eq=False):
     timer: Any = None  # a Timer
     timed_out: TimeoutKind | None = None
     cancelled: bool = False  # on request of the workflow
+    is_stopped: bool = (
+        False  # its code was told to end, since its run leaves; all but a result is as if it had never begun
+    )
     has_row: bool = False  # a row of attempts tells of it: to be removed with the outcome
     begun: bool = False  # its coroutine has taken its first step
     began_at: float = 0.0
@@ -140,7 +143,9 @@ class LiveRun:
         "is_held",
         "is_recovered",
         "is_suspect",
+        "is_waited_out",
         "leave_asked",
+        "leaves_at",
         "opened",
         "outcomes",
         "phase",
@@ -168,11 +173,15 @@ class LiveRun:
         self.attempts: dict[int, Attempt] = {}
         self.outcomes: deque[Outcome] = deque()
         self.phase = Phase.IDLE
-        self.fault: PlatformFault | None = None  # met by what runs of it: it parks
+        self.fault: Exception | None = None  # it parks for that, once none of its code runs
         self.is_dirty = False  # to be driven in the next round
         self.idle_since = 0.0
         self.release_asked = False  # it has waited here for long
         self.leave_asked = False  # hand it back as soon as nothing of it is on its way
+        self.leaves_at: asyncio.TimerHandle | None = (
+            None  # its code was told to stop: then it is waited for no more
+        )
+        self.is_waited_out = False  # it was
         self.is_held = False  # paused: only outcomes of what runs are fed, nothing new begins
         self.is_recovered = False  # what its last owner left was seen to: all later attempts began here
         self.opened = 0  # attempts that somebody outside completes: nothing of them runs here
@@ -220,6 +229,11 @@ class LiveRun:
     def has_work(self) -> bool:
         """Whether an activity of it is running, queued or backing off here (then it keeps its owner, P12)."""
         return len(self.attempts) > self.opened or bool(self.outcomes)
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether nothing is to begin for it any more: it is to be handed back, or to park."""
+        return self.leave_asked or self.fault is not None
 
     @property
     def is_starting(self) -> bool:

@@ -5,6 +5,8 @@ then, else by a mark that rides on a later commit. Attempts belong to the run, n
 to run user code; knows nothing of turns.
 
 Stopping. A coroutine is cancelled. In a thread an exception is raised (`durable/interrupts.py`); it keeps its slot until it ends.
+Before a run leaves, its code is stopped and has a moment to end (`stop_run`, `begin_no_more`): what acts, or ends well, after
+it was written that it is given up would be done again by the next owner.
 
 Here is what every attempt goes through: a slot, its code, its end. In rooms of their own: limits (`timeouts.py`), what becomes of an
 attempt that failed (`endings.py`), what heartbeats tell (`heartbeats.py`), and what was left by a worker before (`recovering.py`).
@@ -47,6 +49,12 @@ _RUNNING: Final = AttemptState.RUNNING  # looking a member up costs more than th
 _DONE: Final = AttemptState.DONE
 _DROPPED: Final = AttemptState.DROPPED
 _GONE: Final = Phase.GONE
+_TELLS: Final = (
+    StaleError,
+    CompleteAsync,
+    Misread,
+    Interrupted,
+)  # ends that say more than that it was stopped
 log = logging.getLogger("durable.worker")
 
 
@@ -103,6 +111,7 @@ class Performer:
         self._queue: deque[Attempt] = deque()
         self._probation = Probation(on_slots)
         self.is_draining = False
+        self.is_over = False  # nothing is waited for any more
         self.is_stopping: Callable[[], bool] = lambda: False
         self.on_idle: Callable[[], None] = lambda: None
         self.completions: Completions  # set by the worker: what is completed from outside
@@ -141,24 +150,47 @@ class Performer:
             self._on_slots()
 
     def begin_no_more(self) -> None:
-        """Let no code take its first step any more: whatever has not begun is about to be handed back."""
+        """Let no code take its first step any more, and what runs end: all of it is about to be handed back."""
         self._runners.close()
         self.is_stopping = lambda: True  # what ends by a cancellation from here on was stopped by us
-        for attempt in self._running:
-            pulse = attempt.pulse
-            if (
-                not isinstance(attempt.task, asyncio.Task)
-                and pulse is not None
-                and pulse.cancel_reason is None
-            ):
-                pulse.stop(STOPPING)  # a task hears it by being cancelled
+        for attempt in list(self._running):
+            if attempt.state is AttemptState.RUNNING:
+                self._stop_for_good(attempt, STOPPING)
 
-    async def hear_out_threads(self, limit_seconds: float) -> None:
-        """Wait for the threads that were told to stop, at most so long: one that has ended can be handed back."""
-        ends = [attempt.task for attempt in self._running if attempt.goes_on]
-        if ends:
-            await asyncio.wait(ends, timeout=limit_seconds)
+    async def hear_out(self, *, coroutines_seconds: float, threads_seconds: float) -> None:
+        """Wait for the code that was told to stop, at most so long: what it came to must be known before it is given up."""
+        running = [attempt for attempt in self._running if attempt.is_stopped]
+        tasks = [attempt.task for attempt in running if isinstance(attempt.task, asyncio.Task)]
+        if tasks:
+            await asyncio.wait(tasks, timeout=coroutines_seconds)
+        threads = [attempt.task for attempt in running if attempt.goes_on]
+        if threads:
+            await asyncio.wait(threads, timeout=threads_seconds)
+        if tasks or threads:
             await pause(0)  # what they have come to is taken in
+        self.is_over = True
+
+    def stop_run(self, run: LiveRun) -> None:
+        """The run leaves: let its code end. What comes of it is told like an outcome."""
+        for attempt in list(run.attempts.values()):
+            if attempt.state is AttemptState.RUNNING:
+                self._stop_for_good(attempt, STOPPING if self.is_draining else NOT_OURS)
+            elif attempt.state is AttemptState.MARKING:
+                attempt.is_stopped = True
+
+    def _stop_for_good(self, attempt: Attempt, reason: str) -> None:
+        """Let the code of an attempt end whose run leaves: unless it comes to a result, it is as if it had never begun."""
+        if attempt.is_stopped or attempt.timed_out is not None or attempt.cancelled:
+            return  # it was told already, and its end counts
+        attempt.is_stopped = True
+        attempt.stop_timer()
+        self.stop_code(attempt, reason)
+
+    def stopped(self, attempt: Attempt) -> None:
+        """Its code has ended, or never begun, because its run leaves."""
+        self.free_slot(attempt)
+        attempt.state = AttemptState.STOPPED
+        self._on_outcome(attempt.run)
 
     @property
     def is_at_rest(self) -> bool:
@@ -200,7 +232,7 @@ class Performer:
             attempt = self._queue.popleft()
             if attempt.state is not AttemptState.QUEUED:
                 continue
-            if attempt.run.is_held:
+            if attempt.run.is_held or attempt.run.is_leaving:
                 held.append(attempt)
                 continue
             attempt.state = AttemptState.MARKING
@@ -247,7 +279,10 @@ class Performer:
         for attempt in item.marked:
             if attempt.state is AttemptState.MARKING:
                 attempt.number += 1
-                self._begin(attempt)
+                if attempt.is_stopped:
+                    self.stopped(attempt)
+                else:
+                    self._begin(attempt)
 
     def unmarked(self, item: Item) -> None:
         """The marks of `item` were not written: its attempts wait for a slot again."""
@@ -465,6 +500,8 @@ class Performer:
             self.free_slot(attempt)
         elif attempt.answer is not None:
             self.completions.settle(attempt)
+        elif attempt.is_stopped and not isinstance(error, _TELLS):
+            self.stopped(attempt)
         elif error is None:
             assert attempt.timed_out is not None, "else it has succeeded"
             self.endings.expire(attempt, attempt.timed_out)

@@ -154,6 +154,11 @@ class TaskPerformer(Performer):
         self._free -= 1
         self._begin(attempt)
 
+    def stopped(self, attempt: Attempt) -> None:
+        """Its worker stops: it is handed back with all the others."""
+        self.free_slot(attempt)
+        attempt.state = AttemptState.STOPPED
+
     def stop(self, run: TaskRun, how: str, reason: str) -> None:
         """The workflow let go of the activity: stop it, and with "wait" tell how it ended."""
         self.close(run, OP, how, reason)

@@ -539,6 +539,16 @@ PARKED: Final = (
         ),
     ),
     bug(
+        "code-of-a-run-that-leaves-runs-on",
+        "the code of a run has ended before it is written that the run leaves",
+        (
+            "durable/worker/driving.py",
+            "        return run.has_running_attempts and not (run.is_waited_out or self.performer.is_over)\n",
+            "        return False\n",
+        ),
+        tests=("tests/worker/test_leaving.py", "-k", "sqlite"),
+    ),
+    bug(
         "unreadable-task-is-fatal",
         "a worker that cannot read what an activity is to be called with hands it back",
         (
