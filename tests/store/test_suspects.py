@@ -10,7 +10,19 @@ from store_steps import NOW, SECOND, W1, a_worker, claim, commit, journal, start
 from durable.errors import LeaseLostError
 from durable.journal.lifecycle import RunStatus
 from durable.store.contract import Store
-from durable.store.records import CRASH, CRASHES_MAX, Claim, Close, Park, Rescue, Trial, Wait
+from durable.store.records import (
+    CRASH,
+    CRASHES_MAX,
+    After,
+    Claim,
+    Close,
+    HandBack,
+    NextGeneration,
+    Park,
+    Rescue,
+    Trial,
+    Wait,
+)
 
 Opener = Callable[[], Awaitable[Store]]
 
@@ -236,6 +248,70 @@ async def test_other_code_may_try_a_parked_run_once(store: Store) -> None:
     assert await parked_claims(store, worker, "old") == []
     assert await parked_claims(store, worker, "newer") == ["a"]
     assert await journal(store, held) == []
+
+
+AS_NEW = NextGeneration(
+    failure=None, copy_turns=0, parts=(), redeliver=(), ready_at_us=NOW, attempt=1, input=b"[2]"
+)
+
+
+@pytest.mark.parametrize(
+    "after", [Wait(due_at_us=NOW), HandBack(), AS_NEW], ids=lambda after: type(after).__name__
+)
+async def test_code_that_let_a_run_go_in_order_may_try_it_again(store: Store, after: After) -> None:
+    """It fits. Old code that still runs somewhere may park what it leaves: then nobody else would have the good code (P13)."""
+    worker = await a_worker(store)
+    held = await parked_by(store, worker, "a", "old")
+    assert await parked_claims(store, worker, "good") == ["a"]
+    (mine,) = await store.read_claims(worker, [held.pk])
+    fits = turn(mine, 1 if after is AS_NEW else None, after=after)
+    assert await commit(store, worker, fits) == ["committed"]
+    await store.wake_due_runs(NOW)
+    (stale,) = await claim(store, worker)
+
+    assert await commit(store, worker, turn(stale, None, after=Park(reason="x", code="old"))) == ["committed"]
+
+    assert await parked_claims(store, worker, "old") == []
+    assert await parked_claims(store, worker, "good") == ["a"]
+
+
+async def test_code_that_got_on_may_try_again_what_a_death_took_from_it(store: Store, opener: Opener) -> None:
+    """Whether it had tried the run because it was parked or as a suspect. The same turns again are no progress."""
+    other = await opener()
+    doomed = await a_worker(other, "doomed")
+    held = await parked_by(other, doomed, "a", "old")
+    assert await parked_claims(other, doomed, "good") == ["a"]
+    (mine,) = await other.read_claims(doomed, [held.pk])
+    assert await commit(other, doomed, turn(mine, 1)) == ["committed"]
+    await other.close()
+    assert (await store.rescue_dead_workers(10.0))[0].runs == 1
+
+    worker = await a_worker(store)
+    (mine,) = await claim(store, worker)
+    await store.try_suspect(worker, Trial(suspect=(mine.pk, mine.claim_no), code="old"))
+    assert await commit(store, worker, turn(mine, None, after=Park(reason="x", code="old"))) == ["committed"]
+    await store.try_suspect(worker, Trial(suspect=None, passed=[(mine.pk, mine.claim_no)]))
+
+    assert await parked_claims(store, worker, "old") == []
+    assert await parked_claims(store, worker, "good") == ["a"]
+    (mine,) = await store.read_claims(worker, [held.pk])
+    again = turn(mine, None, after=Park(reason="x", code="good"))
+    assert await commit(store, worker, again) == ["committed"]
+    assert await parked_claims(store, worker, "good") == []
+    assert await parked_claims(store, worker, "old") == []
+
+
+async def test_code_that_cleared_a_suspect_may_try_it_again(store: Store, opener: Opener) -> None:
+    """The trial was recorded as its try; it passed."""
+    await dead_after(store, opener, "a", held=True)
+    worker = await a_worker(store)
+    (mine,) = await claim(store, worker)
+    suspect = (mine.pk, mine.claim_no)
+    await store.try_suspect(worker, Trial(suspect=suspect, code="good"))
+    await store.try_suspect(worker, Trial(suspect=None, passed=[suspect]))
+    assert await commit(store, worker, turn(mine, None, after=Park(reason="x", code="old"))) == ["committed"]
+
+    assert await parked_claims(store, worker, "good") == ["a"]
 
 
 async def test_parked_runs_are_tried_within_bounds_and_by_whom_they_suit(store: Store) -> None:

@@ -270,6 +270,29 @@ async def _parked_again(client: Client, claims: int) -> bool:
     return record.status is RunStatus.PARKED and claimed == claims
 
 
+async def test_good_code_resumes_what_old_code_parks_again_and_again(
+    client: Client, shop: Deployment
+) -> None:
+    """A rolling deployment: the run goes back and forth, and gets on each time (P13)."""
+    twice = [code.replace("await number", "await number.wait() + await number") for code in (GOOD, BAD)]
+    good = shop.deploy(twice[0])
+    async with running_worker(client, good, warm_us=0):
+        run = await client.start(good.sums, run_id="r")
+        await is_released(run)
+    for value in (10, 20):
+        async with running_worker(client, shop.deploy(twice[1])):
+            await run.signal("number", value)
+            await status_is(run, "parked")
+        async with running_worker(client, shop.deploy(twice[0]), warm_us=0):
+            await until(lambda: _went_on(client))
+    assert await run.result(60) == 31
+
+
+async def _went_on(client: Client) -> bool:
+    record = await client.store.get_run("r")
+    return record.status in (RunStatus.WAITING, RunStatus.COMPLETED) and record.owner is None
+
+
 async def test_what_parked_a_run_is_kept_with_both_lines_and_what_to_do(
     client: Client, shop: Deployment
 ) -> None:

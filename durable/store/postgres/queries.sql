@@ -461,7 +461,8 @@ WITH chosen AS MATERIALIZED (
 ), claimed AS (
     UPDATE durable.run SET
         status = 1, owner = :worker, claim_no = claim_no + 1, is_delayed = false, reason = NULL,
-        suspicion = least(suspicion, 1), tried_code = ltrim(tried_code || ' ' || chosen.code)
+        suspicion = least(suspicion, 1), tried_code = ltrim(tried_code || ' ' || chosen.code),
+        trial_turn = (SELECT coalesce(max(turn), 0) FROM durable.journal WHERE journal.run = run.id AND journal.generation = run.generation)
     FROM chosen WHERE run.id = chosen.id AND EXISTS (SELECT 1 FROM fence)
     RETURNING run.id, run.generation
 ), forgotten AS (
@@ -601,8 +602,15 @@ WITH fence AS MATERIALIZED (
         is_delayed = CASE judged.after WHEN 2 THEN false ELSE run.is_delayed END,
         closed_at_us = CASE judged.after WHEN 4 THEN durable.instant(:now_us) ELSE run.closed_at_us END,
         reason = CASE WHEN judged.after IN (3, 4) THEN judged.reason ELSE run.reason END,
+        -- Code that lets a run go in order fits it; and since a parked run has got on, what tried it before may try it again (P13).
+        trial_turn = CASE judged.after
+            WHEN 3 THEN greatest(judged.turn, (SELECT coalesce(max(turn), 0) FROM durable.journal WHERE journal.run = run.id AND journal.generation = run.generation))
+            ELSE run.trial_turn
+        END,
         tried_code = CASE
-            WHEN judged.after <> 3 OR strpos(' ' || run.tried_code || ' ', ' ' || judged.code || ' ') > 0 THEN run.tried_code
+            WHEN judged.after <> 3 THEN ''
+            WHEN greatest(judged.turn, (SELECT coalesce(max(turn), 0) FROM durable.journal WHERE journal.run = run.id AND journal.generation = run.generation)) > run.trial_turn THEN judged.code
+            WHEN strpos(' ' || run.tried_code || ' ', ' ' || judged.code || ' ') > 0 THEN run.tried_code
             ELSE ltrim(run.tried_code || ' ' || judged.code)
         END,
         last_turn = greatest(run.last_turn, judged.turn)
@@ -654,7 +662,8 @@ WITH fence AS MATERIALIZED (
     SELECT worker FROM durable.worker_fence WHERE worker = :worker AND slot = :slot::smallint FOR UPDATE
 ), cleared AS (
     -- Whether it is still held here or has gone to rest; not if somebody else has claimed it since.
-    UPDATE durable.run SET suspicion = 0, crashes = 0
+    -- What has parked it has tried it.
+    UPDATE durable.run SET suspicion = 0, crashes = 0, tried_code = CASE WHEN status = 3 THEN tried_code ELSE '' END
     FROM unnest(:passed_pks::bigint[], :passed_claim_nos::bigint[]) AS passed (pk, claim_no)
     WHERE run.id = passed.pk AND run.claim_no = passed.claim_no AND run.suspicion > 0 AND EXISTS (SELECT 1 FROM fence)
 ), adjourned AS (
@@ -669,6 +678,7 @@ WITH fence AS MATERIALIZED (
             WHERE journal.run = run.id AND journal.generation = run.generation
         ),
         tried_code = CASE
+            WHEN (SELECT coalesce(max(turn), 0) FROM durable.journal WHERE journal.run = run.id AND journal.generation = run.generation) > trial_turn THEN :code::text
             WHEN strpos(' ' || tried_code || ' ', ' ' || :code::text || ' ') > 0 THEN tried_code
             ELSE ltrim(tried_code || ' ' || :code::text)
         END
@@ -705,7 +715,7 @@ FROM durable.run WHERE id = :run;
 UPDATE durable.run SET
     generation = generation + 1, epoch = epoch + :new_epoch::boolean::integer, attempt = :attempt, status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END,
     owner = NULL, ready_at_us = :ready_at_us, is_delayed = :ready_at_us > durable.instant(:now_us), created_at_us = durable.instant(:now_us), started_at_us = NULL,
-    last_turn = :last_turn,
+    last_turn = :last_turn, trial_turn = 0, tried_code = '',
     first_generation = CASE WHEN :is_new::boolean THEN coalesce(first_generation, generation) ELSE first_generation END,
     idle_generations = :idle_generations
 WHERE id = :run;

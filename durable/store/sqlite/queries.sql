@@ -264,7 +264,8 @@ LIMIT :count;
 -- name: claim_parked_run
 UPDATE run SET
     status = 1, owner = :worker, claim_no = claim_no + 1, is_delayed = 0, reason = NULL,
-    suspicion = min(suspicion, 1), tried_code = ltrim(tried_code || ' ' || :code)
+    suspicion = min(suspicion, 1), tried_code = ltrim(tried_code || ' ' || :code),
+    trial_turn = (SELECT coalesce(max(turn), 0) FROM journal WHERE run = :run AND generation = run.generation)
 WHERE id = :run AND status = 3 AND paused_at_us IS NULL AND instr(' ' || tried_code || ' ', ' ' || :code || ' ') = 0;
 
 -- name: read_owned_runs
@@ -344,8 +345,9 @@ UPDATE attempt SET completion = ?, limit_at_us = ?, heartbeat_us = ? WHERE run =
 DELETE FROM attempt WHERE run = ? AND generation = ? AND op = ?;
 
 -- name: wait_run
--- The message count is compared on the run row itself, never by looking into the inbox (P2).
-UPDATE run SET status = 2, owner = NULL, due_at_us = :due_at_us, last_turn = max(last_turn, :turn)
+-- The message count is compared on the run row itself, never by looking into the inbox (P2). Code that lets a run go in order
+-- fits it: should other code park it later, this may try it (P13).
+UPDATE run SET status = 2, owner = NULL, due_at_us = :due_at_us, last_turn = max(last_turn, :turn), tried_code = ''
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no AND msg_seq = :seen;
 
 -- name: close_run
@@ -363,7 +365,7 @@ DELETE FROM attempt WHERE run = ? AND generation = ?;
 -- name: hand_back_run
 UPDATE run SET
     status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END, owner = NULL, ready_at_us = :now_us, is_delayed = 0,
-    last_turn = max(last_turn, :turn)
+    last_turn = max(last_turn, :turn), tried_code = ''
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
 
 -- name: try_suspect
@@ -371,21 +373,25 @@ UPDATE run SET
     suspicion = 2,
     trial_turn = (SELECT coalesce(max(turn), 0) FROM journal WHERE run = :run AND generation = run.generation),
     tried_code = CASE
+        WHEN (SELECT coalesce(max(turn), 0) FROM journal WHERE run = :run AND generation = run.generation) > trial_turn THEN :code
         WHEN instr(' ' || tried_code || ' ', ' ' || :code || ' ') THEN tried_code ELSE ltrim(tried_code || ' ' || :code)
     END
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
 
 -- name: clear_suspect
--- Whether it is still held here or has gone to rest; not if somebody else has claimed it since.
-UPDATE run SET suspicion = 0, crashes = 0 WHERE id = ? AND claim_no = ? AND suspicion > 0;
+-- Whether it is still held here or has gone to rest; not if somebody else has claimed it since. What has parked it has tried it.
+UPDATE run SET suspicion = 0, crashes = 0, tried_code = CASE WHEN status = 3 THEN tried_code ELSE '' END WHERE id = ? AND claim_no = ? AND suspicion > 0;
 
 -- name: adjourn_suspect
 UPDATE run SET suspicion = 1 WHERE id = ? AND claim_no = ? AND suspicion = 2;
 
 -- name: park_run
+-- Since the run has got on (the turn that parks it included), what tried it before may try it again (P13).
 UPDATE run SET
     status = 3, owner = NULL, reason = :reason, last_turn = max(last_turn, :turn),
+    trial_turn = max(:turn, (SELECT coalesce(max(turn), 0) FROM journal WHERE run = :run AND generation = run.generation)),
     tried_code = CASE
+        WHEN max(:turn, (SELECT coalesce(max(turn), 0) FROM journal WHERE run = :run AND generation = run.generation)) > trial_turn THEN :code
         WHEN instr(' ' || tried_code || ' ', ' ' || :code || ' ') THEN tried_code ELSE ltrim(tried_code || ' ' || :code)
     END
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
@@ -394,7 +400,7 @@ WHERE id = :run AND owner = :worker AND claim_no = :claim_no;
 UPDATE run SET
     generation = generation + 1, epoch = epoch + :new_epoch, attempt = :attempt, status = CASE WHEN paused_at_us IS NULL THEN 0 ELSE 4 END,
     owner = NULL, ready_at_us = :ready_at_us, is_delayed = :is_delayed, created_at_us = :now_us, started_at_us = NULL,
-    last_turn = :last_turn,
+    last_turn = :last_turn, trial_turn = 0, tried_code = '',
     first_generation = CASE WHEN :is_new THEN coalesce(first_generation, generation) ELSE first_generation END,
     idle_generations = :idle_generations
 WHERE id = :run AND owner = :worker AND claim_no = :claim_no AND msg_seq = :seen
