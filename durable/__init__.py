@@ -54,6 +54,7 @@ from durable.errors import (
 )
 from durable.in_activity import (
     ActivityInfo,
+    PartThread,
     activity_info,
     adopt_part,
     derived_run_id,
@@ -438,6 +439,7 @@ __all__ = [
     "Ok",
     "OrchestratedStep",
     "ParallelStep",
+    "PartThread",
     "PayloadCodec",
     "PayloadError",
     "PayloadTooLargeError",

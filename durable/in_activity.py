@@ -11,6 +11,7 @@ import types
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
+from functools import partial
 from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
@@ -20,9 +21,10 @@ from durable.errors import DefinitionError
 from durable.interrupts import BodyThread
 from durable.limits import DEFAULT_LIMITS, NAME_LENGTH_MAX, Limits
 from durable.payloads import ValueType
-from durable.seams import spawn
+from durable.seams import SystemThreads, Threads, pause, spawn
 
 T = TypeVar("T")
+THREAD_SECONDS: Final = 0.25  # for the thread of a part that was cancelled, to end
 INSIST_SECONDS: Final = 0.005  # before a thread is looked at again that could not be interrupted where it was
 
 
@@ -143,7 +145,8 @@ class Pulse(msgspec.Struct, eq=False):
 
 
 pulse_here: Final[ContextVar[Pulse | None]] = ContextVar("durable_activity", default=None)
-# Of the activities of one worker: what to call when one begins to wait for a run, or has ended waiting.
+# Of the activities of one worker: where threads come from, and what to call when one begins to wait for a run, or has ended waiting.
+threads_here: Final[ContextVar[Threads | None]] = ContextVar("durable_threads", default=None)
 waits_here: Final[ContextVar[Callable[[Pulse], None] | None]] = ContextVar("durable_waits", default=None)
 
 
@@ -290,6 +293,33 @@ def adopt_part(context: Context) -> None:
     if part.waits and tell is not None:
         whole.waits += part.waits
         tell(whole)
+
+
+class PartThread:
+    """A thread that does what the running part consists of, a plain function. Made in the part's context. For builders of patterns."""
+
+    def __init__(self) -> None:
+        part = pulse_here.get()
+        assert part is not None, "in a part"
+        part.loop = asyncio.get_running_loop()
+        part.body = self._body = BodyThread(threads_here.get() or SystemThreads())
+        self._part = part
+        self._has_ended = False
+
+    def call(self, fn: Callable[..., T], *args: object) -> tuple[BaseException, None] | tuple[None, T]:
+        """In the thread, a copy of the part's context being entered: call the function; return what it raised, or what it returned."""
+        try:
+            return self._body.call(partial(fn, *args))
+        finally:
+            self._has_ended = True
+
+    async def stop(self, reason: str) -> None:
+        """Raise in the thread that it is to stop, as in that of a `def` activity, and wait a moment for its end."""
+        self._part.stop(reason)
+        loop = asyncio.get_running_loop()
+        run_out = loop.time() + THREAD_SECONDS
+        while self._body.has_begun and not self._has_ended and loop.time() < run_out:
+            await pause(INSIST_SECONDS)
 
 
 @types.coroutine

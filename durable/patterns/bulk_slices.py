@@ -179,7 +179,8 @@ class Slices:
         try:
             pending = await self._wait(work, orders.item_timeout)
         except BaseException:
-            await _cancel([*work.tasks.values(), *filter(None, (work.runner,))])
+            reason = info.cancel_reason or "its slice was cancelled"
+            await _cancel([*work.tasks.values(), *filter(None, (work.runner,))], reason)
             raise
         loop = asyncio.get_running_loop()
         for at, task in pending:
@@ -232,7 +233,7 @@ class Slices:
     def _abandon(self, place: str, task: asyncio.Task[Any]) -> None:
         """Nobody took over what a slice left: its run is gone, or another worker's."""
         self._left.pop((place, task.get_name()), None)
-        task.cancel()
+        task.cancel("its run is gone, or another worker's")
 
     async def _wait(self, work: _Work, limit: float) -> list[tuple[int, asyncio.Task[Any]]]:
         """Wait until all have ended, or one has and the others do not soon; return those that have not, with their places."""
@@ -263,7 +264,7 @@ class Slices:
 
     def _ring(self, task: asyncio.Task[Any], limit: float) -> None:
         self._late[task] = limit
-        task.cancel()
+        task.cancel(_late_text(limit))
 
     def _end(self, task: asyncio.Task[Any]) -> None:
         self._timers.pop(task).cancel()
@@ -276,9 +277,7 @@ class Slices:
     async def _call(self, item: Any) -> Any:
         if self._is_async:
             return await self._fn(item)
-        value = await anyio.to_thread.run_sync(
-            self._fn, item, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
-        )
+        value = await _in_thread(self._fn, item)
         return await value if inspect.isawaitable(value) else value
 
     async def _see_through(self, rest: Awaitable[Any]) -> Any:
@@ -289,8 +288,7 @@ class Slices:
             assert task is not None, "a task runs this"
             limit = self._late.get(task)
             if limit is not None:
-                text = f"the item ran longer than its timeout of {limit:g} s"
-                return _Failure(ActivityTimeoutError(text, kind="start_to_close"))
+                return _Failure(ActivityTimeoutError(_late_text(limit), kind="start_to_close"))
             if task.cancelling():
                 raise
             return _Failure(error)
@@ -334,6 +332,21 @@ class Slices:
         return [value for _, value in kept], [at for at, _ in kept]
 
 
+async def _in_thread(fn: Callable[[Any], Any], item: Any) -> Any:
+    """Call a plain function in a thread. If the item is cancelled, so is the thread; one that does not end soon is left alone."""
+    thread = durable.PartThread()
+    try:
+        error, value = await anyio.to_thread.run_sync(
+            thread.call, fn, item, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+        )
+    except asyncio.CancelledError as cancelled:
+        await thread.stop(str(cancelled))
+        raise
+    if error is not None:
+        raise error
+    return value
+
+
 def _first_step(fn: Callable[[Any], Any], item: Any) -> tuple[Coroutine[Any, Any, Any], Any]:
     """Call a processor and step its coroutine; return that, and what it waits for. `StopIteration`: it returned."""
     try:
@@ -346,6 +359,10 @@ def _first_step(fn: Callable[[Any], Any], item: Any) -> tuple[Coroutine[Any, Any
 
 async def _awaited(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
+
+
+def _late_text(limit: float) -> str:
+    return f"the item ran longer than its timeout of {limit:g} s"
 
 
 def _settled(value: Any) -> Any:
@@ -397,8 +414,8 @@ def _asked_delay(error: BaseException) -> float | None:
         return None
 
 
-async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
+async def _cancel(tasks: list[asyncio.Task[Any]], reason: str) -> None:
     """The slice is to stop: its items, too; they have a moment to unwind."""
     for task in tasks:
-        task.cancel()
+        task.cancel(reason)
     await asyncio.wait(tasks, timeout=LEFT_SECONDS)

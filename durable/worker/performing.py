@@ -27,7 +27,14 @@ from durable.engine.runtime import ActivityCall
 from durable.errors import (
     UndecodableError,
 )
-from durable.in_activity import ActivityInfo, CompleteAsync, Pulse, decode_details, waits_here
+from durable.in_activity import (
+    ActivityInfo,
+    CompleteAsync,
+    Pulse,
+    decode_details,
+    threads_here,
+    waits_here,
+)
 from durable.limits import Limits
 from durable.payloads.codec import sealed_fault
 from durable.seams import Clock, Executor, Random, Threads, pause
@@ -94,6 +101,7 @@ class Performer:
         self._context = copy_context()
         self._context.run(address_here.set, address)
         self._context.run(waits_here.set, self.lend_slot)
+        self._context.run(threads_here.set, threads)
         self._runners = Runners(clock=clock, context=self._context, on_ended=self._ended)
         runners = ThreadRunners(
             threads=threads, executor=executor, context=self._context, on_ended=self._ended

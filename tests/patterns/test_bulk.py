@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from datetime import timedelta
@@ -31,6 +32,7 @@ from durable import (
     Ok,
     Pipeline,
     RetryAfter,
+    RunCancelledError,
     RunConflictError,
     RunStatus,
     activity,
@@ -258,6 +260,70 @@ async def test_one_attempt_of_one_item_is_limited(embedded: str) -> None:
     ).unwrap()
     assert found.errors[0].error_type == "ActivityTimeoutError"
     assert "0.05 s" in found.errors[0].error
+
+
+async def test_a_late_item_in_a_thread_is_interrupted(embedded: str) -> None:
+    """As a `def` activity is: `asyncio.CancelledError` says why, but not in a shield. It has failed, whatever it returns."""
+    told: list[str] = []
+
+    def slow(item: int) -> int:
+        if item != 2:
+            return item
+        try:
+            with durable.shield_thread():
+                while not durable.activity_info().is_cancelled:
+                    time.sleep(0.001)
+                told.append("shielded")
+            told.append("went on")
+        except asyncio.CancelledError as error:
+            told.append(str(error))
+        return item
+
+    found = (
+        await BulkOperation(slow, config(pipeline_timeout=0.05, retry_attempts=0)).execute([1, 2])
+    ).unwrap()
+
+    assert [(error.index, error.error_type) for error in found.errors] == [(1, "ActivityTimeoutError")]
+    await until(lambda: len(told) == 2)
+    assert told == ["shielded", "the item ran longer than its timeout of 0.05 s"]
+
+
+@pytest.mark.parametrize("how", ["cancel", "stop"])
+async def test_items_in_threads_have_ended_when_their_run_goes_on(how: str, client: Client, url: str) -> None:
+    """Cancelled, or with their worker: what still ran of them would act beside what is done next."""
+    begun, told = threading.Event(), list[str]()
+
+    def busy(item: int) -> int:
+        if begun.is_set():
+            return item
+        try:
+            begun.set()
+            while sum(range(100)):
+                durable.heartbeat()
+        finally:
+            told.append(str(item))
+        return item
+
+    op = BulkOperation(busy, config())
+    durable.configure(url, durability="off")
+    try:
+        run = await op.enqueue([7], run_id="b")
+        async with running_worker(client, *op.__durable_workflows__()) as worker:
+            await until(begun.is_set)
+            if how == "cancel":
+                await run.cancel("enough")
+                with pytest.raises(RunCancelledError):
+                    await run.result(60)
+            else:
+                worker.stop(0)
+                await until(lambda: _has_no_owner(client, "b"))
+            assert told == ["7"]
+    finally:
+        durable.configure()
+
+
+async def _has_no_owner(client: Client, run_id: str) -> bool:
+    return (await client.describe(run_id)).worker is None
 
 
 async def test_whatever_an_item_raises_is_its_own_failure(embedded: str) -> None:

@@ -34,8 +34,8 @@ MESSAGES: Final = (
         "a run goes to sleep only if no message came since it looked: it is counted on the run's row",
         (
             SQL,
-            "last_turn = max(last_turn, :turn)\nWHERE id = :run AND owner = :worker AND claim_no = :claim_no AND msg_seq = :seen;",
-            "last_turn = max(last_turn, :turn)\nWHERE id = :run AND owner = :worker AND claim_no = :claim_no AND :seen >= 0;",
+            "tried_code = ''\nWHERE id = :run AND owner = :worker AND claim_no = :claim_no AND msg_seq = :seen;",
+            "tried_code = ''\nWHERE id = :run AND owner = :worker AND claim_no = :claim_no AND :seen >= 0;",
         ),
     ),
     bug(

@@ -171,6 +171,7 @@ EXPORTED: Final = {
     "check_table_name",
     "InMemoryStatePersistence",
     # bulk operations
+    "PartThread",
     "adopt_part",
     "finish_part",
     "part_context",
