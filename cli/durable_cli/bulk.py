@@ -15,7 +15,7 @@ from durable_cli.filters import filter_options
 from durable_cli.finding import database, run_async
 from durable_cli.options import Settings, common_options
 from durable_cli.output import Output, count, escaped
-from durable_cli.problems import OK, Problem, ask
+from durable_cli.problems import OK, Problem, ask, shell_word
 from durable_cli.retrying import forgotten_text
 
 _OPEN: Final = ("pending", "running", "waiting", "parked")
@@ -153,7 +153,7 @@ async def _do(client: Client, run: Run, deed: Deed) -> str:
 async def _retry(client: Client, run_id: str) -> str:
     told = await client.retry(run_id, dry_run=True)
     if told.forgotten:
-        return f"{forgotten_text(told)}; alone: durable retry {run_id}"
+        return f"{forgotten_text(told)}; alone: durable retry {shell_word(run_id)}"
     await client.retry(run_id)
     return ""
 

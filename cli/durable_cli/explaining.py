@@ -38,6 +38,7 @@ from durable_cli.problems import (
     Problem,
     near_ones,
     quoted,
+    shell_word,
 )
 
 # The first class that fits decides: subclasses stand before their bases.
@@ -90,19 +91,19 @@ def _hint(error: BaseException) -> str | None:
         case RunNotFoundError():
             return near_ones(error.suggestions) or LIST_HINT
         case WorkflowStateError() | InboxFullError():
-            return f"durable show {error.run_id}"
+            return f"durable show {shell_word(error.run_id)}"
         case RunConflictError():
-            return f"durable show {error.run_id}; another --id starts another run, --if-closed new starts a closed one anew"
+            return f"durable show {shell_word(error.run_id)}; another --id starts another run, --if-closed new starts a closed one anew"
         case WorkflowFailedError() | RunParkedError() | WorkflowTimeoutError():
-            return f"durable show {error.run_id}"
+            return f"durable show {shell_word(error.run_id)}"
         case RunCancelledError():
-            return f"durable show {error.run_id}"
+            return f"durable show {shell_word(error.run_id)}"
         case SchemaVersionError():
             return "upgrade: pip install --upgrade durable-sdk"
         case NotADatabaseError():
             return "name another file with --db or DURABLE_DB"
         case StoreBusyError():
-            return "another process holds the database; try again"
+            return "try again: another process holds the database, or its server is away"
         case StoreError():
             return "name the database with --db or DURABLE_DB; durable run and durable worker create it"
         case UndecodableError():

@@ -17,7 +17,7 @@ from durable_cli.durations import ago_text
 from durable_cli.finding import LAST, database, find_run, run_async
 from durable_cli.options import Settings, common_options
 from durable_cli.output import Output, builtins, bytes_text, columns, count, escaped, glyph, iso, now
-from durable_cli.problems import OK, RUN_FAILED, quoted
+from durable_cli.problems import OK, RUN_FAILED, quoted, shell_word
 
 LOG_BYTES_MAX: Final = 64 << 20  # above it, whoever writes copies the log into the database
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -81,6 +81,7 @@ async def _why(settings: Settings, output: Output, text: str) -> int:
 
 def next_steps(reason: str, run_id: str, status: str, name: str, task_queue: str) -> list[str]:
     """Return the commands that help against a reason, or that show more."""
+    run_id = shell_word(run_id)
     match reason:
         case "closed":
             return [f"durable {'result' if status == 'completed' else 'show'} {run_id}"]
@@ -89,13 +90,13 @@ def next_steps(reason: str, run_id: str, status: str, name: str, task_queue: str
         case "paused":
             if not name:
                 return [f"durable resume {run_id}"]
-            return [f"durable resume --{'task-queue' if name == task_queue else 'worker'} {name}"]
+            return [f"durable resume --{'task-queue' if name == task_queue else 'worker'} {shell_word(name)}"]
         case "no_worker":
             return [worker_command(task_queue)]
         case "worker_lost":
             return ["durable recover", worker_command(task_queue)]
         case "signal":
-            return [f"durable signal {run_id} {name} VALUE"]
+            return [f"durable signal {run_id} {shell_word(name)} VALUE"]
         case "retry":
             return [f"durable retry {run_id}", f"durable show {run_id} -f"]
         case "deadlock":
@@ -106,7 +107,9 @@ def next_steps(reason: str, run_id: str, status: str, name: str, task_queue: str
 
 def worker_command(task_queue: str) -> str:
     """Return the command that serves a queue."""
-    return "durable worker TARGET" + ("" if task_queue == "default" else f" --task-queue {task_queue}")
+    return "durable worker TARGET" + (
+        "" if task_queue == "default" else f" --task-queue {shell_word(task_queue)}"
+    )
 
 
 # ─ workers ───────────────────────────────────────────────────────────────────

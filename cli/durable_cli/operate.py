@@ -22,7 +22,7 @@ from durable_cli.durations import duration_option
 from durable_cli.finding import database, run_async
 from durable_cli.options import Settings, app_option, common_options
 from durable_cli.output import Output, glyph, json_text, now
-from durable_cli.problems import INTERRUPTED, OK, Problem, did_you_mean, quoted
+from durable_cli.problems import INTERRUPTED, OK, Problem, did_you_mean, quoted, shell_word
 from durable_cli.see import changes, print_result
 from durable_cli.serving import Handlers, Service, rescue_text, serve
 from durable_cli.targets import AnyWorkflow, Found, load_target, one_workflow, workflow_named
@@ -271,7 +271,7 @@ def _print_started(output: Output, run: Run) -> None:
     if output.is_text:
         output.line(run.run_id)
         output.note(
-            f"{glyph(run.status)} {run.workflow} {run.status} · queue {quoted(run.task_queue)} · next: durable show {run.run_id}"
+            f"{glyph(run.status)} {run.workflow} {run.status} · queue {quoted(run.task_queue)} · next: durable show {shell_word(run.run_id)}"
         )
         return
     output.json(

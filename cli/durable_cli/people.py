@@ -16,7 +16,7 @@ from durable_cli.durations import ago_text
 from durable_cli.finding import database, exact_run_id, run_async
 from durable_cli.options import Settings, common_options
 from durable_cli.output import Output, builtins, columns, count, cut, escaped, iso, now
-from durable_cli.problems import OK
+from durable_cli.problems import OK, shell_word
 
 
 @click.command("answer")
@@ -118,7 +118,8 @@ def _picture(asks: Sequence[Ask], output: Output, at: datetime) -> Iterator[str]
         line = "".join(cells[:-1]) + cut(cells[-1], max(10, terminal.width - left) if terminal.width else 0)
         yield terminal.paint(line.rstrip(), dim=number == 0)
     several = len({ask.run_id for ask in asks}) < len(asks)
-    name = f" --name {asks[0].name}" if several else ""
+    name = f" --name {shell_word(asks[0].name)}" if several else ""
     yield terminal.paint(
-        f"{count(len(asks), 'question')} · next: durable answer {asks[0].run_id} VALUE{name}", dim=True
+        f"{count(len(asks), 'question')} · next: durable answer {shell_word(asks[0].run_id)} VALUE{name}",
+        dim=True,
     )

@@ -6,6 +6,7 @@ Knows nothing of durable's own errors: `explaining.py` turns those into problems
 from __future__ import annotations
 
 import difflib
+import shlex
 import sys
 from collections.abc import Iterable
 from typing import Final
@@ -46,6 +47,11 @@ def quoted(text: str) -> str:
     """Return the text in double quotes, on one line whatever it holds."""
     inner = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
     return f'"{inner}"'
+
+
+def shell_word(text: str) -> str:
+    """Return the text as one word of a shell's command line, to be copied from what is said to do next."""
+    return shlex.quote(text)
 
 
 def is_text(text: str) -> bool:

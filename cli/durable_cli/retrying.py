@@ -12,7 +12,7 @@ from durable_cli.completing import complete_run_id
 from durable_cli.finding import database, exact_run_id, run_async
 from durable_cli.options import Settings, common_options
 from durable_cli.output import Output, builtins, count, escaped
-from durable_cli.problems import CONFLICT, OK, Problem, ask
+from durable_cli.problems import CONFLICT, OK, Problem, ask, shell_word
 
 
 class Wish(NamedTuple):
@@ -74,7 +74,7 @@ def _meant(run: Run, activity: str | None) -> str | int | None:
         return activity
     lines = collapsed(run).journal
     if not 0 < int(activity) <= len(lines):
-        raise Problem(f"{run.run_id} has no step {activity}", hint=f"durable show {run.run_id}")
+        raise Problem(f"{run.run_id} has no step {activity}", hint=f"durable show {shell_word(run.run_id)}")
     return lines[int(activity) - 1].number
 
 

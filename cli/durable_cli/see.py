@@ -41,7 +41,7 @@ from durable_cli.output import (
     now,
     value_text,
 )
-from durable_cli.problems import OK, RUN_FAILED, TIMED_OUT, USAGE, Problem
+from durable_cli.problems import OK, RUN_FAILED, TIMED_OUT, USAGE, Problem, shell_word
 from durable_cli.standing import show_stack
 from durable_cli.story import facts, needs_a_worker, outcome, picture, step_line, took
 
@@ -181,7 +181,7 @@ def list_picture(runs: Sequence[Run], output: Output, at: datetime, *, db: str) 
         lines.append("".join(cells).rstrip())
     failed = sum(run.status in ("failed", "timed_out") for run in runs)
     parts = [count(len(runs), "run"), *([f"{failed} failed"] if failed else []), f"db {db}"]
-    parts.append(f"next: durable show {'@last-failed' if failed else runs[0].run_id}")
+    parts.append(f"next: durable show {'@last-failed' if failed else shell_word(runs[0].run_id)}")
     return [*lines, terminal.paint(" · ".join(parts), dim=True)]
 
 
@@ -388,7 +388,7 @@ async def print_result(client: Client, output: Output, run: Run, timeout: float 
         raise Problem(
             f"run {run.run_id!r} is still {run.status}, waiting on {outcome(run)}",
             code=TIMED_OUT,
-            hint=f"durable show {run.run_id}",
+            hint=f"durable show {shell_word(run.run_id)}",
         ) from None
     if output.is_text:
         output.line(json_text(value))

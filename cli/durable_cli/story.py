@@ -10,6 +10,7 @@ from durable import Blocker, Entry, Run
 from durable_cli.batches import collapsed, is_slice, slice_name
 from durable_cli.durations import ago_text, duration_text
 from durable_cli.output import COLOURS, Terminal, columns, count, cut, escaped, glyph, iso, value_text
+from durable_cli.problems import shell_word
 
 BAR_WIDTH: Final = 24
 NAME_WIDTH_MAX: Final = 40
@@ -64,24 +65,28 @@ def needs_a_worker(run: Run) -> bool:
 
 def next_steps(run: Run) -> list[str]:
     """Return the commands a person is likely to want now."""
+    run_id = shell_word(run.run_id)
     steps = [next_step(run.run_id, one) for one in run.waiting_on if one.kind == "signal"][:1]
     if run.status == "parked" or (run.paused_at is not None and not run.status.is_closed):
-        steps.append(f"durable resume {run.run_id}")
+        steps.append(f"durable resume {run_id}")
     if needs_a_worker(run):
         steps.append("durable worker TARGET")
     if not run.status.is_closed and not steps:
-        steps.append(f"durable show {run.run_id} -f")
+        steps.append(f"durable show {run_id} -f")
     if run.status in ("failed", "timed_out"):
-        steps.append(f"durable retry {run.run_id}")
+        steps.append(f"durable retry {run_id}")
     if run.status == "completed":
-        steps.append(f"durable result {run.run_id}")
-    return [*steps, f"durable show {run.run_id} --events"]
+        steps.append(f"durable result {run_id}")
+    return [*steps, f"durable show {run_id} --events"]
 
 
 def next_step(run_id: str, waiting: Blocker) -> str:
     """Return the command that gives a run what it waits for."""
+    run_id = shell_word(run_id)
     return (
-        f"durable answer {run_id} VALUE" if waiting.ask else f"durable signal {run_id} {waiting.name} VALUE"
+        f"durable answer {run_id} VALUE"
+        if waiting.ask
+        else f"durable signal {run_id} {shell_word(waiting.name)} VALUE"
     )
 
 

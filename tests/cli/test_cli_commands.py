@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,18 @@ def test_start_prints_the_id_and_the_policies_decide(app: Cli) -> None:
     assert app("start", "noted", "--id", "n", "--if-closed", "new").code == 0
     assert app("show", "n", "-o", "json").out.count('"generation":3') == 1
     assert app("start", "app.py:noted", "--id", "n", "--if-closed", "bogus").code == 2
+
+
+def test_ids_in_commands_to_copy_are_quoted_for_the_shell(app: Cli) -> None:
+    """Any printable text may be an id; what is said to do next is to be typed as it stands."""
+    run_id = "o'neill & sons"
+    word = shlex.quote(run_id)
+
+    assert f"next: durable show {word}\n" in app("start", "noted", "--id", run_id).err
+    assert f"hint: durable show {word}\n" in app("result", run_id, "--timeout", "0.01s").err
+    assert app("terminate", run_id, "--reason", "enough", "--yes").code == 0
+    assert ["next", f"durable show {word}"] in app("why", run_id).rows
+    assert f"hint: durable show {word}\n" in app("signal", run_id, "approved", "true").err
 
 
 def test_start_takes_a_queue_a_delay_and_json(app: Cli) -> None:
