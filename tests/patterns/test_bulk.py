@@ -289,8 +289,12 @@ async def test_a_late_item_in_a_thread_is_interrupted(embedded: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cancel", "stop"])
-async def test_items_in_threads_have_ended_when_their_run_goes_on(how: str, client: Client, url: str) -> None:
+async def test_items_in_threads_have_ended_when_their_run_goes_on(
+    how: str, client: Client, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Cancelled, or with their worker: what still ran of them would act beside what is done next."""
+    monkeypatch.setattr("durable.in_activity.THREAD_SECONDS", 60.0)
+    monkeypatch.setattr("durable.worker.life.UNWIND_SECONDS", 60.0)
     begun, told = threading.Event(), list[str]()
 
     def busy(item: int) -> int:

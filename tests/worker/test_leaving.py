@@ -21,6 +21,14 @@ How = Literal["parks", "is detached", "is drained", "is drained elsewhere"]
 HOWS: tuple[How, ...] = ("parks", "is detached", "is drained", "is drained elsewhere")
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that is told to stop has all the time it needs, however busy the machine is."""
+    monkeypatch.setattr("durable.worker.driving.LEAVE_SECONDS", 60.0)
+    monkeypatch.setattr("durable.worker.life.UNWIND_SECONDS", 60.0)
+    monkeypatch.setattr("durable.worker.life.THREADS_SECONDS", 60.0)
+
+
 class Body:
     """The body of an activity, in its first life held up at a place where it is about to act."""
 
