@@ -289,10 +289,10 @@ async def test_a_late_item_in_a_thread_is_interrupted(embedded: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cancel", "stop"])
-async def test_items_in_threads_have_ended_when_their_run_goes_on(
+async def test_items_in_threads_are_stopped_with_their_run(
     how: str, client: Client, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cancelled, or with their worker: what still ran of them would act beside what is done next."""
+    """Cancelled, or with their worker; before that hands the run on, else they would act beside whoever takes it."""
     monkeypatch.setattr("durable.in_activity.THREAD_SECONDS", 60.0)
     monkeypatch.setattr("durable.worker.life.UNWIND_SECONDS", 60.0)
     begun, told = threading.Event(), list[str]()
@@ -318,6 +318,7 @@ async def test_items_in_threads_have_ended_when_their_run_goes_on(
                 await run.cancel("enough")
                 with pytest.raises(RunCancelledError):
                     await run.result(60)
+                await until(lambda: told)
             else:
                 worker.stop(0)
                 await until(lambda: _has_no_owner(client, "b"))
