@@ -358,6 +358,7 @@ class Driver:
             self.performer.unreserve(item.slots)
             self._on_ended(run, item)
         else:
+            run.has_unread = verdict == "stayed"
             self._go_on(run, item, stays=verdict == "stayed" or item.after.__class__ is Stay)
 
     def _take_step(self, run: LiveRun, item: Item, call: ActivityCall) -> None:

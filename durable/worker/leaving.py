@@ -101,7 +101,7 @@ def handed_back(run: LiveRun, rows: Sequence[AttemptRow] = ()) -> Item:
 
 def _hand_back_or_wait(run: LiveRun) -> HandBack | Wait:
     instance = run.instance
-    if instance is None or instance.events == 0 or run.has_work or run.inbox or run.spent:
+    if instance is None or instance.events == 0 or run.has_work or run.inbox or run.spent or run.has_unread:
         return HandBack()
     if _has_activities_here(run, instance):
         return HandBack()

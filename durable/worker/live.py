@@ -136,6 +136,7 @@ class LiveRun:
         "fault",
         "generation",
         "has_open",
+        "has_unread",
         "idle_since",
         "inbox",
         "instance",
@@ -187,6 +188,7 @@ class LiveRun:
         self.opened = 0  # attempts that somebody outside completes: nothing of them runs here
         self.inbox: deque[Message] = deque()
         self.has_open = False  # some attempt of it was ever left to somebody outside
+        self.has_unread = False  # a wait was refused: messages have come that were not read here
         self.spent: list[Message] = []  # answers without an outcome, to be consumed by the next turn
         self.seen = 0
         self.received = (
@@ -212,6 +214,7 @@ class LiveRun:
         fresh = [message for message in messages if message.msg > self.received]
         if fresh:
             self.received = fresh[-1].msg
+            self.has_unread = False
             self.inbox.extend(fresh)
         return bool(fresh)
 

@@ -15,7 +15,7 @@ import pytest
 
 from durable import Client, Signal, StoreError, UndecodableError, Worker, activity, activity_info, workflow
 from durable.store.records import HandBack, Park, Wait
-from tests.support.workers import Calls, running_worker, through_commit_turns, until
+from tests.support.workers import Calls, is_waiting, running_worker, through_commit_turns, until
 
 How = Literal["parks", "is detached", "is drained", "is drained elsewhere"]
 HOWS: tuple[How, ...] = ("parks", "is detached", "is drained", "is drained elsewhere")
@@ -202,6 +202,37 @@ async def test_what_was_stopped_for_a_run_that_could_not_leave_at_once_is_not_ch
     assert body.attempts == [1]
     (entry, _) = (await run.describe()).journal
     assert entry.attempts == 0
+
+
+@pytest.mark.parametrize("how", ["is detached", "is drained"])
+async def test_a_run_that_gets_a_message_as_it_leaves_is_handed_back(how: How, client: Client) -> None:
+    """It does not rest with a message unread, and whoever let it go reads nothing any more: it is ready for others (P2)."""
+
+    @workflow
+    async def waits() -> str:
+        return await Signal("told", str).wait()
+
+    through_commit_turns(client.store)
+    store: Any = client.store
+    commits, sent = store.commit_turns, []
+    async with running_worker(client, waits) as worker:
+        run = await client.start(waits, run_id="r")
+        await is_waiting(run, "signal")
+
+        async def commit_turns(worker_id: int, items: Any, now_us: int) -> Any:
+            if not sent and any(type(item.after) is Wait for item in items):
+                sent.append(now_us)
+                await run.signal("told", "text")
+            return await commits(worker_id, items, now_us)
+
+        store.commit_turns = commit_turns
+        await leaves(how, run, worker)
+        if how == "is drained":
+            await until(lambda: worker.life.is_over)
+            assert (await run.describe()).worker is None
+    assert sent
+    async with running_worker(client, waits):
+        assert await run.result(60) == "text"
 
 
 @pytest.mark.parametrize("how", HOWS)
