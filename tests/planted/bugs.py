@@ -537,6 +537,7 @@ PARKED: Final = (
             "    item.answers = _answers(run)\n    item.attempts = [*_given_up(run), *_answered(item.answers)]\n    return item\n\n\ndef _park(",
             "    item.answers = _answers(run)\n    item.attempts = [*_answered(item.answers)]\n    return item\n\n\ndef _park(",
         ),
+        tests=("tests/worker/test_parked_runs.py", "-k", "sqlite and not_charged"),
     ),
     bug(
         "code-of-a-run-that-leaves-runs-on",
