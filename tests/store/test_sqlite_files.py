@@ -612,8 +612,8 @@ async def test_a_cancelled_scan_leaves_no_connection_open(store: Store, database
         for _ in range(turns):
             await asyncio.sleep(0)
         scan.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await scan
+        await asyncio.wait([scan])
+        assert scan.cancelled() or (turns > 1 and len(scan.result()) == 1)  # it may have ended just before
     await store.close()
 
     assert str(database) not in files_open_here()
