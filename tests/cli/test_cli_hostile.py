@@ -145,7 +145,7 @@ def test_hostile_text_in_any_place_is_an_answer_or_an_error(
             continue
         for text in HOSTILE:
             words = filled(command, place, option, text)
-            if command in ("wait", "result", "run"):
+            if command in ("wait", "result", "run", "update"):
                 words[1:1] = ["--timeout", "0.01"]
             if command == "worker":
                 words[1:1] = ["--drain"]
