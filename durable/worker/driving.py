@@ -502,8 +502,10 @@ class Driver:
 
     @property
     def is_busy(self) -> bool:
-        """Whether something is on its way into the database."""
-        return bool(self.items) or any(run.outcomes or not run.is_settled for run in self.runs.values())
+        """Whether something is on its way into the database, or begins as soon as that is there."""
+        return bool(self.items) or any(
+            run.outcomes or not run.is_settled or run.is_starting for run in self.runs.values()
+        )
 
     @property
     def is_at_rest(self) -> bool:

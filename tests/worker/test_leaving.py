@@ -15,7 +15,7 @@ import pytest
 
 from durable import Client, Signal, StoreError, UndecodableError, Worker, activity, activity_info, workflow
 from durable.store.records import HandBack, Park, Wait
-from tests.support.workers import Calls, is_waiting, running_worker, through_commit_turns, until
+from tests.support.workers import AT_ONCE, Calls, is_waiting, running_worker, through_commit_turns, until
 
 How = Literal["parks", "is detached", "is drained", "is drained elsewhere"]
 HOWS: tuple[How, ...] = ("parks", "is detached", "is drained", "is drained elsewhere")
@@ -257,3 +257,42 @@ async def test_what_a_body_comes_to_that_was_told_to_stop_counts(how: How, clien
         assert await run.result(60) == [7, "text"]
     assert body.calls.names == ["charge"]
     assert body.attempts == [1]
+
+
+async def test_what_begins_with_a_commit_that_is_on_its_way_gets_the_grace(client: Client) -> None:
+    """A worker that is to stop does not interrupt what it has just begun: that would have acted, and be begun again."""
+    ended = Calls()
+
+    @activity(retry=AT_ONCE)
+    async def works() -> str:
+        if activity_info().attempt == 1:
+            raise OSError("not yet")
+        for _ in range(100):
+            await asyncio.sleep(0)
+        ended("works")
+        return "done"
+
+    @workflow
+    async def tries_again() -> str:
+        return await works()
+
+    through_commit_turns(client.store)
+    store: Any = client.store
+    commits, stopped = store.commit_turns, []
+    async with running_worker(client, tries_again) as worker:
+
+        async def commit_turns(worker_id: int, items: Any, now_us: int) -> Any:
+            if not stopped and any(item.marked for item in items):
+                stopped.append(now_us)
+                worker.stop(60)
+                await asyncio.sleep(0.2)  # a worker that sees nothing under way has ended its grace by now
+            return await commits(worker_id, items, now_us)
+
+        store.commit_turns = commit_turns
+        run = await client.start(tries_again)
+        await until(lambda: worker.life.is_over)
+    store.commit_turns = commits
+    assert ended.names == ["works"]
+    async with running_worker(client, tries_again):
+        assert await run.result(60) == "done"
+    assert ended.names == ["works"]
