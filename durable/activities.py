@@ -73,6 +73,16 @@ class Activity(Generic[P, R]):
         definition.group = group
         return Activity(definition)
 
+    def taking_over(self) -> Activity[P, R]:
+        """Return a copy for calls that go on with what an activity before has left running. For builders of patterns.
+
+        It begins with the turn that asks for it, also if no slot is free, the run is paused or the worker stops: what it waits for
+        runs anyway, and nobody else could tell what it comes to.
+        """
+        definition = self.definition.renamed(self.name)
+        definition.takes_over = True
+        return Activity(definition)
+
     async def counted(self, *args: P.args, **kwargs: P.kwargs) -> tuple[R, int]:
         """Inside a run: call it, and return its result with the number of attempts that took. For builders of patterns."""
         run = current()

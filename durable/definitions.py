@@ -32,7 +32,7 @@ class ActivityDefinition:
     `timeout_us` limits one attempt from its start to its end; `is_limited` says whether any of the four limits is set.
     `task_queue` is where workers perform it; None: in the worker of its run. There it is known as `served_as`, whatever it is called
     in the journal. `kind` is what its entries are in the run's story; "" is an ordinary activity. Outcomes of calls with the same `group` object are
-    recorded together, if they come soon one after the other.
+    recorded together, if they come soon one after the other. One that `takes_over` goes on with what runs already: it waits for no slot.
     """
 
     __slots__ = (
@@ -51,6 +51,7 @@ class ActivityDefinition:
         "schedule_to_close_us",
         "schedule_to_start_us",
         "served_as",
+        "takes_over",
         "task_queue",
         "timeout_us",
     )
@@ -78,6 +79,7 @@ class ActivityDefinition:
         self.task_queue = task_queue
         self.kind = kind
         self.group: object | None = None
+        self.takes_over = False
         self.fn = fn
         self.is_async = is_async
         self.arguments = arguments
@@ -102,6 +104,7 @@ class ActivityDefinition:
         copy.task_queue = self.task_queue
         copy.kind = self.kind
         copy.group = self.group
+        copy.takes_over = self.takes_over
         copy.fn = self.fn
         copy.is_async = self.is_async
         copy.arguments = self.arguments

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 import msgspec
 
@@ -144,9 +144,18 @@ class Pulse(msgspec.Struct, eq=False):
         self.on_details = None
 
 
+class LeavesParts(Protocol):
+    """Where parts are that an activity has left. Runs' workers have one."""
+
+    def leave(self, pulse: Pulse, key: str, task: asyncio.Task[Any], context: Context) -> None: ...
+
+    def take(self, pulse: Pulse, key: str) -> tuple[asyncio.Task[Any], Context] | None: ...
+
+
 pulse_here: Final[ContextVar[Pulse | None]] = ContextVar("durable_activity", default=None)
 # Of the activities of one worker: where threads come from, and what to call when one begins to wait for a run, or has ended waiting.
 threads_here: Final[ContextVar[Threads | None]] = ContextVar("durable_threads", default=None)
+left_parts_here: Final[ContextVar[LeavesParts | None]] = ContextVar("durable_left_parts", default=None)
 waits_here: Final[ContextVar[Callable[[Pulse], None] | None]] = ContextVar("durable_waits", default=None)
 
 
@@ -278,21 +287,42 @@ def start_part(
 ) -> asyncio.Task[T]:
     """Start a coroutine as a part of the running activity, in a `part_context`, or in that one. For builders of patterns.
 
-    The task is the caller's: to await, to cancel, or to hand over to another activity.
+    The task is the caller's: to await, to cancel, or to leave to another activity.
     """
     chosen = part_context(name=name, attempt=attempt) if context is None else context
     return spawn(fn(*args), name=name, context=chosen)
 
 
-def adopt_part(context: Context) -> None:
-    """Make what runs in a `part_context` of an activity that has ended a part of the running one. For builders of patterns."""
-    part, whole, tell = context[pulse_here], pulse_here.get(), waits_here.get()
+def leave_part(context: Context, task: asyncio.Task[Any]) -> None:
+    """Let a part run on when the running activity ends, for one `Activity.taking_over`. For builders of patterns.
+
+    It is cancelled when the run leaves its worker before that, or asks for no such activity.
+    """
+    part, parts = context[pulse_here], left_parts_here.get()
     assert part is not None, "the context of a part"
-    assert whole is not None, "in an activity"
+    assert parts is not None, "in an activity that a run has called"
+    parts.leave(_whole(part), _describe_part(part).idempotency_key, task, context)
+
+
+def take_part(context: Context) -> tuple[asyncio.Task[Any], Context] | None:
+    """Make what an activity before has left under the name of this part a part of the running one. For builders of patterns.
+
+    Return its task and its context, None if there is none: then it is to be begun, in `context`.
+    """
+    fresh, parts, tell = context[pulse_here], left_parts_here.get(), waits_here.get()
+    assert fresh is not None, "the context of a part"
+    assert parts is not None, "in an activity that a run has called"
+    whole = _whole(fresh)
+    found = parts.take(whole, _describe_part(fresh).idempotency_key)
+    if found is None:
+        return None
+    part = found[1][pulse_here]
+    assert part is not None, "the context of a part"
     part.owner = whole, part.owner[1]
     if part.waits and tell is not None:
         whole.waits += part.waits
         tell(whole)
+    return found
 
 
 class PartThread:

@@ -17,6 +17,7 @@ from typing import Final, assert_never
 import msgspec
 
 from durable import failures
+from durable.definitions import ActivityDefinition
 from durable.engine.agreement import NOTHING, Agreement
 from durable.engine.asking import Asking
 from durable.engine.loop import DeterministicLoop, DetTask
@@ -93,7 +94,7 @@ class Instance(Asking):
         turn: int,
         index: int,
         value: object = UNSET,
-        reserve: Callable[[], bool] | None = None,
+        reserve: Callable[[ActivityDefinition], bool] | None = None,
         outer: asyncio.AbstractEventLoop | None = None,
     ) -> list[Command]:
         """Feed one event, run to rest, and return the commands in order of issue, numbered.

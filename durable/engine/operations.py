@@ -309,7 +309,7 @@ class Operations:
         self.pending.clear()
         return asked
 
-    def number(self, reserve: Callable[[], bool] | None, ending: Ending) -> list[Command]:
+    def number(self, reserve: Callable[[ActivityDefinition], bool] | None, ending: Ending) -> list[Command]:
         """Number what the activation asked for, in order, and return it as commands."""
         commands: list[Command] = []
         for one in self.pending:
@@ -331,7 +331,9 @@ class Operations:
         self.pending.clear()
         return commands
 
-    def number_call(self, call: Call, reserve: Callable[[], bool] | None) -> ScheduleActivity:
+    def number_call(
+        self, call: Call, reserve: Callable[[ActivityDefinition], bool] | None
+    ) -> ScheduleActivity:
         """Number a call. One for another queue takes no slot here; else `reserve` says whether its first attempt starts now."""
         queue = call.definition.task_queue
         if queue is not None and queue != self._task_queue and self.entrusts:
@@ -349,7 +351,7 @@ class Operations:
             n=n,
             args=msgspec.Raw(call.args),
             src=call.src,
-            started=reserve is not None and reserve(),
+            started=reserve is not None and reserve(call.definition),
             kind=call.definition.kind,
             queue=call.queue,
         )

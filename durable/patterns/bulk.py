@@ -246,8 +246,8 @@ class BulkOperation(Generic[T, R]):
         orders = await self._settle_orders()
         items = [] if batch.items is None else self._items.restored(batch.items)
 
-        async def work(first: int, count: int, attempt: int, alone: bool) -> Any:
-            unit = self._slices.unit(orders, attempt, alone)
+        async def work(first: int, count: int, attempt: int, alone: bool, is_left: bool) -> Any:
+            unit = self._slices.unit(orders, attempt, alone, is_left)
             if batch.items is not None:
                 return await unit(first, count, attempt, alone, items[first : first + count])
             return await unit(first, count, attempt, alone, chunk=batch.chunks[first // CHUNK_ITEMS])
@@ -296,8 +296,8 @@ class BulkOperation(Generic[T, R]):
         gathering = Gathering(len(listed), item_at, keeps_results=True)
         told = _Told(self, gathering, inline=True)
 
-        async def work(first: int, count: int, attempt: int, alone: bool) -> Any:
-            unit = self._slices.unit(orders, attempt, alone)
+        async def work(first: int, count: int, attempt: int, alone: bool, is_left: bool) -> Any:
+            unit = self._slices.unit(orders, attempt, alone, is_left)
             return await unit(first, count, attempt, alone, listed[first : first + count], token=token)
 
         async def heard(first: int, outcome: SliceOutcome) -> None:

@@ -19,8 +19,8 @@ from durable import PlatformFault
 from durable.patterns.bulk_config import Orders
 from durable.patterns.bulk_slices import FailedItem, SliceOutcome
 
-# (first, count, attempt, alone) -> the slice's outcome
-Work = Callable[[int, int, int, bool], Awaitable[Any]]
+# (first, count, attempt, alone, whether it was left) -> the slice's outcome
+Work = Callable[[int, int, int, bool, bool], Awaitable[Any]]
 # (first, what came of the items from there on)
 Heard = Callable[[int, SliceOutcome], Awaitable[None]]
 
@@ -104,12 +104,14 @@ class Schedule:
     def _may_start(self) -> bool:
         return not self._breaker.is_open and not (self._breaker.is_probing and self._running)
 
-    def _start(self, first: int, count: int, attempt: int, *, alone: bool = False) -> None:
+    def _start(
+        self, first: int, count: int, attempt: int, *, alone: bool = False, is_left: bool = False
+    ) -> None:
         self._running += 1
-        self._group.create_task(self._slice(first, count, attempt, alone))
+        self._group.create_task(self._slice(first, count, attempt, alone, is_left))
 
-    async def _slice(self, first: int, count: int, attempt: int, alone: bool) -> None:
-        outcome = await self._outcome(first, count, attempt, alone)
+    async def _slice(self, first: int, count: int, attempt: int, alone: bool, is_left: bool) -> None:
+        outcome = await self._outcome(first, count, attempt, alone, is_left)
         self._running -= 1
         if outcome is None:
             self._suspects.extend((index, attempt) for index in range(first, first + count))
@@ -121,10 +123,12 @@ class Schedule:
         await self._heard(first, outcome)
         self._fill()
 
-    async def _outcome(self, first: int, count: int, attempt: int, alone: bool) -> SliceOutcome | None:
+    async def _outcome(
+        self, first: int, count: int, attempt: int, alone: bool, is_left: bool
+    ) -> SliceOutcome | None:
         """Return what came of a slice; None if it was lost with its worker, and nobody knows by whose fault."""
         try:
-            return SliceOutcome(*await self._work(first, count, attempt, alone))
+            return SliceOutcome(*await self._work(first, count, attempt, alone, is_left))
         except (PlatformFault, asyncio.CancelledError):
             raise
         except Exception as error:
@@ -139,7 +143,7 @@ class Schedule:
         self.succeeded += len(outcome.values)
         kept = len(outcome.left)
         for at in outcome.left:
-            self._start(first + at, 1, attempt)
+            self._start(first + at, 1, attempt, is_left=True)
         opens = False
         for _ in outcome.values:
             self._breaker.note(failed=False)

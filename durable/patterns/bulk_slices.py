@@ -1,9 +1,9 @@
 """A slice of a bulk operation: some items side by side, as one journaled activity. The part that touches the world.
 
 A slice ends when its items have ended, or soon after the first has: what is ready is then recorded, and items that still run are *left*.
-Their tasks run on, and each is taken over by a slice of its own, which the workflow schedules for it. So a slow item holds up nobody's
-record and nobody's slot but its own. If that slice is performed elsewhere, or after a crash, the item is begun anew: it was in flight. A
-task that nobody takes over is cancelled after `LEFT_SECONDS`.
+Their tasks run on, and each is taken over by a slice of its own, which the workflow schedules for it: at once, also when no slot is free or
+the worker stops. So a slow item holds up nobody's record and nobody's slot but its own. If that slice is performed elsewhere, or after a
+crash, the item is begun anew: it was in flight. A slice that is stopped tells what its items had come to, and has left the others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import asyncio
 import inspect
 import types
 from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import Context
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
@@ -33,7 +32,7 @@ from durable.patterns.bulk_items import CHUNK_ITEMS, ItemStore, codec
 from durable.patterns.calling import result_hint, settled
 
 PATIENCE_SECONDS: Final = 0.002  # for the others, after the first item of a slice has ended
-LEFT_SECONDS: Final = 5.0
+UNWIND_SECONDS: Final = 5.0  # for items that are to stop
 LOST_MAX: Final = 2  # times that a slice may be lost with its worker before its items are suspects
 NAME: Final = "items"
 
@@ -72,7 +71,7 @@ class _Failure(NamedTuple):
 class _Work:
     """A slice that is being performed: its items and their names, what came of those that ended at once, and the tasks of the others."""
 
-    __slots__ = ("contexts", "ended", "items", "names", "runner", "tasks")
+    __slots__ = ("contexts", "cut", "ended", "items", "names", "runner", "tasks")
 
     def __init__(self, items: list[Any], names: list[str], attempt: int) -> None:
         self.items = items
@@ -81,17 +80,10 @@ class _Work:
         self.ended: list[Any] = [None] * len(items)
         self.tasks: dict[int, asyncio.Task[Any]] = {}
         self.runner: asyncio.Task[Any] | None = None  # as long as it takes first steps
+        self.cut: set[int] = set()  # those that were interrupted, and came to no result
 
     def pending(self) -> list[tuple[int, asyncio.Task[Any]]]:
         return [(at, task) for at, task in self.tasks.items() if not task.done()]
-
-
-class _Left(NamedTuple):
-    """An item that a slice has left: its task, the timer that ends it if nobody takes it over, and its part's context."""
-
-    task: asyncio.Task[Any]
-    timer: asyncio.TimerHandle
-    context: Context
 
 
 class Slices:
@@ -105,10 +97,9 @@ class Slices:
         self._is_quick = self._is_async  # whether items are likely to end at their first step
         self._hint = hint
         self._store = store
-        self._left: dict[tuple[str, str], _Left] = {}
         self._timers: dict[asyncio.Task[Any], asyncio.TimerHandle] = {}
         self._late: dict[asyncio.Task[Any], float] = {}  # cancelled by their timers
-        self._units: dict[tuple[Orders, int], Activity[..., Any]] = {}
+        self._units: dict[tuple[Orders, int, bool], Activity[..., Any]] = {}
         values: Any = result_hint(fn)
         self._values = codec(list[values])
         self._outcome_hint = tuple[list[values], list[int] | None, list[FailedItem], list[int]]
@@ -118,16 +109,17 @@ class Slices:
         """Return a recorded outcome."""
         return SliceOutcome(*self._outcome.decode(data))
 
-    def unit(self, orders: Orders, attempt: int, alone: bool) -> Activity[..., Any]:
-        """Return the activity for a slice. If its one item goes alone, a loss counts as the item's attempt."""
+    def unit(self, orders: Orders, attempt: int, alone: bool, is_left: bool) -> Activity[..., Any]:
+        """Return the activity for a slice. If its one item goes alone, a loss counts as the item's attempt; one that was left runs already."""
         lost_max = max(orders.attempts_max - attempt + 1, 1) if alone else LOST_MAX
-        key = orders, lost_max
+        key = orders, lost_max, is_left
         found = self._units.get(key)
         if found is None:
-            found = self._units[key] = self._unit(orders, lost_max)
+            unit = self._unit(orders, lost_max, is_left)
+            found = self._units[key] = unit.taking_over() if is_left else unit
         return found
 
-    def _unit(self, orders: Orders, lost_max: int) -> Activity[..., Any]:
+    def _unit(self, orders: Orders, lost_max: int, is_left: bool) -> Activity[..., Any]:
         policy = retry_policy(orders)
 
         async def work(
@@ -145,7 +137,7 @@ class Slices:
                 whole = await self._store.chunk(run_id, first // CHUNK_ITEMS, chunk)
                 found = whole[first % CHUNK_ITEMS : first % CHUNK_ITEMS + count]
             number = attempt + durable.activity_info().attempt - 1 if alone else attempt
-            return await self._perform(found, first, number, token, orders, policy)
+            return await self._perform(found, first, number, token, orders, policy, is_left)
 
         hint: Any = self._hint
         work.__annotations__["items"] = list[hint] | None
@@ -162,30 +154,32 @@ class Slices:
     # ─ performing ──
 
     async def _perform(
-        self, items: list[Any], first: int, number: int, token: str, orders: Orders, policy: Retry
+        self,
+        items: list[Any],
+        first: int,
+        number: int,
+        token: str,
+        orders: Orders,
+        policy: Retry,
+        is_left: bool,
     ) -> SliceOutcome:
         info = durable.activity_info()
-        place = info.idempotency_key.rpartition(info.activity)[0]
         mark = f"item-{token}" if token else "item"
         work = _Work(items, [f"{mark}#{first + at}" for at in range(1, len(items) + 1)], number)
-        if self._left:
-            for at, name in enumerate(work.names):
-                left = self._left.pop((place, name), None)
-                if left is not None:
-                    left.timer.cancel()
-                    durable.adopt_part(left.context)
-                    work.tasks[at], work.contexts[at] = left.task, left.context
+        if is_left:
+            for at, context in enumerate(work.contexts):
+                if (part := durable.take_part(context)) is not None:
+                    work.tasks[at], work.contexts[at] = part
         self._start(work)
         try:
             pending = await self._wait(work, orders.item_timeout)
-        except BaseException:
-            reason = info.cancel_reason or "its slice was cancelled"
-            await _cancel([*work.tasks.values(), *filter(None, (work.runner,))], reason)
-            raise
-        loop = asyncio.get_running_loop()
+        except asyncio.CancelledError:
+            await self._cut_short(work, info.cancel_reason or "its slice was cancelled")
+            if work.runner is not None or len(work.cut) == len(items):
+                raise
+            return self._collect(work, number, policy)
         for at, task in pending:
-            timer = loop.call_later(LEFT_SECONDS, self._abandon, place, task)
-            self._left[place, task.get_name()] = _Left(task, timer, work.contexts[at])
+            durable.leave_part(work.contexts[at], task)
         return self._collect(work, number, policy)
 
     def _start(self, work: _Work) -> None:
@@ -230,11 +224,6 @@ class Slices:
         work.runner = None
         return None
 
-    def _abandon(self, place: str, task: asyncio.Task[Any]) -> None:
-        """Nobody took over what a slice left: its run is gone, or another worker's."""
-        self._left.pop((place, task.get_name()), None)
-        task.cancel("its run is gone, or another worker's")
-
     async def _wait(self, work: _Work, limit: float) -> list[tuple[int, asyncio.Task[Any]]]:
         """Wait until all have ended, or one has and the others do not soon; return those that have not, with their places."""
         await asyncio.sleep(0)
@@ -270,6 +259,20 @@ class Slices:
         self._timers.pop(task).cancel()
         self._late.pop(task, None)
 
+    async def _cut_short(self, work: _Work, reason: str) -> None:
+        """The slice is to stop: its items, too; they have a moment to unwind. What has ended counts, and what ends well all the same."""
+        running = work.pending()
+        tasks = [task for _, task in running] + ([] if work.runner is None else [work.runner])
+        for task in tasks:
+            task.cancel(reason)
+        if tasks:
+            await asyncio.wait(tasks, timeout=UNWIND_SECONDS)
+        work.cut = {
+            at
+            for at, task in running
+            if not task.done() or task.cancelled() or task.result().__class__ is _Failure
+        }
+
     async def _attempt(self, item: Any) -> Any:
         """Return what the processor makes of an item, or how it failed. Raises only if it is cancelled by us."""
         return await self._see_through(self._call(item))
@@ -302,7 +305,7 @@ class Slices:
         left: list[int] = []
         for at, value in enumerate(work.ended):
             if (task := work.tasks.get(at)) is not None:
-                if not task.done():
+                if at in work.cut or not task.done():
                     left.append(at)
                     continue
                 value = _Failure(asyncio.CancelledError()) if task.cancelled() else task.result()
@@ -412,10 +415,3 @@ def _asked_delay(error: BaseException) -> float | None:
         return None if seconds is None else max(float(seconds), 0.0)
     except Exception:  # an attribute of somebody else's
         return None
-
-
-async def _cancel(tasks: list[asyncio.Task[Any]], reason: str) -> None:
-    """The slice is to stop: its items, too; they have a moment to unwind."""
-    for task in tasks:
-        task.cancel(reason)
-    await asyncio.wait(tasks, timeout=LEFT_SECONDS)

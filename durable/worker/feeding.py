@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import takewhile
 from typing import Final
 
@@ -78,7 +79,7 @@ class Feeder:
         taken: list[Outcome] = []
         bytes_fed = 0
         turn = run.turn + 1
-        reserve = performer.reserve if not run.is_held else _none_reserved
+        reserve = partial(performer.reserve_for, run) if run.is_held or run.left else performer.reserve
         reserved = performer.reserved
         if instance.events == 0:
             started = self._started(run, now)
@@ -173,7 +174,7 @@ class Feeder:
                 turn=turn,
                 index=0,
                 value=outcome.value,
-                reserve=performer.reserve,
+                reserve=partial(performer.reserve_for, run) if run.left else performer.reserve,
                 outer=self.outer,
             )
         except BaseException:
@@ -317,10 +318,6 @@ class Feeder:
 
 def _leading_messages(inbox: Iterable[Message]) -> int:
     return sum(1 for _ in takewhile(lambda message: message.kind in HANDLED, inbox))
-
-
-def _none_reserved() -> bool:
-    return False
 
 
 def _due_timer(instance: Instance, now: int) -> int | None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import Context
 from enum import Enum
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -125,6 +126,15 @@ class Outcome(msgspec.Struct, eq=False, gc=False):
     failure: Failure | None = None
 
 
+class LeftPart(NamedTuple):
+    """What an activity has left running, for one that takes over."""
+
+    task: asyncio.Task[Any]
+    context: Context
+    timer: asyncio.TimerHandle
+    ended: Callable[[asyncio.Task[Any]], None]
+
+
 class LiveRun:
     """One claimed run. `turn` is the last committed one; `seen` the highest message number delivered (P2)."""
 
@@ -147,6 +157,7 @@ class LiveRun:
         "is_waited_out",
         "leave_asked",
         "leaves_at",
+        "left",
         "opened",
         "outcomes",
         "phase",
@@ -173,6 +184,7 @@ class LiveRun:
         self.turn = 0
         self.attempts: dict[int, Attempt] = {}
         self.outcomes: deque[Outcome] = deque()
+        self.left: dict[str, LeftPart] = {}
         self.phase = Phase.IDLE
         self.fault: Exception | None = None  # it parks for that, once none of its code runs
         self.is_dirty = False  # to be driven in the next round
@@ -250,11 +262,11 @@ class LiveRun:
 
     @property
     def has_running_attempts(self) -> bool:
-        """Whether the code of an attempt runs, or is about to."""
+        """Whether the code of an attempt runs, or is about to; or a part that one has left."""
         return any(
             attempt.state in (AttemptState.MARKING, AttemptState.RUNNING)
             for attempt in self.attempts.values()
-        )
+        ) or any(not part.task.done() for part in self.left.values())
 
     @property
     def is_still(self) -> bool:

@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any, Final
 
 from durable.connection import Address, StandIn, address_here
+from durable.definitions import ActivityDefinition
 from durable.engine.runtime import ActivityCall
 from durable.errors import (
     UndecodableError,
@@ -32,6 +33,7 @@ from durable.in_activity import (
     CompleteAsync,
     Pulse,
     decode_details,
+    left_parts_here,
     threads_here,
     waits_here,
 )
@@ -44,6 +46,7 @@ from durable.worker.completions import Completions
 from durable.worker.endings import Endings, too_large
 from durable.worker.entrusting import remote_attempt
 from durable.worker.heartbeats import Heartbeats
+from durable.worker.left_parts import LeftParts
 from durable.worker.live import Attempt, AttemptState, Item, LiveRun, Outcome, Phase
 from durable.worker.probation import Probation
 from durable.worker.reading import Misread
@@ -98,10 +101,12 @@ class Performer:
         self.fresh_until = 0.0
         self._allowed = limits
         self._stand_in = stand_in
+        self._left_parts = LeftParts(on_ended=on_outcome)
         self._context = copy_context()
         self._context.run(address_here.set, address)
         self._context.run(waits_here.set, self.lend_slot)
         self._context.run(threads_here.set, threads)
+        self._context.run(left_parts_here.set, self._left_parts)
         self._runners = Runners(clock=clock, context=self._context, on_ended=self._ended)
         runners = ThreadRunners(
             threads=threads, executor=executor, context=self._context, on_ended=self._ended
@@ -143,13 +148,25 @@ class Performer:
 
     # ─ slots ──
 
-    def reserve(self) -> bool:
+    def reserve(self, _: ActivityDefinition) -> bool:
         """Take a slot for an activity whose schedule is about to be committed, if one is free and nobody is ahead."""
         if self._free > 0 and not self._queue and not self.is_draining:
             self._free -= 1
             self.reserved += 1
             return True
         return False
+
+    def reserve_for(self, run: LiveRun, definition: ActivityDefinition) -> bool:
+        """Take a slot for an activity of a run that is held, or of which parts were left.
+
+        One that takes over gets it in any case: what it goes on with runs already, and what that comes to nobody else could tell. If no
+        slot is free, others have to wait for one more.
+        """
+        if definition.takes_over and run.left:
+            self._free -= 1
+            self.reserved += 1
+            return True
+        return not run.is_held and self.reserve(definition)
 
     def unreserve(self, slots: int) -> None:
         """Give back slots whose turn was not committed."""
@@ -164,11 +181,13 @@ class Performer:
         for attempt in list(self._running):
             if attempt.state is AttemptState.RUNNING:
                 self._stop_for_good(attempt, STOPPING)
+        self._left_parts.stop_all(STOPPING)
 
     async def hear_out(self, *, coroutines_seconds: float, threads_seconds: float) -> None:
         """Wait for the code that was told to stop, at most so long: what it came to must be known before it is given up."""
         running = [attempt for attempt in self._running if attempt.is_stopped]
         tasks = [attempt.task for attempt in running if isinstance(attempt.task, asyncio.Task)]
+        tasks += self._left_parts.running
         if tasks:
             await asyncio.wait(tasks, timeout=coroutines_seconds)
         threads = [attempt.task for attempt in running if attempt.goes_on]
@@ -180,9 +199,11 @@ class Performer:
 
     def stop_run(self, run: LiveRun) -> None:
         """The run leaves: let its code end. What comes of it is told like an outcome."""
+        reason = STOPPING if self.is_draining else NOT_OURS
+        self._left_parts.stop(run, reason)
         for attempt in list(run.attempts.values()):
             if attempt.state is AttemptState.RUNNING:
-                self._stop_for_good(attempt, STOPPING if self.is_draining else NOT_OURS)
+                self._stop_for_good(attempt, reason)
             elif attempt.state is AttemptState.MARKING:
                 attempt.is_stopped = True
 
@@ -213,7 +234,7 @@ class Performer:
         self.heartbeats.stop()
         self._runners.close()
         self._probation.stop()
-        tasks: list[asyncio.Task[Any]] = []
+        tasks = self._left_parts.stop_all(STOPPING)
         for attempt in self._running:
             attempt.state = AttemptState.DROPPED
             attempt.stop_timer()
@@ -377,6 +398,7 @@ class Performer:
         reason = STOPPING if self.is_draining else NOT_OURS
         for attempt in run.attempts.values():
             self._drop(attempt, reason)
+        self._left_parts.drop(run, reason)
         run.attempts.clear()
         run.outcomes.clear()
 

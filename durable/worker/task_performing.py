@@ -49,7 +49,10 @@ class TaskRun(LiveRun):
         self.attempts = {}
         self.outcomes = deque()
         self.phase = Phase.IDLE
+        self.left = {}
         self.is_held = False
+        self.leave_asked = False
+        self.fault = None
         self.end: TaskEnd | None = None
         self.told_at = 0.0  # the loop's time of the last heartbeat that was written
 

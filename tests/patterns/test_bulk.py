@@ -35,10 +35,12 @@ from durable import (
     RunCancelledError,
     RunConflictError,
     RunStatus,
+    StoreError,
     activity,
     workflow,
 )
-from tests.support.workers import Calls, running_worker, until
+from durable.store.records import HandBack
+from tests.support.workers import Calls, running_worker, through_commit_turns, until
 
 calls = Calls()
 AT_ONCE = {"retry_delay": 0.01}
@@ -329,6 +331,135 @@ async def test_items_in_threads_are_stopped_with_their_run(
 
 async def _has_no_owner(client: Client, run_id: str) -> bool:
     return (await client.describe(run_id)).worker is None
+
+
+class Gates:
+    """Items that come to their end when they are let, and those that have."""
+
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+        self.ended: list[int] = []
+        self.stopped: list[int] = []
+        self.open: set[int] = set()
+
+    async def item(self, item: int) -> int:
+        self.begun.append(item)
+        try:
+            await until(lambda: item in self.open)
+        except asyncio.CancelledError:
+            self.stopped.append(item)
+            raise
+        self.ended.append(item)
+        return item
+
+
+@pytest.mark.parametrize("begins", ["as its worker stops", "while its run is paused", "with no slot free"])
+async def test_an_item_that_its_slice_has_left_is_done_once(begins: str, client: Client, url: str) -> None:
+    """It goes on in a slice of its own in any case: it runs already, and what it comes to is to be recorded (I5)."""
+    gates = Gates()
+    op = BulkOperation(gates.item, config(batch_size=3, max_concurrency=3))
+    durable.configure(url, durability="off")
+    try:
+        run = await op.enqueue(range(6), run_id="b")
+        async with running_worker(client, *op.__durable_workflows__(), concurrency=1) as worker:
+            await until(lambda: gates.begun == [0, 1, 2])
+            if begins == "as its worker stops":
+                worker.stop(60)
+            elif begins == "while its run is paused":
+                await run.pause()
+                await until(lambda: all(live.is_held for live in worker.life.driver.runs.values()))
+            gates.open.add(0)
+            await until(lambda: worker.running >= 2)
+            gates.open |= {1, 2}
+            if begins == "with no slot free":
+                gates.open |= {3, 4, 5}
+                await run.result(60)
+            else:
+                await until(lambda: _has_no_owner(client, "b"))
+                assert gates.begun == [0, 1, 2]
+        gates.open |= {3, 4, 5}
+        if begins == "while its run is paused":
+            await run.resume()
+        async with running_worker(client, *op.__durable_workflows__()):
+            assert await run.result(60) == {"total": 6, "succeeded": 6, "failed": 0}
+    finally:
+        durable.configure()
+    assert sorted(gates.begun) == sorted(gates.ended) == list(range(6))
+
+
+async def test_of_a_slice_that_is_stopped_what_has_ended_is_kept(
+    client: Client, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what ends well all the same; only what was interrupted is begun again (I5)."""
+    monkeypatch.setattr("durable.patterns.bulk_slices.PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr("durable.worker.life.UNWIND_SECONDS", 60.0)
+    gates, told = Gates(), list[int]()
+
+    async def process(item: int) -> int:
+        try:
+            return await gates.item(item)
+        except asyncio.CancelledError:
+            if item != 1:
+                raise
+            told.append(item)
+            return item
+
+    op = BulkOperation(process, config(batch_size=3, max_concurrency=3))
+    durable.configure(url, durability="off")
+    try:
+        run = await op.enqueue(range(3), run_id="b")
+        gates.open.add(0)
+        async with running_worker(client, *op.__durable_workflows__()) as worker:
+            await until(lambda: gates.ended == [0] and len(gates.begun) == 3)
+            worker.stop(0)
+        gates.open |= {1, 2}
+        async with running_worker(client, *op.__durable_workflows__()):
+            assert await run.result(60) == {"total": 3, "succeeded": 3, "failed": 0}
+    finally:
+        durable.configure()
+    assert told == [1]
+    assert gates.begun == [0, 1, 2, 2]
+
+
+@pytest.mark.parametrize("how", ["detached", "drained"])
+async def test_items_that_were_left_have_stopped_before_their_run_is_handed_back(
+    how: str, client: Client, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves when a slice has ended, and before others go on with the items that it has left: they would act beside the next owner (I5)."""
+    monkeypatch.setattr("durable.worker.driving.LEAVE_SECONDS", 60.0)
+    monkeypatch.setattr("durable.worker.life.UNWIND_SECONDS", 60.0)
+    gates, failed, stopped_by_then = Gates(), list[bool](), list[list[int]]()
+    op = BulkOperation(gates.item, config(batch_size=3, max_concurrency=3))
+    through_commit_turns(client.store)
+    store: Any = client.store
+    commits = store.commit_turns
+    durable.configure(url, durability="off")
+    try:
+        run = await op.enqueue(range(3), run_id="b")
+        async with running_worker(client, *op.__durable_workflows__()) as worker:
+
+            async def commit_turns(worker_id: int, items: Any, now_us: int) -> Any:
+                if gates.ended == [0] and not failed and any(item.taken for item in items):
+                    failed.append(True)
+                    worker.detach(items[0].pk) if how == "detached" else worker.stop(0)
+                    raise StoreError("the server was away")
+                if any(type(item.after) is HandBack for item in items):
+                    stopped_by_then.append(sorted(gates.stopped))
+                return await commits(worker_id, items, now_us)
+
+            store.commit_turns = commit_turns
+            await until(lambda: gates.begun == [0, 1, 2])
+            gates.open.add(0)
+            await until(lambda: stopped_by_then)
+        store.commit_turns = commits
+        gates.open |= {1, 2}
+        async with running_worker(client, *op.__durable_workflows__()):
+            assert await run.result(60) == {"total": 3, "succeeded": 3, "failed": 0}
+    finally:
+        durable.configure()
+    assert stopped_by_then[0] == [1, 2]
+    assert gates.begun.count(0) == 1
+    assert sorted(gates.ended) == [0, 1, 2]
 
 
 async def test_whatever_an_item_raises_is_its_own_failure(embedded: str) -> None:

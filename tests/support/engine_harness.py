@@ -121,7 +121,7 @@ class EngineRun:
         run_id: str = "run-1",
         seed: int = 7,
         start: bool = True,
-        reserve: Callable[[], bool] | None = None,
+        reserve: Callable[[ActivityDefinition], bool] | None = None,
         **options: Any,
     ) -> None:
         self.definition = fn if isinstance(fn, WorkflowDefinition) else a_definition(fn)

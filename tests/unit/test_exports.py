@@ -172,10 +172,11 @@ EXPORTED: Final = {
     "InMemoryStatePersistence",
     # bulk operations
     "PartThread",
-    "adopt_part",
     "finish_part",
+    "leave_part",
     "part_context",
     "start_part",
+    "take_part",
     "BulkOperation",
     "BulkStream",
     "BulkOperationConfig",

@@ -213,7 +213,7 @@ def test_slots_are_reserved_once_per_activity_in_order() -> None:
         gone.cancel()
         await asyncio.gather(work(1), work(2))
 
-    run = EngineRun(workflow, reserve=lambda: next(answers))
+    run = EngineRun(workflow, reserve=lambda _: next(answers))
 
     assert [c.started for c in run.commands() if isinstance(c, ScheduleActivity)] == [True, False]
 
