@@ -15,6 +15,8 @@ import asyncpg
 import pytest
 
 from durable import activity, connect, seams, workflow
+from durable.store.postgres.connection import STATEMENT_SECONDS
+from durable.store.records import WorkerInfo
 from tests.conftest import without_server
 from tests.faults.world import at_work
 from tests.support.postgres import NoServer, Server, find_binaries, in_schema, looked_up
@@ -94,6 +96,18 @@ async def test_a_worker_that_hears_nothing_is_replaced_and_its_late_writes_do_no
         await asyncio.sleep(2.5)
         proxy.is_deaf = False
         proxy.reset()
+
+
+async def test_closing_waits_for_no_server_that_is_silent(
+    through: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that could not retire its workers says that they are gone, if that is heard soon: else their leases run out."""
+    monkeypatch.setattr("durable.store.postgres.opened.LAST_BEAT_SECONDS", 0.1)
+    async with connect(through) as client:
+        await client.store.register_worker(WorkerInfo(name="w", task_queue="default", definitions=()))
+        proxy.is_deaf = True
+        async with asyncio.timeout(STATEMENT_SECONDS / 2):
+            await client.store.close()
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from durable.store.refusals import CLOSED, FORKED
 
 T = TypeVar("T")
 
+LAST_BEAT_SECONDS: Final = 3.0  # for saying that workers which were not retired are gone
 PATIENCE_SECONDS: Final = 30.0  # how long callers ride over a server that restarts
 CLOCK_SAMPLES: Final = 3
 
@@ -85,8 +86,9 @@ class Opened:
         await self._wakeups.close()
         if self._workers:
             try:
-                await self._database.fetch("expire_beat", workers=list(self._workers))
-            except StoreError:
+                async with asyncio.timeout(LAST_BEAT_SECONDS):
+                    await self._database.fetch("expire_beat", workers=list(self._workers))
+            except (StoreError, TimeoutError):
                 pass  # their leases run out by themselves
         executor = ThreadExecutor(1, name="durable-closing")
         try:
