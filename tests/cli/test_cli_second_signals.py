@@ -78,10 +78,17 @@ def insist(process: subprocess.Popen[str], number: signal.Signals) -> int:
     """Send a signal again and again until the process ends; return how it did."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while process.poll() is None:
-        assert time.monotonic() < deadline, "it does not end"
+        if time.monotonic() > deadline:
+            process.kill()  # or whoever waits for it waits for ever
+            raise AssertionError("it does not end")
         process.send_signal(number)
         time.sleep(0.03)  # two that come at once are one
     return process.returncode
+
+
+def heed_interrupts() -> None:
+    """Undo what a shell does to what it starts in the background: such a process would not know of SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def has_noted(here: Path, what: str) -> Callable[[], bool]:
@@ -111,6 +118,7 @@ def test_a_script_ends_when_somebody_insists_and_its_run_goes_on(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,  # one call, before anything else is there
     ) as script:
         wait_until(has_noted(here, reached), reached)
         if phase == "draining" and number is signal.SIGINT:
