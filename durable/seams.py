@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 SAMPLE_SECONDS: Final = 30.0  # what a server said of its clock counts for so long
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_TRIES: Final = 10  # at what is raised meanwhile
 STUCK_STATUS: Final = 70  # of a process that ended itself because its loop stood still (EX_SOFTWARE)
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # no i, l, o, u: ids are typed by people
 
@@ -121,7 +122,7 @@ class Threads(Protocol):
     def interrupt(
         self, thread: int, error: type[BaseException] | None, landing: Landing | None = None
     ) -> bool:
-        """Raise `error` in a thread as soon as it runs Python code; None takes back what was not raised yet.
+        """Raise `error` in a thread as soon as it runs Python code; None takes back what was not raised yet, in the caller's own.
 
         Nothing reaches a thread inside a call of C code before that call returns. With a `landing`, nothing is raised, and False
         returned, while it is where Python would skip what cleans up around it: to be tried again in a few milliseconds.
@@ -296,8 +297,12 @@ class SystemThreads:
     ) -> bool:
         import ctypes  # here, because only code that is stuck or cancelled needs it
 
-        raised = ctypes.py_object() if error is None else ctypes.py_object(error)
-        raise_there = partial(ctypes.pythonapi.PyThreadState_SetAsyncExc, ctypes.c_ulong(thread), raised)
+        raising = partial(ctypes.pythonapi.PyThreadState_SetAsyncExc, ctypes.c_ulong(thread))
+        if error is None:
+            assert thread == thread_id(), "each thread takes back what would be raised in itself"
+            _take_back(partial(raising, ctypes.py_object(_TakenBack)))
+            return True
+        raise_there = partial(raising, ctypes.py_object(error))
         if landing is not None:
             return landing.seize(thread, raise_there, time.monotonic())
         raise_there()
@@ -315,6 +320,36 @@ class SystemThreads:
             faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
         finally:
             os._exit(STUCK_STATUS)
+
+
+class _TakenBack(BaseException):
+    """Takes the place of an exception that is taken back, and is caught at once."""
+
+
+def _take_back(raise_here: Callable[[], object]) -> None:
+    """Take back what is about to be raised in this thread; what is raised only now is raised when that is done.
+
+    To raise nothing in its place leaves Python 3.11 and 3.12 looking for it at every call, in every thread, for good: calls then cost
+    half as much again, and 3.11 stands still at the first function that is traced (by a debugger, by coverage).
+    """
+    came: BaseException | None = None
+    for _ in range(_TRIES):
+        try:
+            raise_here()
+            _look()
+        except _TakenBack:
+            break
+        except BaseException as error:  # this, or what a signal's handler raises
+            came = error
+    if came is not None:
+        try:
+            raise came
+        finally:
+            del came  # else it, its traceback and this frame were a ring
+
+
+def _look() -> None:
+    """Have the interpreter look whether anything is to be raised: it does so whenever a function begins."""
 
 
 def _print_stacks_at(number: int) -> None:

@@ -6,13 +6,14 @@ import asyncio
 import ctypes
 import gc
 import random
+import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -230,6 +231,44 @@ def test_cancels_at_any_moment_hit_their_own_body_or_nobody(seed: int, pool: Thr
                 assert reason in told
     finally:
         sys.setswitchinterval(interval)
+
+
+INTERRUPTED: Final = """
+import sys, threading, time
+from durable.interrupts import BodyThread
+from durable.seams import SystemThreads
+
+def body():
+    begun.set()
+    while True:
+        time.sleep(0.001)
+
+begun = threading.Event()
+thread = BodyThread(SystemThreads())
+runner = threading.Thread(target=thread.call, args=(body,))
+runner.start()
+begun.wait()
+thread.interrupt("enough")
+runner.join()
+seen = []
+sys.settrace(lambda frame, event, value: seen.append(frame.f_code.co_name))
+(lambda: None)()
+sys.settrace(None)
+print(seen[0])
+"""
+
+
+def test_a_cancelled_thread_leaves_the_interpreter_with_nothing_to_look_for() -> None:
+    """Python 3.11 would stand still at the next function that a debugger or coverage traces, and calls would cost more for good."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (0, "<lambda>\n")
 
 
 # ─ shields ──
