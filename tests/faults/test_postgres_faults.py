@@ -18,7 +18,7 @@ from durable import activity, connect, seams, workflow
 from durable.store.postgres.connection import STATEMENT_SECONDS
 from durable.store.records import WorkerInfo
 from tests.conftest import without_server
-from tests.faults.world import at_work
+from tests.faults.world import LEASE_SECONDS, at_work
 from tests.support.postgres import NoServer, Server, find_binaries, in_schema, looked_up
 from tests.support.proxy import Proxy
 from tests.support.workers import running_worker, until
@@ -119,6 +119,17 @@ async def test_a_slow_way(through: str, proxy: Proxy) -> None:
 
 
 # ─ the server ──
+
+
+async def test_whoever_looks_for_the_dead_rides_over_connections_that_have_just_ended(
+    direct: str, victim: Server
+) -> None:
+    """A worker that begins does so, before it has any loop that would try again."""
+    async with connect(direct) as client:
+        await client.list()
+        victim.sql("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'app'")
+
+        assert await client.store.rescue_dead_workers(LEASE_SECONDS) == []
 
 
 async def test_sessions_that_are_terminated(direct: str, victim: Server) -> None:

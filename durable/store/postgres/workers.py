@@ -61,15 +61,18 @@ class Workers(Opened):
     async def rescue_dead_workers(self, lease_seconds: float, *, observer: int | None = None) -> list[Rescue]:
         lease_us = round(lease_seconds * 1_000_000)
         rescued = []
-        for row in await self._read("silent_workers", lease_us=lease_us):
+        for row in await self._look("silent_workers", lease_us=lease_us):
             worker, name = row["id"], row["name"]
             if worker == observer:
                 continue
-            taken = await self._write(partial(self._take_over, worker, lease_us))
+            # One that was written without an answer has no second one: it is told by nobody, and found by the next poll.
+            taken = await self._patiently(partial(self._write, partial(self._take_over, worker, lease_us)))
             if taken is not None:
                 rescued.append(msgspec.structs.replace(taken, name=name))
-        for row in await self._read("workers_with_strays"):
-            await self._write(partial(self._release_strays, row["id"], row["is_crash"]))
+        for row in await self._look("workers_with_strays"):
+            await self._patiently(
+                partial(self._write, partial(self._release_strays, row["id"], row["is_crash"]))
+            )
         if rescued:
             self._wakeups.tell(work=True)
         return rescued
@@ -82,7 +85,7 @@ class Workers(Opened):
 
     async def find_lost_workers(self) -> list[int]:
         """Only beats tell here, so a process that is gone counts as lost after its lease, as it does for whoever takes it over."""
-        found = await self._read("lost_workers", unsaid_us=round(LOST_SECONDS * 1_000_000))
+        found = await self._look("lost_workers", unsaid_us=round(LOST_SECONDS * 1_000_000))
         return [row["id"] for row in found]
 
 
