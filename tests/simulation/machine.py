@@ -208,7 +208,7 @@ class Machine:
         desk = self._simulation.desks[strike.victim % len(self._simulation.desks)]
         if desk.node.is_dead:
             return
-        if desk.is_script and strike.victim % 3 == 0:
+        if desk.is_script and strike.victim % 3 == 0 and not desk.is_ending:
             await desk.end()
         await desk.replace(desk.node, strike.amount)
 
