@@ -6,6 +6,7 @@ import ast
 import asyncio
 import itertools
 import os
+import random
 import sqlite3
 import tempfile
 import threading
@@ -45,6 +46,7 @@ from durable.store.records import RunFilter
 from durable.store.sqlite import connection, location
 from durable.store.sqlite.schema import APPLICATION_ID
 from durable.store.sqlite.store import SqliteStore
+from durable.store.sqlite.write_lock import pause_in_queue
 
 pytestmark = pytest.mark.stores("sqlite")
 
@@ -513,6 +515,24 @@ async def test_writing_processes_do_not_starve_each_other(url: str, database: Pa
     for run, number in long_waits:  # a machine that stands still holds everybody up
         before = written.index((run, number - 1)) if number > 1 else -1
         assert written.index((run, number)) - before < 50
+
+
+def test_a_writer_that_has_waited_for_long_goes_before_one_that_comes_again() -> None:
+    """Whoever writes again and again is back at the queue in a moment: looking as seldom as that one does, a beat would wait for ever."""
+
+    def next_look(since: float, opens: float) -> float:
+        looks = since
+        while looks < opens:
+            looks += pause_in_queue(looks - since)
+        return looks
+
+    chance = random.Random(0)
+    served = 0
+    for _ in range(1000):
+        opens = 1 + chance.random()
+        again = opens - 0.002 * chance.random()
+        served += next_look(0, opens) < next_look(again, opens)
+    assert served > 800
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")

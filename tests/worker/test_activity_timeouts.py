@@ -258,9 +258,9 @@ async def test_an_activity_that_gets_no_slot_in_time_fails_without_ever_starting
 async def test_an_activity_that_gets_its_slot_in_time_may_take_its_time(client: Client) -> None:
     """Once it has started, schedule-to-start is over."""
 
-    @activity(schedule_to_start_timeout=0.15)
+    @activity(schedule_to_start_timeout=2)
     async def works_long() -> str:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(2.5)
         return "done"
 
     @activity

@@ -1,8 +1,9 @@
 """Who writes next, between processes: two advisory locks in the side directory, taken before BEGIN IMMEDIATE.
 
 SQLite alone lets one process starve for seconds. Writers pass a turnstile: whoever holds it waits for the gate alone, and
-whoever just wrote has to queue at the turnstile again. A writer in a hurry (inline, on a loop thread) tries the gate only
-and looks at the turnstile every few milliseconds: if somebody waits there, it queues, too.
+whoever just wrote has to queue at the turnstile again. There the longer somebody has waited, the more often he looks: of
+those who are there when it opens, the one who has waited longest is the likeliest to pass. A writer in a hurry (inline, on a
+loop thread) tries the gate only and looks at the turnstile every few milliseconds: if somebody waits there, it queues, too.
 
 `flock`, released explicitly: descriptors of one process exclude each other, so that a heartbeat thread and the loop are two
 writers like any others. The locks are manners, not safety; SQLite's own lock decides.
@@ -13,13 +14,14 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from durable.errors import StoreError
 from durable.seams import Clock
 
-_PAUSES: Final = (0.00005,) * 20 + (0.0005,) * 20 + (0.002,)  # seconds between tries; the last one repeats
+_PATIENCE: Final = 0.00005  # a pause at the turnstile (seconds) times what was waited before it
 
 
 class WriteLock:
@@ -40,10 +42,10 @@ class WriteLock:
 
     def acquire(self, clock: Clock, deadline: float) -> bool:
         """Queue for the gate until `deadline` (monotonic seconds); False if it passed. Blocks: not for a loop thread."""
-        if not self._poll(self._turnstile, clock, deadline):
+        if not self._poll(self._turnstile, clock, deadline, pause_in_queue):
             return False
         try:
-            return self._poll(self._gate, clock, deadline)
+            return self._poll(self._gate, clock, deadline, _pause_before_gate)
         finally:
             fcntl.flock(self._turnstile, fcntl.LOCK_UN)
 
@@ -66,14 +68,25 @@ class WriteLock:
     def descriptors(self) -> tuple[int, int]:
         return self._gate, self._turnstile
 
-    def _poll(self, descriptor: int, clock: Clock, deadline: float) -> bool:
-        tries = 0
+    def _poll(self, descriptor: int, clock: Clock, deadline: float, pause: Callable[[float], float]) -> bool:
+        begin = 0.0
         while not _try(descriptor):
-            if clock.monotonic() >= deadline or self._stopped.is_set():
+            now = clock.monotonic()
+            if now >= deadline or self._stopped.is_set():
                 return False
-            self._stopped.wait(_PAUSES[min(tries, len(_PAUSES) - 1)])
-            tries += 1
+            begin = begin or now
+            self._stopped.wait(pause(now - begin))
         return True
+
+
+def pause_in_queue(waited: float) -> float:
+    """Return how long (seconds) to pause at the turnstile: the less, the longer one has waited."""
+    return 0.001 if waited < 0.05 else max(0.0002, _PATIENCE / waited)
+
+
+def _pause_before_gate(waited: float) -> float:
+    """Most writes are over in a moment."""
+    return 0.00005 if waited < 0.002 else 0.0005 if waited < 0.012 else 0.002
 
 
 def open_lock_file(path: Path) -> int:
