@@ -18,7 +18,7 @@ def redelivery_of(event: SignalReceived | UpdateReceived | CancelRequested) -> R
         case UpdateReceived():
             return Redelivery(
                 msg=event.msg,
-                kind="accepted" if event.accepted else "update",
+                kind="answered" if event.answered else "accepted" if event.accepted else "update",
                 name=event.name,
                 data=bytes(event.value),
                 message_id=update_message_id(event.id),

@@ -15,7 +15,7 @@ from durable.definitions import ActivityDefinition
 from durable.engine.agreement import Agreement
 from durable.engine.awaiting import StartedChild, perform
 from durable.engine.course import Course
-from durable.engine.handlers import Conditions, Signals
+from durable.engine.handlers import Signals
 from durable.engine.operations import Call, ChildCall, Marker
 from durable.engine.runtime import ChildRequest, Continuation, Evicted, OnEnd, SignalHandler, UpdateHandler
 from durable.engine.sources import find_source
@@ -131,10 +131,14 @@ class Asking(Course):
                 f"run {self.identity.run_id!r} cannot continue as new in the middle of a saga: nobody could undo its steps any "
                 "more; do them in a block of saga() that ends before"
             )
-        data = definition.arguments.encode(args, kwargs)
-        definition.arguments.check_types(data)
-        self.judge(data, "the input of the next generation")
-        raise Continuation(data)
+
+        def encoded() -> bytes:
+            data = definition.arguments.encode(args, kwargs)
+            definition.arguments.check_types(data)
+            self.judge(data, "the input of the next generation")
+            return data
+
+        raise Continuation(encoded)
 
     def note(self, name: str, status: str, kind: str) -> None:
         """Add a line to the run's story."""
@@ -182,9 +186,7 @@ class Asking(Course):
         return self.updates
 
     async def wait_condition(self, condition: Callable[[], bool]) -> None:
-        if self._conditions is None:
-            self._conditions = Conditions(self._loop, self._operations)
-        await self._conditions.wait(condition, self._loop.source(sys._getframe(1)))
+        await self._conditions_here().wait(condition, self._loop.source(sys._getframe(1)))
 
     def _agreement_here(self) -> Agreement:
         if self._agreement is None:

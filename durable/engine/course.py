@@ -38,6 +38,7 @@ from durable.engine.updates import Updates
 from durable.errors import DefinitionError, PlatformFault
 from durable.failures import Failure
 from durable.journal.events import (
+    OWED,
     Cancelled,
     Completed,
     ContinuedAsNew,
@@ -174,7 +175,7 @@ class Course:
         by_handler: BaseException | None = None
         try:
             try:
-                result = await self._definition.fn(*args, **kwargs)
+                result = await self._all_of(args, kwargs)
                 if self._handler_error is not None:
                     raise self._handler_error
                 data = self._definition.result.encode_result(result)
@@ -207,6 +208,32 @@ class Course:
                     self._finish(ContinuedAsNew(at=self._event_at))
         else:
             self._finish(Completed(at=self._event_at, result=msgspec.Raw(data)))
+
+    async def _all_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The workflow's own code, and, if that comes to a good end, what updates are owed: what comes of it may still take that in."""
+        try:
+            result = await self._definition.fn(*args, **kwargs)
+        except BaseException as error:
+            continuation = continuation_in(error)
+            if continuation is not None and self._owes():
+                await self._settle()
+                continuation.encode_again()
+            raise
+        if self._owes():
+            await self._settle()
+        return result
+
+    def _owes(self) -> bool:
+        return self.updates is not None and self.updates.owes
+
+    async def _settle(self) -> None:
+        """Wait for the handlers of updates whose callers were given the result by a life before this one (I14)."""
+        await self._conditions_here().wait(lambda: not self._owes(), "", name=OWED)
+
+    def _conditions_here(self) -> Conditions:
+        if self._conditions is None:
+            self._conditions = Conditions(self._loop, self._operations)
+        return self._conditions
 
     def _fail_by_handler(self, error: BaseException) -> None:
         """What a handler raised is the run's error: the workflow is cancelled where it waits, cleans up, and ends with it."""

@@ -234,8 +234,10 @@ class Signals:
 class _ConditionWait(Wait):
     __slots__ = ("condition",)
 
-    def __init__(self, condition: Callable[[], bool], src: str, future: asyncio.Future[Any]) -> None:
-        super().__init__("condition", "", src, future)
+    def __init__(
+        self, condition: Callable[[], bool], name: str, src: str, future: asyncio.Future[Any]
+    ) -> None:
+        super().__init__("condition", name, src, future)
         self.condition = condition
 
 
@@ -247,13 +249,13 @@ class Conditions:
         self._operations = operations
         self._waiting: list[_ConditionWait] = []
 
-    async def wait(self, condition: Callable[[], bool], src: str) -> None:
+    async def wait(self, condition: Callable[[], bool], src: str, name: str = "") -> None:
         loop = self._loop
         if loop.is_evicting:
             await refused(loop)
         if condition():
             return
-        wait = _ConditionWait(condition, src, asyncio.Future(loop=loop))
+        wait = _ConditionWait(condition, name, src, asyncio.Future(loop=loop))
         self._waiting.append(wait)
         self._operations.open(wait)
         loop.at_rest = self.look

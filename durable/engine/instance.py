@@ -238,6 +238,8 @@ class Instance(Asking):
                 self._request_cancel(event)
             case Retried():
                 self.attempt = self._operations.attempt = event.attempt
+                if event.answered:
+                    self._updates_here().owe(event.answered)
                 if self._signals is not None:
                     self._signals.expect_no_more()
             case ActivityCompleted():
@@ -255,6 +257,8 @@ class Instance(Asking):
             args, kwargs = self._definition.prepare(self, args, kwargs)
         if event.early:
             self._signals_here().expect_early(event.early)
+        if event.answered:
+            self._updates_here().owe(event.answered)
         self._main = self._loop.create_own_task(self._run(args, kwargs), "main")
 
     def _fail_activity(self, event: ActivityFailed, turn: int, index: int) -> None:

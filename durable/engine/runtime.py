@@ -36,9 +36,14 @@ class Continuation(BaseException):
     `input` is the next generation's, encoded.
     """
 
-    def __init__(self, input: bytes) -> None:
+    def __init__(self, encode: Callable[[], bytes]) -> None:
         super().__init__("the run continues as new")
-        self.input = input
+        self._encode = encode
+        self.input = encode()
+
+    def encode_again(self) -> None:
+        """What the input is made of may have changed since."""
+        self.input = self._encode()
 
 
 def continuation_in(error: BaseException) -> Continuation | None:

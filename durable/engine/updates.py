@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -71,6 +71,18 @@ class Updates:
         self._unread: dict[int, UpdateReceived] = {}  # by number: no code of the run has seen them
         self._begun: dict[int, UpdateReceived] = {}  # whose handlers have not ended
         self.open: dict[int, str] = {}  # those with a handler that are not answered: number -> name
+        self._owed: set[int] = set()  # whose callers a former life has given a result
+        self._to_come: set[int] = set()  # of these: those that have not been taken in again
+
+    @property
+    def owes(self) -> bool:
+        """Whether what a former life has answered is still to come, or being handled. What no handler takes is not waited for."""
+        return bool(self._to_come) or not self._owed.isdisjoint(self.open)
+
+    def owe(self, answered: Sequence[int]) -> None:
+        """The callers of these updates have been given results, which this life did not keep: it has them unanswered, or they come again."""
+        self._owed.update(answered)
+        self._to_come.update(set(answered) - self._unread.keys() - self._begun.keys())
 
     def on_update(self, name: str, handler: UpdateHandler) -> None:
         """Give the updates of a name to a handler, in place of another one if there is any; first of all those that are kept."""
@@ -81,6 +93,7 @@ class Updates:
     def receive(self, update: UpdateReceived) -> None:
         """Hand an update to its handler; keep it, or refuse it, if there is none."""
         self._unread[update.msg] = update
+        self._to_come.discard(update.msg)
         handler = self._handlers.get(update.name)
         if handler is not None:
             self._hand_over(handler, update)

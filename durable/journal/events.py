@@ -17,6 +17,9 @@ import msgspec
 from durable.failures import Failure
 
 UpdateVerdict = Literal["completed", "failed", "rejected", "given_up"]
+OWED: Final = (
+    "owed"  # the name of the condition that all updates are handled whose answers a former life has given
+)
 NO_RESULT: Final = msgspec.Raw(b"null")  # the default of a result, and hence not written
 
 
@@ -30,8 +33,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field
 class Started(Entry, frozen=True, tag="started", kw_only=True):
     """First event of a generation. `seed` feeds random and uuid4; `kind` says what is run: "" is a plain workflow.
 
-    `early` signals had come before: the object of a class sees them as `__init__` made it, before `run` takes its first step. The rest is
-    named by replay errors (P25).
+    `early` signals had come before: the object of a class sees them as `__init__` made it, before `run` takes its first step. `answered` are
+    the numbers of updates in the inbox whose callers a former life has given a result. The rest is named by replay errors (P25).
     """
 
     at: int
@@ -42,13 +45,19 @@ class Started(Entry, frozen=True, tag="started", kw_only=True):
     hash_seed: str = ""
     kind: str = ""
     early: int = 0
+    answered: tuple[int, ...] = ()
 
 
 class Retried(Entry, frozen=True, tag="retried", kw_only=True):
-    """The workflow is tried again from this point: open activities start afresh, with full attempts (P7)."""
+    """The workflow is tried again from this point: open activities start afresh, with full attempts (P7).
+
+    `answered` are the numbers of the updates whose callers were given a result which this life does not keep: they were taken in before this
+    point, or are in the inbox again.
+    """
 
     at: int
     attempt: int
+    answered: tuple[int, ...] = ()
 
 
 class ActivityCompleted(Entry, frozen=True, tag="activity_completed", kw_only=True):
@@ -83,7 +92,8 @@ class SignalReceived(Entry, frozen=True, tag="signal_received", kw_only=True):
 class UpdateReceived(Entry, frozen=True, tag="update_received", kw_only=True):
     """A call into the run that is answered, by an `UpdateAnswered` with its `msg`. `id` is the caller's, or generated.
 
-    `accepted`: an earlier life of the run had begun to handle it, so no validator is asked again.
+    `accepted`: an earlier life of the run had begun to handle it, so no validator is asked again. `answered`: its caller was given a
+    former life's result.
     """
 
     at: int
@@ -92,6 +102,7 @@ class UpdateReceived(Entry, frozen=True, tag="update_received", kw_only=True):
     msg: int
     id: str
     accepted: bool = False
+    answered: bool = False
 
 
 class CancelRequested(Entry, frozen=True, tag="cancel_requested", kw_only=True):
@@ -138,7 +149,7 @@ class StartTimer(Entry, frozen=True, tag="timer_started", kw_only=True):
 
 
 class OpenWait(Entry, frozen=True, tag="wait_opened", kw_only=True):
-    """The workflow waits for a signal of this name, or for a condition (then `name` is "").
+    """The workflow waits for a signal of this name, or for a condition (then `name` is ""), or, the condition `OWED`, for its own handlers.
 
     `n` is set if a person is asked: which question of this name it is, from 1; `prompt` is what the person reads.
     """

@@ -24,6 +24,7 @@ from durable.journal.events import (
     Retried,
     ScheduleActivity,
     SignalReceived,
+    Started,
     Terminated,
     TimedOut,
     UpdateAnswered,
@@ -105,7 +106,7 @@ def reopening(
             dropped.extend(recorded)
     kept_events += len(entries)
     if kept_events:
-        entries.append(Retried(at=now_us, attempt=attempt))
+        entries.append(Retried(at=now_us, attempt=attempt, answered=answered_before(dropped)))
     everything = [entry for _, recorded in turns for entry in recorded]
     names = {e.op: e.name for e in everything if isinstance(e, ScheduleActivity)}
     return Reopening(
@@ -127,14 +128,35 @@ def delivered_again(
     An update that was refused stays refused. One that was handled, or is among those `begun` with, is handled again, and not refused any more.
     """
     answers = {entry.msg: entry.how for entry in dropped if isinstance(entry, UpdateAnswered)}
+    answered = answered_before(dropped)
     found: list[SignalReceived | UpdateReceived | CancelRequested] = []
     for entry in dropped:
         if isinstance(entry, SignalReceived | CancelRequested):
             found.append(entry)
         elif isinstance(entry, UpdateReceived) and answers.get(entry.msg) != "rejected":
             was_begun = entry.msg in begun or answers.get(entry.msg) in ("completed", "failed")
-            found.append(msgspec.structs.replace(entry, accepted=entry.accepted or was_begun))
+            found.append(
+                msgspec.structs.replace(
+                    entry,
+                    accepted=entry.accepted or was_begun,
+                    answered=entry.msg in answered,
+                )
+            )
     return found
+
+
+def answered_before(dropped: Sequence[AnyEntry]) -> tuple[int, ...]:
+    """Return the numbers of the updates whose callers were given a result, now or earlier, which the next life does not keep."""
+    found: set[int] = set()
+    for entry in dropped:
+        match entry:
+            case Started() | Retried():
+                found.update(entry.answered)
+            case UpdateAnswered(how="completed"):
+                found.add(entry.msg)
+            case UpdateReceived(answered=True):
+                found.add(entry.msg)
+    return tuple(sorted(found))
 
 
 def _is_undone(turns: Turns) -> bool:

@@ -15,7 +15,7 @@ from durable.errors import UndecodableError
 from durable.failures import Failure, describe
 from durable.journal import events
 from durable.journal.asks import ask_id, question_of
-from durable.journal.events import AnyEntry
+from durable.journal.events import OWED, AnyEntry
 from durable.payloads.codec import sealed_label
 from durable.seams import EPOCH
 
@@ -32,6 +32,7 @@ EntryStatus = Literal[
     "received",
     "rejected",
 ]
+OWED_TEXT: Final = "handlers of updates that were answered before the workflow was tried again"
 OPERATIONS: Final = ("timer", "signal", "update", "condition", "cancel", "patch")
 
 
@@ -188,10 +189,11 @@ def tell(
                 by_op[entry.op] = line
                 story.append(line)
             case events.OpenWait():
+                is_signal = entry.wait == "signal"
                 line = Entry(
                     number=number,
-                    name=entry.name,
-                    kind="signal" if entry.wait == "signal" else "condition",
+                    name=OWED_TEXT if not is_signal and entry.name == OWED else entry.name,
+                    kind="signal" if is_signal else "condition",
                     status="waiting",
                     started_at=now,
                     source=entry.src,
@@ -378,7 +380,7 @@ def blockers(story: Story, now: datetime) -> list[Blocker]:
                 Blocker(
                     kind="condition",
                     name="",
-                    text=f"condition at {line.source}",
+                    text=line.name or f"condition at {line.source}",
                     due_at=next_timer,
                     source=line.source,
                 )

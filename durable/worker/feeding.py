@@ -46,7 +46,7 @@ from durable.worker.reading import check_answer, child_event, message_event
 
 TURN_EVENTS_MAX: Final = 500  # P19
 TURN_BYTES_MAX: Final = 1 << 20
-HANDLED: Final = ("signal", "update", "accepted")  # the kinds of messages that handlers are given
+HANDLED: Final = ("signal", "update", "accepted", "answered")  # the kinds of messages that handlers are given
 WARM_US: Final = 5_000_000  # a wait shorter than this, or of unknown length for so long, stays in memory
 
 
@@ -289,6 +289,7 @@ class Feeder:
             python=python,
             hash_seed=hash_seed,
             early=_leading_messages(run.inbox) if run.definition.signals or run.definition.updates else 0,
+            answered=tuple(message.msg for message in run.inbox if message.kind == "answered"),
         )
 
     def _take_rest(

@@ -34,7 +34,7 @@ from durable.journal.events import (
     WorkflowEnd,
 )
 from durable.journal.lifecycle import RunStatus
-from durable.journal.reopening import delivered_again
+from durable.journal.reopening import answered_before, delivered_again
 from durable.journal.turns import encode_turn
 from durable.limits import Limits
 from durable.redelivery import redelivery_of
@@ -341,7 +341,7 @@ def _retried(item: Item, instance: Instance, failure: bytes, *, now: int, worker
         dropped.extend(item.entries)
     kept_any = turn > 1 or bool(kept)
     if kept_any:
-        kept.append(Retried(at=now, attempt=attempt))
+        kept.append(Retried(at=now, attempt=attempt, answered=answered_before(dropped)))
     return NextGeneration(
         failure=failure,
         copy_turns=turn - 1,

@@ -106,14 +106,15 @@ def message_event(
         else:
             what = f"{'a signal' if message.kind == 'signal' else 'an update'} {message.name!r}"
         raise UndecodableError(f"message {message.msg}, {what}: {_reason(data, error)}") from None
-    if message.kind in ("update", "accepted"):
+    if message.kind in ("update", "accepted", "answered"):
         return UpdateReceived(
             at=now_us,
             name=message.name,
             value=value,
             msg=message.msg,
             id=update_id(message.message_id),
-            accepted=message.kind == "accepted",
+            accepted=message.kind != "update",
+            answered=message.kind == "answered",
         )
     return SignalReceived(at=now_us, name=message.name, value=value, msg=message.msg, id=message.message_id)
 

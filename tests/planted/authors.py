@@ -102,6 +102,24 @@ UPDATES: Final = (
         tests=("tests/worker/test_updates.py", "-k", "sqlite and life_from_the_beginning"),
     ),
     bug(
+        "what-was-answered-is-given-up",
+        "no run ends well before what it has answered in a former life is handled again",
+        (
+            "durable/engine/course.py",
+            "        return self.updates is not None and self.updates.owes\n",
+            "        return False\n",
+        ),
+    ),
+    bug(
+        "kept-without-its-answer",
+        "a life that keeps an update, and not its answer, knows that this was given",
+        (
+            "durable/worker/leaving.py",
+            "        kept.append(Retried(at=now, attempt=attempt, answered=answered_before(dropped)))\n",
+            "        kept.append(Retried(at=now, attempt=attempt))\n",
+        ),
+    ),
+    bug(
         "the-last-answer-counts",
         "whoever asks again with the id of an update is given the first answer",
         (

@@ -11,11 +11,13 @@ import pytest
 
 import durable
 from durable import (
+    Activity,
     ArgumentsError,
     Client,
     InboxFullError,
     Limits,
     PayloadTooLargeError,
+    RunCancelledError,
     RunHandle,
     RunParkedError,
     RunStatus,
@@ -35,7 +37,8 @@ from durable import (
     workflow,
     workflow_of,
 )
-from durable.journal.events import Started, UpdateAnswered, UpdateReceived
+from durable.journal.events import ActivityFailed, Started, UpdateAnswered, UpdateReceived
+from durable.journal.view import OWED_TEXT
 from durable.recorded import RecordedRun
 from durable.testing import Environment, replay
 from tests.support.workers import (
@@ -545,6 +548,145 @@ async def test_a_workflow_retry_keeps_the_effect_and_the_first_answer(client: Cl
         for note in ("a", "go"):
             assert await run.update(Tries.add, note, id=note, timeout=60) == "life 1"
     assert calls.of("check a") == calls.of("check go") == 1
+
+
+class Late:
+    """What a workflow is that ends without a look at its handlers, the second time; and lets them go on when it is told to."""
+
+    def __init__(self, notes: list[str] | None = None) -> None:
+        self.notes = notes or []
+        self.released = 0
+
+    @workflow.signal
+    def release(self) -> None:
+        self.released += 1
+
+    @workflow.update
+    async def add(self, note: str) -> str:
+        await wait_condition(lambda: self.released >= info().attempt)
+        self.notes.append(note)
+        return f"life {info().attempt}"
+
+    async def first_life(self) -> None:
+        await wait_condition(lambda: bool(self.notes))
+        await wait_condition(all_handlers_finished)
+
+
+def late_workflows(fails: Activity[[], None]) -> dict[str, Any]:
+    """Return workflows whose second life ends at once, by what it keeps of the first and how it ends."""
+
+    @workflow(retries=1, retry_delay=0)
+    class FromNothing(Late):
+        async def run(self) -> list[str]:
+            if info().attempt == 1:
+                await self.first_life()
+                raise Trouble(500)
+            return self.notes
+
+    @workflow(retries=1, retry_delay=0)
+    class UpdateKept(Late):
+        async def run(self) -> list[str]:
+            try:
+                await fails()
+            except Trouble:
+                await self.first_life()
+                raise
+            return self.notes
+
+    @workflow(retries=1, retry_delay=0)
+    class GoesOn(Late):
+        async def run(self) -> list[str]:
+            if info().generation < 3:
+                if info().attempt == 1:
+                    await self.first_life()
+                    raise Trouble(500)
+                continue_as_new(self.notes)
+            return self.notes
+
+    return {"from nothing": FromNothing, "update kept": UpdateKept, "goes on": GoesOn}
+
+
+@pytest.mark.parametrize("which", ["from nothing", "update kept", "goes on"])
+async def test_a_run_that_has_answered_does_not_end_well_without_the_effect(
+    client: Client, which: str
+) -> None:
+    """Though its workflow waits for no handler: what was acknowledged is in the final state (I14). Whoever asks is told what it waits for."""
+    calls = Calls()
+    is_known = asyncio.Event()
+
+    @activity(retries=0)
+    async def fails() -> None:
+        if calls("fails") == 1:
+            await is_known.wait()
+            raise Trouble(500)
+
+    late = late_workflows(fails)[which]
+    async with running_worker(client, late):
+        run = await client.start(late)
+        asked = asyncio.create_task(run.update("add", "a", id="a", timeout=60))
+        await received(client, run, 1)
+        is_known.set()
+        if which == "update kept":
+            await until(lambda: has_failed(run))
+        await run.signal("release")
+        assert await asked == "life 1"
+
+        await until(lambda: waits_for(run, OWED_TEXT))
+        assert not (await run.describe()).status.is_closed
+        await run.signal("release")  # the first one is delivered to the second life, too
+        result = await run.result(60)
+        assert result == ["a"]
+        assert await run.update("add", "a", id="a", timeout=60) == "life 1"
+        await check_replay(client, run, late)
+
+
+@pytest.mark.parametrize("which", ["from nothing", "update kept", "goes on"])
+async def test_a_run_that_owes_an_effect_can_be_cancelled(client: Client, which: str) -> None:
+    """Then it has been cancelled, as it had not come to its end."""
+
+    @activity(retries=0)
+    async def fails() -> None:
+        if calls("fails") == 1:
+            raise Trouble(500)
+
+    calls = Calls()
+    late = late_workflows(fails)[which]
+    async with running_worker(client, late):
+        run = await client.start(late)
+        if which == "update kept":
+            await until(lambda: has_failed(run))
+        await run.signal("release")
+        assert await run.update("add", "a", id="a", timeout=60) == "life 1"
+        await until(lambda: waits_for(run, OWED_TEXT))
+        await run.cancel()
+        with pytest.raises(RunCancelledError):
+            await run.result(60)
+
+
+async def test_what_nobody_takes_any_more_holds_up_no_end(client: Client) -> None:
+    """Of a function whose second life does not come to its handler."""
+
+    @workflow(retries=1, retry_delay=0)
+    async def forgets() -> str:
+        notes: list[str] = []
+        if info().attempt == 1:
+            on_update("add", notes.append)
+            await wait_condition(lambda: bool(notes))
+            raise Trouble(500)
+        return "done"
+
+    async with running_worker(client, forgets):
+        run = await client.start(forgets)
+        await run.update("add", "a", id="a", timeout=60)
+        assert await run.result(60) == "done"
+
+
+async def has_failed(run: RunHandle[Any]) -> bool:
+    return any(isinstance(one, ActivityFailed) for one in await run.events())
+
+
+async def waits_for(run: RunHandle[Any], text: str) -> bool:
+    return text in [one.text for one in (await run.why()).waiting_on]
 
 
 async def test_what_a_life_from_the_beginning_handles_again_is_not_asked_about_again(client: Client) -> None:

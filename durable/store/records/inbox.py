@@ -12,7 +12,8 @@ from durable.errors import UndecodableError
 class Message(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """One row of the inbox: a signal, an update, a cancel request or an activity's answer that the journal has not consumed.
 
-    An update that an earlier life of the run had begun to handle is "accepted". Its `message_id` is `update_message_id`.
+    An update that an earlier life of the run had begun to handle is "accepted", and "answered" if its caller was given the result. Its
+    `message_id` is `update_message_id`.
     An answer's `name` is its kind, its `message_id` names the attempt (`answer_id`). One of the name `RETRY_NOW` answers nothing: the
     attempt has failed, and the next is not to wait any longer (`retry_id`).
     """
@@ -20,7 +21,7 @@ class Message(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     inbox_id: int
     run_pk: int
     msg: int
-    kind: Literal["signal", "update", "accepted", "cancel", "activity", "child"]
+    kind: Literal["signal", "update", "accepted", "answered", "cancel", "activity", "child"]
     name: str
     data: bytes  # the value, or for a cancel the JSON reason (a string or null)
     message_id: str | None
@@ -48,7 +49,7 @@ class SendOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 class Redelivery(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     msg: int
-    kind: Literal["signal", "update", "accepted", "cancel"]
+    kind: Literal["signal", "update", "accepted", "answered", "cancel"]
     name: str
     data: bytes
     message_id: str | None
