@@ -191,13 +191,9 @@ class Committer:
                 # Written, but by the time we know, others may own these runs: they will find it in the journal.
                 self._give_up(items, incarnation)
                 return
-            if not incarnation.is_recent(since):
-                # The worker lives, but that proves nothing for single runs: one that was terminated meanwhile, and tried
-                # again, may be driven elsewhere. So nothing of these begins before the store was asked whose they are.
-                held_up = f"worker {incarnation.worker_id} was held up for long after it"
-                self._failed(items, incarnation, StoreError(held_up))
-                return
-            driver.performer.fence = partial(incarnation.is_fresh, since)
+            # That the worker lives proves nothing for single runs: one that was terminated meanwhile, and tried again, may be
+            # driven elsewhere. So what takes its first step later than this is written anew before (`Performer.never_begun`).
+            driver.performer.fence = partial(incarnation.is_recent, since)
             driver.performer.fresh_until = since + incarnation.lease_seconds * FRESH_SHARE
         for item, verdict in zip(items, verdicts, strict=True):
             if verdict == "messages" and item.is_marks:

@@ -151,7 +151,6 @@ class Life:
             on_outcome=self.driver.mark,
             on_marks=self.driver.add_marks,
             on_slots=self.driver.schedule_pump,
-            on_stale=self._on_stale,
         )
         self.performer.completions = self.completions = Completions(
             self.store,
@@ -432,13 +431,6 @@ class Life:
     def _on_idle(self) -> None:
         if self.farewell.is_asked:
             self._main.set()
-
-    def _lose(self) -> None:
-        self.tenure.lose(self.tenure.worker_id())
-
-    def _on_stale(self) -> None:
-        self.driver.lose_all()
-        self._lose()
 
     def _on_rescued(self, rescued: Sequence[Rescue]) -> None:
         tell_of_rescue(rescued)

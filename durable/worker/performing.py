@@ -85,7 +85,6 @@ class Performer:
         on_outcome: Callable[[LiveRun], None],
         on_marks: Callable[[Item], None],
         on_slots: Callable[[], None],
-        on_stale: Callable[[], None],
         endings: type[Endings] = Endings,
     ) -> None:
         self._free = slots
@@ -94,7 +93,6 @@ class Performer:
         self._on_outcome = on_outcome
         self._on_marks = on_marks
         self._on_slots = on_slots
-        self._on_stale = on_stale
         # Whether the commit whose effects are being released still proves the lease; set before they are (P11).
         # Until `fresh_until` (monotonic) there is no need to ask.
         self.fence: Callable[[], bool] = lambda: True
@@ -536,9 +534,7 @@ class Performer:
             assert attempt.timed_out is not None, "else it has succeeded"
             self.endings.expire(attempt, attempt.timed_out)
         elif isinstance(error, StaleError):
-            attempt.state = AttemptState.DROPPED
-            self.free_slot(attempt)
-            self._on_stale()
+            self.never_begun(attempt)
         elif isinstance(error, CompleteAsync) and not attempt.cancelled and attempt.timed_out is None:
             self.completions.opened(attempt)
         elif isinstance(error, asyncio.CancelledError | CompleteAsync):
@@ -551,6 +547,16 @@ class Performer:
             self.endings.failed(attempt, error)
         if self.is_draining and not self._running:
             self.on_idle()
+
+    def never_begun(self, attempt: Attempt) -> None:
+        """So long after the commit that charged it nobody knows whose its run is by now: uncharge it, and begin it behind another commit (P11)."""
+        attempt.number -= 1
+        row = AttemptRow(
+            op=attempt.call.op, attempt=attempt.number, state="handed_back", details=attempt.details
+        )
+        self.write(attempt.run, [row])
+        self.free_slot(attempt)
+        self.want_slot(attempt)
 
     def free_slot(self, attempt: Attempt) -> None:
         """Give back the slot of an attempt, if it has one."""

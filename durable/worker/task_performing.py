@@ -126,9 +126,10 @@ class TaskEndings(Endings):
 class TaskPerformer(Performer):
     """Performs tasks, at most `slots` at a time. Each has its slot before its claim."""
 
-    def __init__(self, *, on_details: Callable[[], None], **given: Any) -> None:
+    def __init__(self, *, on_details: Callable[[], None], on_stale: Callable[[], None], **given: Any) -> None:
         super().__init__(endings=TaskEndings, **given)
         self._on_beats = on_details
+        self._on_stale = on_stale
         self.completions: Any = NoCompletions(self.endings.failed)
 
     @property
@@ -161,6 +162,12 @@ class TaskPerformer(Performer):
         """Its worker stops: it is handed back with all the others."""
         self.free_slot(attempt)
         attempt.state = AttemptState.STOPPED
+
+    def never_begun(self, attempt: Attempt) -> None:
+        """Who claims looks again at what it holds, and begins that."""
+        attempt.state = AttemptState.DROPPED
+        self.free_slot(attempt)
+        self._on_stale()
 
     def stop(self, run: TaskRun, how: str, reason: str) -> None:
         """The workflow let go of the activity: stop it, and with "wait" tell how it ended."""

@@ -176,10 +176,10 @@ OWNERSHIP: Final = (
         (COMMITTING, "since + incarnation.lease_seconds * FRESH_SHARE", "since + 1e9 * FRESH_SHARE"),
     ),
     bug(
-        "lease-of-the-worker-alone",
-        "a worker that was held up asks whose its runs are, not only whether it lives",
-        (COMMITTING, "            if not incarnation.is_recent(since):\n", "            if since < 0:\n"),
-        tests=("tests/worker/test_worker_store_trouble.py", "-k", "sqlite and whose_its_runs_are"),
+        "first-step-of-a-former-life",
+        "what begins long after its commit is written anew before: nobody knows whose its run is",
+        (COMMITTING, "partial(incarnation.is_recent, since)", "partial(incarnation.is_fresh, since)"),
+        tests=("tests/worker/test_worker_lives.py", "-k", "sqlite and former_life"),
     ),
     bug(
         "unload-is-release",

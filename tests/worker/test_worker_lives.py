@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import ModuleType
@@ -518,6 +519,65 @@ async def test_a_commit_of_a_dead_incarnation_writes_nothing(client: Client) -> 
 
         assert await run.result(60) == 2
     assert attempts == [1, 2]
+
+
+async def test_what_begins_long_after_its_commit_is_written_anew_first(client: Client) -> None:
+    """Bad code holds the loop up between a commit and a first step: that is not charged for it, even if nothing may be lost of it."""
+
+    @activity
+    async def holds_up() -> None:
+        time.sleep(1.5)  # noqa: ASYNC251  # of the lease two thirds, and more
+
+    @activity(retries=0)
+    async def comes_after() -> int:
+        return activity_info().attempt
+
+    @workflow
+    async def both() -> list[Any]:
+        return await asyncio.gather(holds_up(), comes_after(), comes_after())
+
+    async with running_worker(client, both, lease_seconds=2) as worker:
+        life = worker.worker_id
+        assert await (await client.start(both)).result(60) == [None, 1, 1]
+        assert worker.worker_id == life
+
+
+async def test_nothing_begins_of_a_former_life_of_its_run(client: Client) -> None:
+    """A worker is held up between a commit and a first step, and the run is terminated and tried again elsewhere: not begun twice."""
+    calls = Calls()
+
+    @activity
+    async def holds_up() -> None:
+        if calls("holds up") == 1:
+            elsewhere = threading.Thread(target=lambda: asyncio.run(tried_again()))
+            elsewhere.start()
+            elsewhere.join()
+
+    @activity
+    async def comes_after() -> None:
+        calls("comes after")
+
+    @workflow
+    async def both() -> None:
+        await asyncio.gather(holds_up(), comes_after())
+
+    async def tried_again() -> None:
+        began = time.monotonic()
+        async with no_durability(client.url) as other:
+            await other.pause_worker("held up")
+            await other.terminate(run.run_id)
+            await other.retry(run.run_id)
+            async with running_worker(other, both):
+                await (await other.get(run.run_id)).result(60)
+            await asyncio.sleep(max(0.0, began + 1.5 - time.monotonic()))
+
+    async with running_worker(client, both, lease_seconds=2, name="held up") as worker:
+        run = await client.start(both)
+        await until(lambda: calls.of("comes after") == 1 and not worker.life.driver.runs)
+        await client.resume_worker("held up")
+        assert (await run.describe()).status == RunStatus.COMPLETED
+    assert calls.of("holds up") == 2
+    assert calls.of("comes after") == 1
 
 
 async def test_late_news_of_an_old_incarnation_leave_the_new_one_alone(client: Client) -> None:
