@@ -367,6 +367,7 @@ class Checker:
     def on_given_up(self, run: LiveRun, item: Item) -> None:
         """I3, I20: of a run that is let go, what has ended well is kept, and what is under way is not charged."""
         rows = {row.op: row for row in item.attempts}
+        lost = {outcome.op for outcome in run.outcomes if outcome.failure is not None}  # with a former life
         for op, attempt in run.attempts.items():
             body = self._latest.get((run.pk, run.generation, op))
             if (
@@ -383,7 +384,12 @@ class Checker:
             is_kept = row is not None and row.completion == "answered"
             is_uncharged = row is not None and row.state == "handed_back"
             is_under_way = attempt.state is AttemptState.RUNNING and attempt.is_on_loop and body.ended is None
-            if attempt.state is AttemptState.DONE and body.how == "returned" and not is_kept:
+            if (
+                attempt.state is AttemptState.DONE
+                and body.how == "returned"
+                and op not in lost
+                and not is_kept
+            ):
                 self.fail("I3", f"{what} has ended well, and is to be performed again")
             if is_under_way and not is_uncharged:
                 self.fail("I20", f"{what} is given up, and charged")
