@@ -59,12 +59,7 @@ _RUNNING: Final = AttemptState.RUNNING  # looking a member up costs more than th
 _DONE: Final = AttemptState.DONE
 _DROPPED: Final = AttemptState.DROPPED
 _GONE: Final = Phase.GONE
-_TELLS: Final = (
-    StaleError,
-    CompleteAsync,
-    Misread,
-    Interrupted,
-)  # ends that say more than that it was stopped
+_TELLS: Final = (CompleteAsync, Misread, Interrupted)  # ends that say more than that it was stopped
 log = logging.getLogger("durable.worker")
 
 
