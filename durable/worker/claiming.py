@@ -261,8 +261,9 @@ class Claimer:
 
     async def _check_ownership(self) -> None:
         """Compare what the store says is ours with what is driven here: drop what was taken away, take up what was left lying."""
+        known = list(self._driver.runs.values())  # what is started meanwhile is not among what the store says
         owned = await self._store.owned_runs(self._worker_id())
-        for run in list(self._driver.runs.values()):
+        for run in known:
             if owned.get(run.pk) != run.claim_no and run.is_settled:
                 self._driver.lose(run)
         strays = {pk: claim_no for pk, claim_no in owned.items() if pk not in self._driver.runs}

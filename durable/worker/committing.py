@@ -21,7 +21,7 @@ from durable.seams import Clock, pause
 from durable.store.contract import Store
 from durable.store.records import Verdict
 from durable.worker.driving import Driver
-from durable.worker.incarnation import FRESH_SHARE, Incarnation
+from durable.worker.incarnation import Incarnation
 from durable.worker.live import Item
 
 TROUBLE_SECONDS: Final = 0.25
@@ -187,14 +187,19 @@ class Committer:
         """The items are durable, or refused one by one: let their effects happen, if the lease still holds."""
         driver = self._driver
         if incarnation is self._incarnation():  # else: its runs are gone, and nothing of them will begin
-            if not incarnation.is_fresh(since):
+            try:
+                is_fresh = incarnation.is_fresh(since)
+            except StoreError as error:
+                self._failed(items, incarnation, error)
+                return
+            if not is_fresh:
                 # Written, but by the time we know, others may own these runs: they will find it in the journal.
                 self._give_up(items, incarnation)
                 return
             # That the worker lives proves nothing for single runs: one that was terminated meanwhile, and tried again, may be
             # driven elsewhere. So what takes its first step later than this is written anew before (`Performer.never_begun`).
             driver.performer.fence = partial(incarnation.is_recent, since)
-            driver.performer.fresh_until = since + incarnation.lease_seconds * FRESH_SHARE
+            driver.performer.fresh_until = incarnation.proven_until(since)
         for item, verdict in zip(items, verdicts, strict=True):
             if verdict == "messages" and item.is_marks:
                 self._has_work = self._is_refused = True  # nothing else need come for it to be written again

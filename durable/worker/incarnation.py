@@ -34,6 +34,7 @@ class Incarnation:
         clock: Clock,
         threads: Threads,
         lease_seconds: float,
+        began_at: float,
         on_lost: Callable[[int], None],
         is_hopeless: Callable[[], bool],
     ) -> None:
@@ -44,6 +45,7 @@ class Incarnation:
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._is_hopeless = is_hopeless
+        self._beat_at = began_at  # when (monotonic) the last beat that was written set out
         self._heart = threads.repeat(self._beat, lease_seconds / 4, name=f"durable heartbeat {worker_id}")
 
     @classmethod
@@ -59,6 +61,7 @@ class Incarnation:
         is_hopeless: Callable[[], bool],
     ) -> Incarnation:
         """Register a new incarnation and start its heartbeat."""
+        began_at = clock.monotonic()
         worker_id = await store.register_worker(info)
         return cls(
             store,
@@ -66,22 +69,25 @@ class Incarnation:
             clock=clock,
             threads=threads,
             lease_seconds=lease_seconds,
+            began_at=began_at,
             on_lost=on_lost,
             is_hopeless=is_hopeless,
         )
 
+    def proven_until(self, since: float) -> float:
+        """Return until when (monotonic) a fence that was checked at `since` proves the lease (P11).
+
+        It says that nobody had taken the lease until then; whoever takes it waits for a lease since the last beat.
+        """
+        return min(since, self._beat_at) + self.lease_seconds * FRESH_SHARE
+
     def is_recent(self, since: float) -> bool:
-        """Whether a fence checked at `since` (monotonic) still proves the lease: less than two thirds of it ago (P11)."""
-        return self._clock.monotonic() - since < self.lease_seconds * FRESH_SHARE
+        """Whether a fence that was checked at `since` (monotonic) still proves the lease."""
+        return self._clock.monotonic() < self.proven_until(since)
 
     def is_fresh(self, since: float) -> bool:
-        """As `is_recent`; if it is not, the database is asked whether this worker is alive."""
-        if self.is_recent(since):
-            return True
-        try:
-            return self._store.beat(self.worker_id)
-        except StoreError:
-            return False
+        """As `is_recent`; if it is not, the database is asked whether this worker is alive. `StoreError`: it does not say."""
+        return self.is_recent(since) or self._renew()
 
     def end(self) -> None:
         """Stop beating."""
@@ -94,7 +100,7 @@ class Incarnation:
         if self._is_hopeless():
             return True
         try:
-            alive = self._store.beat(self.worker_id)
+            alive = self._renew()
         except StoreError as error:
             log.warning("heartbeat of worker %d: %s", self.worker_id, error)
             return True
@@ -105,3 +111,10 @@ class Incarnation:
                 pass
             return False
         return True
+
+    def _renew(self) -> bool:
+        at = self._clock.monotonic()
+        alive = self._store.beat(self.worker_id)
+        if alive:
+            self._beat_at = at
+        return alive

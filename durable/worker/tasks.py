@@ -27,7 +27,7 @@ from durable.scheduler.wakeups import Wakeups
 from durable.seams import Threads, pause
 from durable.store.records import HeldTask, Task, TaskBeat, TaskEnd
 from durable.worker.closing import UNAWAITED
-from durable.worker.incarnation import FRESH_SHARE, Incarnation
+from durable.worker.incarnation import Incarnation
 from durable.worker.live import AttemptState, LiveRun, Phase
 from durable.worker.probation import PROBATION_SECONDS
 from durable.worker.task_performing import TaskPerformer, TaskRun, end_of, policy_of
@@ -296,7 +296,12 @@ class Tasks:
         """Begin tasks that were this incarnation's at an instant of its clock, if its lease still holds."""
         if not tasks or self._is_lost() or incarnation is not self._incarnation():
             return  # of a life that is over: whoever takes them over begins them
-        if not incarnation.is_fresh(since):  # charged, and by now perhaps another's: not to be begun (P11)
+        try:
+            is_fresh = incarnation.is_fresh(since)
+        except StoreError as error:
+            log.warning("activities on other queues wait for the database: %s", error)
+            return  # what is still held is found by the next look
+        if not is_fresh:  # charged, and by now perhaps another's: not to be begun (P11)
             self._on_lost(incarnation.worker_id)
             return
         if not incarnation.is_recent(since):
@@ -304,7 +309,7 @@ class Tasks:
             # is still held is found by the next look.
             return
         self.performer.fence = partial(incarnation.is_recent, since)
-        self.performer.fresh_until = since + incarnation.lease_seconds * FRESH_SHARE
+        self.performer.fresh_until = incarnation.proven_until(since)
         for task in tasks:
             self._begin(task)
 

@@ -170,10 +170,27 @@ OWNERSHIP: Final = (
         "before an effect is released the age of the lease is looked at",
         (
             "durable/worker/incarnation.py",
-            "return self._clock.monotonic() - since < self.lease_seconds * FRESH_SHARE",
-            "return self._clock.monotonic() - since < 1e9",
+            "return min(since, self._beat_at) + self.lease_seconds * FRESH_SHARE",
+            "return since + 1e9",
         ),
-        (COMMITTING, "since + incarnation.lease_seconds * FRESH_SHARE", "since + 1e9 * FRESH_SHARE"),
+    ),
+    bug(
+        "lease-counted-from-the-commit",
+        "whoever takes a lease waits since the last beat: what is released is not released later than that allows",
+        (
+            "durable/worker/incarnation.py",
+            "return min(since, self._beat_at) + self.lease_seconds * FRESH_SHARE",
+            "return since + self.lease_seconds * FRESH_SHARE",
+        ),
+    ),
+    bug(
+        "started-while-it-looked",
+        "what is started while a worker asks for what it owns is not lost",
+        (
+            "durable/worker/claiming.py",
+            "        for run in known:\n",
+            "        for run in list(self._driver.runs.values()):\n",
+        ),
     ),
     bug(
         "first-step-of-a-former-life",

@@ -127,8 +127,9 @@ class Checker:
         self.looks = 0
         self.workers: dict[int, Node] = {}
         self.beats: dict[int, float] = {}  # when each worker's last beat was written
+        # By node, run and generation: from their start on, as their starters were told.
+        self._owned: set[tuple[str, int, int]] = set()
         # How many signals came first in the inbox of a run, when it was taken, and when its first turn was written.
-        self._owned: set[tuple[int, int]] = set()  # from their start on, as their starters were told
         self._at_claim: dict[tuple[int, int, int], int] = {}  # by run, generation and claim
         self.leading: dict[tuple[int, int], int] = {}
         self._ready: dict[
@@ -308,10 +309,26 @@ class Checker:
             ).fetchone()
         return found
 
+    def charged(
+        self, db: sqlite3.Connection, commits: Sequence[TurnCommit]
+    ) -> dict[tuple[int, int, int], int]:
+        """Return the attempts that rows say are charged, before anything is written, of the activities that are handed back."""
+        return {
+            (commit.pk, commit.generation, row.op): charged
+            for commit in commits
+            for row in commit.attempts
+            if row.state == "handed_back"
+            for (charged,) in db.execute(
+                "SELECT attempt FROM attempt WHERE run = ? AND generation = ? AND op = ? AND state = 'started'",
+                (commit.pk, commit.generation, row.op),
+            )
+        }
+
     def check_fence(
         self,
         db: sqlite3.Connection,
         before: dict[int, tuple[Any, ...]],
+        charged: dict[tuple[int, int, int], int],
         worker: int,
         commits: Sequence[TurnCommit],
         verdicts: Sequence[Verdict],
@@ -341,16 +358,21 @@ class Checker:
                     key = (commit.pk, commit.generation, row.op)
                     self._on_handed_back(*key)
                     body = self._latest.get(key)
+                    if charged.get(key, 0) > row.attempt:
+                        continue  # the body before it was lost; that one has not begun
                     if body is not None and body.ended is None and row.attempt >= body.attempt:
                         self.fail("I20", f"{body.key}: attempt {body.attempt} is handed back, and charged")
 
     def on_started(self, outcomes: Sequence[StartOutcome]) -> None:
         """Note who was told of having started a run as its owner."""
-        self._owned.update((one.run.pk, one.run.generation) for one in outcomes if one.claim is not None)
+        node = this_node().name
+        self._owned.update(
+            (node, one.run.pk, one.run.generation) for one in outcomes if one.claim is not None
+        )
 
     def check_driven(self, engine: EmbeddedEngine, handle: RunHandle[Any]) -> None:
         """P30: a script that has started a run drives it by the time that its code is told so."""
-        started, worker = (handle._pk, handle._generation), engine._worker
+        started, worker = (this_node().name, handle._pk, handle._generation), engine._worker
         if started not in self._owned or worker is None or worker.life.tenure.is_lost():
             return
         if handle._pk in worker.life.driver.runs:

@@ -243,6 +243,8 @@ class Endings:
             entries = journals[one - 1]
             read = {entry.msg for entry in entries if type(entry).__name__ == "SignalReceived"}
             is_retried = ends.get(one) == CONTINUED and type(entries[-1]).__name__ == "Failed"
+            if is_retried and type(journals[one][-1]).__name__ in ("Terminated", "TimedOut"):
+                is_retried = False  # the store ended that life, with what was still to be read again
             if is_retried and is_heard and not read <= later:
                 self._fail("I2", f"{run_id}: generation {one} had read {read - later}, its retry has not")
             if ends.get(one) == CONTINUED and not is_retried and read & later:

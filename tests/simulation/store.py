@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from durable.errors import StoreBusyError, StoreError
 from durable.store.contract import Store
-from durable.store.records import FailedAttempt, TaskEnd, TaskVerdict, TurnCommit, Verdict, WorkerInfo
+from durable.store.records import FailedAttempt, TurnCommit, Verdict, WorkerInfo
 from durable.store.sqlite import liveness, location
 from durable.store.sqlite.preparing import Prepared
 from durable.store.sqlite.store import SqliteStore
@@ -107,13 +107,6 @@ class SimStore(SqliteStore):
         self.checker.beats[worker] = self.node.loop.now
         return worker
 
-    async def settle_tasks(self, ends: Sequence[TaskEnd], now_us: int) -> list[TaskVerdict]:
-        """As production's, and told: also where the reply is lost, for it may be so."""
-        try:
-            return await super().settle_tasks(ends, now_us)
-        finally:
-            self.checker.on_settled(ends)
-
     async def retry_now(self, failed: FailedAttempt, now_us: int) -> bool:
         """As production's, and told: before anything can come of it, and also where the reply is lost."""
         self.checker.hurried.add(failed)
@@ -173,8 +166,9 @@ class SimStore(SqliteStore):
             db: sqlite3.Connection, worker: int, commits: Sequence[TurnCommit], now_us: int
         ) -> list[Verdict]:
             before = checker.owners(db, worker, [commit.pk for commit in commits])
+            charged = checker.charged(db, commits)
             verdicts = write(db, worker, commits, now_us)
-            checker.check_fence(db, before, worker, commits, verdicts)
+            checker.check_fence(db, before, charged, worker, commits, verdicts)
             return verdicts
 
         return checked
@@ -201,6 +195,10 @@ class NodeStore:
 
     async def _call(self, name: str, real: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         node = self._node
+        if name == "settle_tasks":
+            self._real.checker.on_settled(
+                *args[:1]
+            )  # that they are over has been seen, whenever it is written
         await self._held_up(name)
         node.require_alive()
         if name in ("claim_ready_runs", "claim_tasks") and (struck := self._faults.claim()) is not None:

@@ -69,6 +69,7 @@ def test_the_heartbeat_of_a_worker_ends_with_its_loop() -> None:
             clock=SystemClock(),
             threads=threads,
             lease_seconds=1,
+            began_at=0.0,
             on_lost=lambda worker_id: None,
             is_hopeless=lambda: False,
         )

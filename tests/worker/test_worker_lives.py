@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -16,8 +17,10 @@ from durable import (
     Client,
     DefinitionError,
     Retry,
+    RunHandle,
     RunStatus,
     Signal,
+    StoreError,
     Worker,
     WorkerLostError,
     WorkflowFailedError,
@@ -30,6 +33,7 @@ from durable import (
     workflow,
 )
 from durable.seams import SystemThreads
+from durable.worker.incarnation import Incarnation
 from durable.worker.live import Outcome
 from tests.support.workers import (
     AT_ONCE,
@@ -578,6 +582,73 @@ async def test_nothing_begins_of_a_former_life_of_its_run(client: Client) -> Non
         assert (await run.describe()).status == RunStatus.COMPLETED
     assert calls.of("holds up") == 2
     assert calls.of("comes after") == 1
+
+
+async def test_a_lease_is_proven_for_as_long_as_nobody_may_take_it() -> None:
+    """Whoever takes it waits for a lease since the last beat: a commit that came late in it proves less than another would (P11)."""
+    lease, now = 9.0, 100.0
+    clock, store, threads = Mock(), Mock(), Mock()
+    clock.monotonic = lambda: now
+    store.beat = Mock(return_value=True)
+    incarnation = Incarnation(
+        store,
+        1,
+        clock=clock,
+        threads=threads,
+        lease_seconds=lease,
+        began_at=now,
+        on_lost=lambda worker_id: None,
+        is_hopeless=lambda: False,
+    )
+    now += 5
+    committed_at = now
+    assert incarnation.is_recent(committed_at)
+    now += 2
+    assert not incarnation.is_recent(committed_at)
+    assert store.beat.call_count == 0
+    assert incarnation.is_fresh(committed_at)
+    assert store.beat.call_count == 1
+    assert incarnation.is_recent(committed_at)
+    now += 5
+    assert not incarnation.is_recent(committed_at)
+    store.beat.return_value = False
+    assert not incarnation.is_fresh(committed_at)
+    store.beat.side_effect = StoreError("it does not say")
+    with pytest.raises(StoreError):
+        incarnation.is_fresh(committed_at)
+
+
+async def test_what_is_started_while_a_worker_asks_what_it_owns_stays_with_it(client: Client) -> None:
+    """The answer tells of a moment that is over."""
+    calls, gate = Calls(), asyncio.Event()
+
+    @activity(retries=0)
+    async def held() -> int:
+        calls("held")
+        await gate.wait()
+        return 3
+
+    @workflow
+    async def holds() -> int:
+        return await held()
+
+    async with running_worker(client, holds) as worker:
+        store = worker.life.store
+        real = store.owned_runs
+        runs: list[RunHandle[int]] = []
+
+        async def owned_runs(worker_id: int) -> dict[int, int]:
+            found = await real(worker_id)
+            if not runs:
+                runs.append(await client.start(holds))
+                await until(lambda: calls.of("held") == 1)
+            return found
+
+        store.owned_runs = owned_runs  # type: ignore[method-assign]  # a slow answer
+        await worker.life.claimer._check_ownership()
+        gate.set()
+        assert await runs[0].result(60) == 3
+    assert calls.of("held") == 1
 
 
 async def test_late_news_of_an_old_incarnation_leave_the_new_one_alone(client: Client) -> None:
