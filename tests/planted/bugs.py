@@ -182,6 +182,7 @@ OWNERSHIP: Final = (
             "return min(since, self._beat_at) + self.lease_seconds * FRESH_SHARE",
             "return since + self.lease_seconds * FRESH_SHARE",
         ),
+        tests=("tests/worker/test_worker_lives.py", "-k", "lease_is_proven"),
     ),
     bug(
         "started-while-it-looked",
@@ -191,6 +192,7 @@ OWNERSHIP: Final = (
             "        for run in known:\n",
             "        for run in list(self._driver.runs.values()):\n",
         ),
+        tests=("tests/worker/test_worker_lives.py", "-k", "sqlite and asks_what_it_owns"),
     ),
     bug(
         "first-step-of-a-former-life",

@@ -311,15 +311,15 @@ class Checker:
 
     def charged(
         self, db: sqlite3.Connection, commits: Sequence[TurnCommit]
-    ) -> dict[tuple[int, int, int], int]:
-        """Return the attempts that rows say are charged, before anything is written, of the activities that are handed back."""
+    ) -> dict[tuple[int, int, int], tuple[int, str]]:
+        """Return the attempts that rows say are charged, before anything is written, and how they are, of what is handed back."""
         return {
             (commit.pk, commit.generation, row.op): charged
             for commit in commits
             for row in commit.attempts
             if row.state == "handed_back"
-            for (charged,) in db.execute(
-                "SELECT attempt FROM attempt WHERE run = ? AND generation = ? AND op = ? AND state = 'started'",
+            for charged in db.execute(
+                "SELECT attempt, state FROM attempt WHERE run = ? AND generation = ? AND op = ?",
                 (commit.pk, commit.generation, row.op),
             )
         }
@@ -328,7 +328,7 @@ class Checker:
         self,
         db: sqlite3.Connection,
         before: dict[int, tuple[Any, ...]],
-        charged: dict[tuple[int, int, int], int],
+        charged: dict[tuple[int, int, int], tuple[int, str]],
         worker: int,
         commits: Sequence[TurnCommit],
         verdicts: Sequence[Verdict],
@@ -358,8 +358,9 @@ class Checker:
                     key = (commit.pk, commit.generation, row.op)
                     self._on_handed_back(*key)
                     body = self._latest.get(key)
-                    if charged.get(key, 0) > row.attempt:
-                        continue  # the body before it was lost; that one has not begun
+                    was, state = charged.get(key, (0, ""))
+                    if was > row.attempt or (was, state) == (row.attempt, "handed_back"):
+                        continue  # the body before it was lost; that one has not begun. Or: as was written before
                     if body is not None and body.ended is None and row.attempt >= body.attempt:
                         self.fail("I20", f"{body.key}: attempt {body.attempt} is handed back, and charged")
 

@@ -55,7 +55,7 @@ class Endings:
     def _check_errand(self, errand: Errand) -> None:
         rows = self._query("SELECT id, generation, status FROM run WHERE run_id = ?", errand.run_id)
         if not rows:
-            if errand.is_started:
+            if errand.is_started and self._checker.pruned.isdisjoint(errand.pks):
                 self._fail("I2", f"the start of {errand.run_id} was acknowledged, but there is no such run")
             return
         pk, generation, status = rows[0]
