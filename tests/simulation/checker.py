@@ -414,6 +414,8 @@ class Checker:
                 and not is_kept
             ):
                 self.fail("I3", f"{what} has ended well, and is to be performed again")
+            if row is not None and is_uncharged and row.attempt >= body.attempt:
+                self.fail("I20", f"{what} is given up by a row that charges it")
             if is_under_way and not is_uncharged:
                 self.fail("I20", f"{what} is given up, and charged")
 
