@@ -95,9 +95,9 @@ UPDATES: Final = (
         "acknowledged-updates-are-asked-about-again",
         "an update that was answered is in the final state, whatever life that is of",
         (
-            "durable/journal/reopening.py",
-            '            was_begun = entry.msg in begun or answers.get(entry.msg) in ("completed", "failed")\n',
-            "            was_begun = False\n",
+            "durable/worker/reading.py",
+            '            accepted=message.kind != "update",\n',
+            '            accepted=message.kind == "accepted",\n',
         ),
         tests=("tests/worker/test_updates.py", "-k", "sqlite and life_from_the_beginning"),
     ),

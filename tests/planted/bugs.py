@@ -222,6 +222,7 @@ OWNERSHIP: Final = (
             "AND generation = run.generation) > trial_turn THEN 0",
             "AND generation = run.generation) < 0 THEN 0",
         ),
+        tests=("tests/store/test_suspects.py", "-k", "sqlite and blamed_on_that_run_alone"),
     ),
     bug(
         "ownerless-takeover",

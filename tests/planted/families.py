@@ -203,7 +203,7 @@ FAMILIES: Final = (
             "                found = {claim.pk",
             "                claims = await claims_with_outcomes(self._client, claims)\n                found = {claim.pk",
         ),
-        tests=("tests/worker/test_worker_store_trouble.py", "-k", "cannot_be_read_now"),
+        tests=("tests/worker/test_worker_store_trouble.py", "-m", "", "-k", "cannot_be_read_now"),
     ),
 )
 
