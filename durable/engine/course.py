@@ -175,7 +175,16 @@ class Course:
         by_handler: BaseException | None = None
         try:
             try:
-                result = await self._all_of(args, kwargs)
+                try:
+                    result = await self._definition.fn(*args, **kwargs)
+                except BaseException as error:
+                    continuation = continuation_in(error) if self._owes() else None
+                    if continuation is not None:
+                        await self._settle()
+                        continuation.encode_again()
+                    raise
+                if self._owes():
+                    await self._settle()
                 if self._handler_error is not None:
                     raise self._handler_error
                 data = self._definition.result.encode_result(result)
@@ -209,25 +218,12 @@ class Course:
         else:
             self._finish(Completed(at=self._event_at, result=msgspec.Raw(data)))
 
-    async def _all_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The workflow's own code, and, if that comes to a good end, what updates are owed: what comes of it may still take that in."""
-        try:
-            result = await self._definition.fn(*args, **kwargs)
-        except BaseException as error:
-            continuation = continuation_in(error)
-            if continuation is not None and self._owes():
-                await self._settle()
-                continuation.encode_again()
-            raise
-        if self._owes():
-            await self._settle()
-        return result
-
     def _owes(self) -> bool:
         return self.updates is not None and self.updates.owes
 
     async def _settle(self) -> None:
-        """Wait for the handlers of updates whose callers were given the result by a life before this one (I14)."""
+        """The workflow has come to a good end: wait for the handlers of updates whose callers a life before this one has given the
+        result (I14). What comes of it may still take that in."""
         await self._conditions_here().wait(lambda: not self._owes(), "", name=OWED)
 
     def _conditions_here(self) -> Conditions:

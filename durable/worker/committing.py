@@ -187,19 +187,22 @@ class Committer:
         """The items are durable, or refused one by one: let their effects happen, if the lease still holds."""
         driver = self._driver
         if incarnation is self._incarnation():  # else: its runs are gone, and nothing of them will begin
-            try:
-                is_fresh = incarnation.is_fresh(since)
-            except StoreError as error:
-                self._failed(items, incarnation, error)
-                return
-            if not is_fresh:
-                # Written, but by the time we know, others may own these runs: they will find it in the journal.
-                self._give_up(items, incarnation)
-                return
+            until = incarnation.proven_until(since)
+            if self._clock.monotonic() >= until:
+                try:
+                    is_fresh = incarnation.is_fresh(since)
+                except StoreError as error:
+                    self._failed(items, incarnation, error)
+                    return
+                if not is_fresh:
+                    # Written, but by the time we know, others may own these runs: they will find it in the journal.
+                    self._give_up(items, incarnation)
+                    return
+                until = incarnation.proven_until(since)
             # That the worker lives proves nothing for single runs: one that was terminated meanwhile, and tried again, may be
             # driven elsewhere. So what takes its first step later than this is written anew before (`Performer.never_begun`).
             driver.performer.fence = partial(incarnation.is_recent, since)
-            driver.performer.fresh_until = incarnation.proven_until(since)
+            driver.performer.fresh_until = until
         for item, verdict in zip(items, verdicts, strict=True):
             if verdict == "messages" and item.is_marks:
                 self._has_work = self._is_refused = True  # nothing else need come for it to be written again

@@ -289,7 +289,9 @@ class Feeder:
             python=python,
             hash_seed=hash_seed,
             early=_leading_messages(run.inbox) if run.definition.signals or run.definition.updates else 0,
-            answered=tuple(message.msg for message in run.inbox if message.kind == "answered"),
+            answered=tuple(message.msg for message in run.inbox if message.kind == "answered")
+            if run.inbox
+            else (),
         )
 
     def _take_rest(
