@@ -105,7 +105,7 @@ def step_name(entry: Entry, kind: str = "workflow") -> str:
         case "update":
             return f"update {escaped(entry.name)}({'' if entry.input is None else value_text(entry.input)})"
         case "condition":
-            return entry.name or (f"condition at {entry.source}" if entry.source else "condition")
+            return escaped(entry.name) or (f"condition at {entry.source}" if entry.source else "condition")
         case "cancel":
             return "cancel requested"
         case "patch":

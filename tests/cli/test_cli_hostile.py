@@ -17,10 +17,13 @@ from typing import Final
 import click
 import pytest
 from durable_cli.main import COMMANDS, commands
+from durable_cli.story import step_name
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import durable
+from durable import Entry
+from durable.seams import EPOCH
 from durable.store.opening import masked
 from tests.cli.cli_harness import Cli, Ended, environment
 
@@ -233,3 +236,9 @@ def test_a_name_that_is_no_text_in_utf8_is_no_traceback(here: Path) -> None:
     )
     assert done.returncode in CODES
     assert b"Traceback" not in done.stderr
+
+
+def test_the_name_of_a_condition_is_escaped() -> None:
+    """It comes from the journal, which somebody else may have written."""
+    entry = Entry(number=1, name="x\x1b[31m", kind="condition", status="waiting", started_at=EPOCH)
+    assert step_name(entry) == r"x\x1b[31m"
